@@ -1,0 +1,32 @@
+# make demo   set up and do the whole job on phantom data
+# make test   set up and run the tests
+# Both share .venv and install only what is not there yet.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test bench clean
+
+demo: $(INSTALLED)
+	rm -rf $(DEMO)
+	$(BIN)/entrep demo $(DEMO)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/scores.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entrep needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first and alone: its exact version keeps the CPU build where one is at hand.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,164 @@
+"""How fast are ranking, retrieval scores and bootstrap beside naive loops and the usual libraries?
+
+    python benchmarks/scores.py --out scores.json
+    python benchmarks/scores.py --queries 100 --gallery 300      # a second or two
+
+Every peer runs in this one process on the same numbers. `ratio` is its time over ours, above 1
+where we are faster; `difference` is the largest gap to our result, so that a peer is an oracle too.
+Peers that cannot be imported are named under `skipped`. ranx is timed without building Qrels and
+Run.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+
+import numpy as np
+
+from entrep_cli.retrieval.ranking import rank
+from entrep_cli.scoring.classification import ClassificationScores
+from entrep_cli.scoring.retrieval import score_retrieval
+
+
+def peer(module, package):
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # a broken install (torchvision beside another torch) is no peer
+        print(f"skipped {package}: {type(error).__name__}: {error}")
+        skipped[package] = str(error)
+        return None
+    versions[package] = version(package)
+    return found
+
+
+def fastest(function):
+    times = []
+    for _ in range(args.repeats):
+        start = time.perf_counter()
+        result = function()
+        times.append(time.perf_counter() - start)
+    return min(times), result
+
+
+def compare(question, ours, peers):
+    seconds, expected = fastest(ours)
+    print(f"{question}: ours {seconds:.4f} s")
+    rows = results[question] = {"ours": {"seconds": seconds}}
+    for name, function in peers.items():
+        theirs, found = fastest(function)
+        gap = float(np.abs(np.asarray(found) - expected).max())
+        rows[name] = {"seconds": theirs, "ratio": theirs / seconds, "difference": gap}
+        print(f"  {name}: {theirs:.4f} s, ratio {theirs / seconds:.1f}, difference {gap:.1e}")
+
+
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("--queries", type=int, default=844, help="844: the private track 1 folder")
+parser.add_argument("--gallery", type=int, default=1291, help="1291: the training images")
+parser.add_argument("--dimensions", type=int, default=512)
+parser.add_argument("--resamples", type=int, default=1000)
+parser.add_argument("--repeats", type=int, default=3, help="the fastest of these counts")
+parser.add_argument("--out", help="a JSON file for the numbers")
+args = parser.parse_args()
+skipped, results, versions = {}, {}, {"numpy": np.__version__}
+faiss, metrics = peer("faiss", "faiss-cpu"), peer("sklearn.metrics", "scikit-learn")
+torchmetrics, ranx = peer("torchmetrics", "torchmetrics"), peer("ranx", "ranx")
+
+rng = np.random.default_rng(0)
+centres = rng.standard_normal((7, args.dimensions))
+
+
+def draw(n):
+    labels = rng.integers(7, size=n)
+    rows = centres[labels] + 4 * rng.standard_normal((n, args.dimensions))
+    return labels, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+(query_labels, queries), (gallery_labels, gallery) = draw(args.queries), draw(args.gallery)
+
+
+def naive_top_10():
+    cosines = queries @ gallery.T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :10]
+    return np.take_along_axis(cosines, order, axis=1)
+
+
+peers = {"numpy argsort": naive_top_10}
+if faiss:
+    index = faiss.IndexFlatIP(args.dimensions)
+    index.add(gallery)
+    peers["faiss flat"] = lambda: index.search(queries, 10)[0]
+compare("top 10", lambda: rank(queries, gallery, 10).scores, peers)
+
+relevant = query_labels[:, None] == gallery_labels
+cosines = queries @ gallery.T + 2  # torchmetrics takes a score <= 0 as not retrieved
+
+
+def naive_map():
+    precisions = []
+    for hits, row in zip(relevant, np.argsort(-(queries @ gallery.T), axis=1), strict=True):
+        hits = hits[row]
+        precisions.append((hits.cumsum() / np.arange(1, len(row) + 1))[hits].mean())
+    return np.mean(precisions)
+
+
+def our_map():
+    labels = (query_labels, gallery_labels)
+    scores = score_retrieval(queries, gallery, labels, name="class", resamples=args.resamples)
+    return scores.means["map"].value
+
+
+peers = {"numpy loop": naive_map}
+if metrics:
+    peers["scikit-learn"] = lambda: np.mean(
+        [metrics.average_precision_score(*pair) for pair in zip(relevant, cosines, strict=True)]
+    )
+if torchmetrics:
+    torch = importlib.import_module("torch")
+    flat, target = torch.from_numpy(cosines).ravel(), torch.from_numpy(relevant).ravel()
+    of_query = torch.arange(args.queries).repeat_interleave(args.gallery)
+    peers["torchmetrics"] = lambda: torchmetrics.retrieval.RetrievalMAP()(flat, target, of_query)
+if ranx:
+    truth, run = (
+        {
+            f"q{i}": {f"g{j}": kind(row[j]) for j in np.flatnonzero(row)}
+            for i, row in enumerate(rows)
+        }
+        for rows, kind in ((relevant, int), (cosines, float))
+    )
+    qrels, run = ranx.Qrels(truth), ranx.Run(run)
+    peers["ranx"] = lambda: ranx.evaluate(qrels, run, "map")
+compare("mean average precision (ours with all other scores and intervals)", our_map, peers)
+
+classes = np.where(
+    rng.random(args.gallery) < 0.9, gallery_labels, rng.integers(7, size=args.gallery)
+)
+
+
+def loop():
+    draws = rng.integers(args.gallery, size=(args.resamples, args.gallery))
+    pairs = [(gallery_labels[d], classes[d]) for d in draws]
+    scores = [metrics.f1_score(*pair, average="macro", zero_division=0) for pair in pairs]
+    return np.quantile(scores, [0.025, 0.975])  # of other draws: differs by chance
+
+
+def our_bootstrap():
+    scores = ClassificationScores(gallery_labels, classes, "abcdefg", resamples=args.resamples)
+    return scores.macro_f1.low, scores.macro_f1.high
+
+
+compare("macro F1 interval", our_bootstrap, {"scikit-learn loop": loop} if metrics else {})
+
+machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+report = {"settings": vars(args), "machine": machine, "versions": versions, "skipped": skipped}
+text = json.dumps({**report, "results": results}, indent=2)
+if args.out:
+    with open(args.out, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+else:
+    print(text)

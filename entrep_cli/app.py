@@ -1,0 +1,128 @@
+"""The `entrep` command: its sub-commands in panels, its global options, its one error funnel."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from entrep_cli import __version__, console
+from entrep_cli.commands import demo, embed, evaluate, index, predict, search, split, synth, train, validate
+from entrep_cli.errors import EntrepError
+
+# Panel -> commands, in the order of the work. Only light modules are imported above: every command
+# imports what it needs when it runs, so that `entrep --help` stays fast.
+PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
+    "Data": [
+        (synth.synth, "Draw a phantom dataset to try things on: entrep synth data"),
+        (split.split, "Divide the images into train, val and test: entrep split"),
+    ],
+    "Train": [(train.train, "Fit a method, leave a run: entrep train dinov2")],
+    "Retrieve": [
+        (embed.embed, "Images to vectors: entrep embed"),
+        (index.index, "Vectors to an index: entrep index"),
+        (search.search, "The cases most like an image: entrep search IMAGE"),
+    ],
+    "Submit": [
+        (predict.predict, "A validated submission: entrep predict --track 2"),
+        (validate.validate, "Check any submission: entrep validate FILE --track 2"),
+        (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
+    ],
+    "Machine": [(demo.demo, "The whole job on phantom data: entrep demo")],
+}
+GLOBAL_FLAGS = ("--json", "--quiet", "-q")
+
+app = typer.Typer(
+    name="entrep",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"entrep {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """From a folder of ENT endoscopy images to validated challenge submissions.
+
+    First example: entrep demo
+    """
+    console.set_mode("json" if json else "quiet" if quiet else "human")
+
+
+def _register(function: Callable[..., dict[str, Any]], panel: str, short: str) -> None:
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        result = function(*args, **kwargs)
+        if result:
+            console.document(result)
+        if result.get("ok") is False:
+            raise typer.Exit(1)
+
+    app.command(short_help=short, rich_help_panel=panel)(command)
+
+
+for _panel, _commands in PANELS.items():
+    for _function, _short in _commands:
+        _register(_function, _panel, _short)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 data or run at fault, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # `entrep split --json` means the same as `entrep --json split`.
+    flags = [a for a in arguments if a in GLOBAL_FLAGS]
+    arguments = flags + [a for a in arguments if a not in GLOBAL_FLAGS]
+    console.set_mode("human")
+    try:
+        app(arguments, prog_name="entrep")
+    except SystemExit as error:
+        if error.code == 130:
+            console.error("Interrupted. Nothing half written was kept.\n`entrep train --resume` goes on with a training.")
+        raise
+    except EntrepError as error:
+        _fail(error, error.exit_code)
+    except OSError as error:
+        _fail(_from_os(error), 1)
+    except Exception as error:
+        bug = EntrepError(
+            f"{type(error).__name__}: {error}", mend="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened"
+        )
+        _fail(bug, 1)
+
+
+def _fail(error: EntrepError, code: int) -> None:
+    if os.environ.get("ENTREP_DEBUG") == "1":
+        raise error
+    console.document(
+        {"ok": False, "error": {"what": error.what, "where": error.where, "mend": error.mend, "faults": list(error.faults)}}
+    )
+    console.error(str(error))
+    raise SystemExit(code)
+
+
+def _from_os(error: OSError) -> EntrepError:
+    """An error of the file system as a sentence and its mend."""
+    mends = {
+        errno.ENOSPC: ("The disk is full.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER; nothing half written was kept"),
+        errno.EDQUOT: ("Your disk quota is used up.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER"),
+        errno.EROFS: ("The disk is read-only.", "write elsewhere with ENTREP_RUNS=FOLDER"),
+        errno.EACCES: ("Permission denied.", "check who owns the file, or write elsewhere with ENTREP_RUNS=FOLDER"),
+        errno.ENOENT: ("There is no such file or folder.", "check the path"),
+    }
+    what, mend = mends.get(error.errno or 0, (f"{error.strerror or error}.", None))
+    return EntrepError(what, where=error.filename, mend=mend)

@@ -1,0 +1,92 @@
+"""`entrep demo`: the main job, from nothing to scored submissions, on phantom data."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from entrep_cli import console
+from entrep_cli.errors import RunError
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder for the data and all results.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(help="Training images to draw.", min=140)] = 700,
+    test_images: Annotated[int, typer.Option(help="Test images to draw.", min=35)] = 210,
+) -> dict[str, Any]:
+    """Example: entrep demo
+
+    Draw a phantom dataset and do the whole job on it: split, train, evaluate, embed, index, search,
+    predict tracks 1 and 2, validate and score them. Each command is printed as you would type it.
+    Takes some minutes on two cores.
+    """
+    from entrep_cli.commands.embed import embed
+    from entrep_cli.commands.evaluate import evaluate
+    from entrep_cli.commands.index import index
+    from entrep_cli.commands.predict import predict
+    from entrep_cli.commands.search import search
+    from entrep_cli.commands.split import split
+    from entrep_cli.commands.synth import synth
+    from entrep_cli.commands.train import train
+    from entrep_cli.commands.validate import validate
+
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError("The demo's folder is not empty.", where=folder, mend=f"remove it (rm -r {folder}) or name another: entrep demo FOLDER")
+    data, test = folder / "data", folder / "data" / "test"
+    started = time.monotonic()
+    before = os.environ.get("ENTREP_RUNS")
+    os.environ["ENTREP_RUNS"] = str(folder / "runs")
+    zips = {track: folder / "runs" / "dinov2" / "submissions" / f"track{track}.zip" for track in (1, 2)}
+    results: dict[str, Any] = {}
+
+    def step(line: str, command, **arguments: Any) -> None:
+        console.say("", f"$ entrep {line}")
+        results[line] = command(**arguments)
+
+    try:
+        step(f"synth {data} --images {images} --test-images {test_images}", synth, folder=data, images=images, test_images=test_images)
+        console.say("", f"$ export ENTREP_DATA={data} ENTREP_RUNS={folder / 'runs'}")
+        step("split", split, data=data)
+        step("train dinov2 --recipe dinov2-tiny", train, method="dinov2", recipe="dinov2-tiny", data=data)
+        step("evaluate", evaluate, data=data)
+        step("embed", embed, data=data)
+        step("index", index)
+        query = sorted((test / "imgs").iterdir())[0]
+        sheet = folder / "search.png"
+        step(f"search {query} --top-k 5 --mask-groups --save {sheet}", search, query=str(query), top_k=5, mask_groups=True, save=sheet)
+        for track, truth in ((1, "truth_cls.json"), (2, "truth_i2i.json")):
+            masked = {"mask_groups": True} if track == 2 else {}
+            step(f"predict --track {track}" + (" --mask-groups" if masked else ""), predict, track=track, data=data, **masked)
+            step(f"validate {zips[track]} --track {track}", validate, file=zips[track], track=track, data=data)
+            line = f"evaluate --submission {zips[track]} --truth {test / truth} --track {track}"
+            step(line, evaluate, submission=zips[track], truth=test / truth, track=track, data=data)
+    finally:
+        if before is None:
+            del os.environ["ENTREP_RUNS"]
+        else:
+            os.environ["ENTREP_RUNS"] = before
+    scored = {track: results[f"evaluate --submission {zips[track]} --truth {test / truth} --track {track}"] for track, truth in ((1, "truth_cls.json"), (2, "truth_i2i.json"))}
+    classes = scored[1]["classification"]
+    by_class = scored[2]["retrieval"]["class"]
+    console.table(
+        f"Demo on phantom data, {time.monotonic() - started:.0f} s (a test bench: it says nothing about real endoscopy)",
+        ["result", "value"],
+        [
+            ("track 1 accuracy", classes["accuracy"]["value"]),
+            ("track 1 macro F1", classes["macro"]["f1"]["value"]),
+            ("track 2 Recall@1 by class, own exam masked", by_class["recall@1"]["value"]),
+            ("submissions", zips[1].parent),
+            ("run", zips[1].parent.parent),
+            ("a search, drawn", sheet),
+        ],
+    )
+    console.next_commands(
+        "entrep split --data YOUR_DATA",
+        "entrep train dinov2 --data YOUR_DATA",
+        "entrep --help",
+    )
+    return {"folder": str(folder), "submissions": {str(t): str(z) for t, z in zips.items()}, "scores": {str(t): s for t, s in scored.items()}}

@@ -1,0 +1,142 @@
+"""`entrep evaluate`: scores with intervals, of a part of the split or of a submission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from entrep_cli import console
+from entrep_cli.commands import options
+from entrep_cli.errors import RunError, UsageError
+from entrep_cli.workspace import MANIFEST, Run, data_dir, data_dir_exists, open_run, runs_dir, write_json_atomic
+
+
+def evaluate(
+    data: options.Data = None,
+    run: options.RunName = None,
+    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    fold: Annotated[Optional[int], typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
+    mask_groups: options.MaskGroups = True,
+    submission: Annotated[Optional[Path], typer.Option(help="Score this zip or JSON instead.", show_default=False)] = None,
+    truth: Annotated[Optional[Path], typer.Option(help="The truth file of the submission.", show_default=False)] = None,
+    track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
+    device: options.Device = "auto",
+) -> dict[str, Any]:
+    """Example: entrep evaluate --part test
+
+    Score a run on a part of the split: accuracy, F1, per class, Recall@1/5/10, MRR and mAP, with 95%
+    bootstrap intervals over groups. Or score a submission:
+    entrep evaluate --submission track1.zip --truth truth_cls.json --track 1
+    """
+    if submission is not None:
+        if truth is None or track is None:
+            raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
+        return _evaluate_submission(submission, truth, track, data, run)
+    if truth is not None or track is not None:
+        raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
+    if part not in ("train", "val", "test"):
+        raise UsageError(f"There is no part {part!r}.", mend="--part train, val or test")
+    return _evaluate_part(part, fold, mask_groups, data, run, device)
+
+
+def _evaluate_part(part: str, fold: int | None, mask_groups: bool, data: Path | None, run_name: str | None, device: str) -> dict[str, Any]:
+    from entrep_cli.data.splits import read_catalog_and_split
+    from entrep_cli.methods.runs import load_model
+    from entrep_cli.retrieval.embeddings import embeddings_of
+    from entrep_cli.retrieval.sets import TRAIN, catalog_items
+    from entrep_cli.scoring.parts import score_part
+
+    opened = open_run(run_name)
+    catalog, split = read_catalog_and_split(data_dir(data))
+    manifest = opened.manifest
+    if manifest["data"]["catalog"] != catalog.fingerprint:
+        raise RunError(f"Run {opened.name!r} was trained on other data.", where=opened.folder, mend="name its dataset with --data")
+    made = {"seed": split.seed, "ratios": list(split.ratios), "folds": split.folds}
+    if {key: manifest["split"][key] for key in made} != made:
+        raise RunError(
+            f"Run {opened.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
+            where=opened.folder,
+            mend="make the same split again (its settings are in run.json), or train again",
+        )
+    own_fold = manifest["split"]["fold"]
+    images = catalog.subset(split.images(part, own_fold if fold is None else fold))
+    if not len(images):
+        raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
+    model = load_model(opened, device)
+    seen = embeddings_of(opened, TRAIN, catalog_items(catalog), model).named(images.images)
+    scores = score_part(images, seen, mask_groups=mask_groups)
+    title = f"run {opened.name}, part {part}" + ("" if own_fold is None else f", fold {own_fold if fold is None else fold}")
+    return _show(title, opened.path("evaluation", part), scores.classification, scores.retrieval, mask_groups, [])
+
+
+def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
+    from entrep_cli.data.layouts import read_sources
+    from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+    from entrep_cli.errors import DataError
+    from entrep_cli.submission.tracks import read_submission, track_of
+    from entrep_cli.submission.truth import read_truth, score_submission
+
+    name = track_of(track).name
+    read = read_submission(submission)
+    root = data_dir(data) if data is not None or data_dir_exists() else None
+    labels: dict[str, str] = {}
+    if root is not None:
+        try:
+            labels = {row.image: row.label for source in read_sources(root) for row in source.rows if row.label}
+        except DataError:
+            console.warn(f"{root} holds no labelled dataset; training images among the answers have no known class")
+    own = Run(submission.resolve().parent.parent)
+    if run_name is not None or (own.folder / MANIFEST).is_file():
+        taxonomy = Taxonomy.from_dict((open_run(run_name) if run_name else own).manifest["taxonomy"])
+    elif labels:
+        taxonomy = choose_taxonomy(labels.values(), root)
+    else:
+        taxonomy = choose_taxonomy(str(value) for value in read_truth(truth).values() if track == 1)
+        console.warn(f"class ids are taken from the truth file itself ({taxonomy.name}); name the run or the dataset to be sure")
+    scores = score_submission(read, truth, track, taxonomy, labels)
+    folder = own.folder if (own.folder / MANIFEST).is_file() else runs_dir()
+    title = f"{submission.name}, track {track}, {name}"
+    return _show(title, folder / "evaluation" / submission.stem, scores.classification, scores.retrieval, None, scores.notes)
+
+
+def _show(title: str, stem: Path, classification, retrieval: dict, mask_groups: bool | None, notes: list[str]) -> dict[str, Any]:
+    """Tables, the confusion matrix as PNG, and all numbers as JSON in the run."""
+    document: dict[str, Any] = {"title": title, "notes": notes}
+    if classification is not None:
+        from entrep_cli.report.figures import confusion_png
+
+        table = classification.as_dict()
+        console.table(
+            f"Classification: {title} ({table['n_items']} images)",
+            ["class", "precision", "recall", "F1", "images"],
+            [tuple(row.values()) for row in table["per_class"]],
+        )
+        console.table(
+            "Confusion matrix (rows are the truth)",
+            ["", *classification.class_names],
+            [(name, *row) for name, row in zip(classification.class_names, table["confusion"])],
+        )
+        console.table(
+            "Overall, with 95% intervals",
+            ["score", "value"],
+            [("accuracy", classification.accuracy), ("macro F1", classification.macro_f1), ("weighted F1", classification.weighted_f1)],
+        )
+        picture = confusion_png(classification.confusion, classification.class_names, stem.with_suffix(".png"), title)
+        document |= {"classification": table, "figure": str(picture)}
+    for name, scores in retrieval.items():
+        masked = "" if mask_groups is None else f", own group {'masked' if mask_groups else 'not masked'}"
+        shown = {key: value for key, value in scores.means.items() if value.value == value.value}
+        console.table(
+            f"Retrieval: {title}, relevance by {name}{masked} ({int(scores.scored.sum())} queries, {scores.n_without_relevant} without a relevant image left out)",
+            ["score", "value"],
+            list(shown.items()),
+        )
+    document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
+    for note in notes:
+        console.say(f"Note: {note}.")
+    path = stem.with_suffix(".json")
+    write_json_atomic(path, document)
+    console.say(f"Written: {path}" + (f", {document['figure']}" if "figure" in document else ""))
+    return document

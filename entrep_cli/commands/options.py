@@ -1,0 +1,29 @@
+"""Options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Data = Annotated[
+    Optional[Path],
+    typer.Option("--data", help="The dataset folder (default: $ENTREP_DATA, else data). It is only read.", show_default=False),
+]
+RunName = Annotated[
+    Optional[str],
+    typer.Option("--run", help="A run by name or folder (default: the one that finished last).", show_default=False),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
+Groups = Annotated[
+    str,
+    typer.Option(
+        help="Images that must stay together: auto (groups.csv, else the patient id in names), exam (likewise, by exam), none."
+    ),
+]
+MaskGroups = Annotated[
+    bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's own group are left out of the answers.")
+]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]

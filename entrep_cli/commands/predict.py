@@ -1,0 +1,76 @@
+"""`entrep predict`: a validated submission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from entrep_cli import console
+from entrep_cli.commands import options
+from entrep_cli.errors import DataError, UsageError
+from entrep_cli.workspace import data_dir, open_run
+
+
+def predict(
+    track: Annotated[int, typer.Option(help="1 classification, 2 image-to-image, 3 text-to-image.")],
+    data: options.Data = None,
+    run: options.RunName = None,
+    queries: Annotated[
+        Optional[Path], typer.Option(help="A folder of images, or a query file (default: the dataset's test folder).", show_default=False)
+    ] = None,
+    gallery: Annotated[str, typer.Option(help="Where tracks 2 and 3 search: queries, test, train, all, or a folder.")] = "test",
+    top_k: options.TopK = 10,
+    tta: Annotated[bool, typer.Option("--tta", help="Track 1: average over the image and its label-aware flip.")] = False,
+    mask_groups: options.MaskGroups = False,
+    out: Annotated[Optional[Path], typer.Option(help="The zip to write (default: in the run folder).", show_default=False)] = None,
+    device: options.Device = "auto",
+) -> dict[str, Any]:
+    """Example: entrep predict --track 1
+
+    Answer the queries of a track and write the submission zip, with the ranked answers as CSV beside
+    it. What is written is checked by the same code as `entrep validate`. Answers come from the
+    images, never from label files.
+    """
+    from entrep_cli.methods import method_class, methods_with_text
+    from entrep_cli.submission.checks import check_submission
+    from entrep_cli.submission.tracks import track_of, write_submission
+
+    name = track_of(track).name
+    opened = open_run(run)
+    method = opened.manifest["method"]
+    if track == 3 and not method_class(method).has_text_tower:
+        able = ", ".join(methods_with_text()) or "none in this version"
+        raise UsageError(
+            f"Run {opened.name!r} cannot answer track 3: {method} has no text tower.", mend=f"train a method that has one ({able})"
+        )
+    if tta and track != 1:
+        raise UsageError("--tta averages class probabilities; it is for track 1.", mend="leave it out")
+    out = out or opened.path("submissions", f"track{track}.zip")
+    if out.suffix != ".zip":
+        raise UsageError(f"A submission is a zip, not {out.name!r}.", mend=f"--out {out.with_suffix('.zip')}")
+    from entrep_cli.methods.runs import load_model
+    from entrep_cli.submission.answers import answer_track
+
+    model = load_model(opened, device)
+    if tta and min(model.taxonomy.mirrors) < 0:
+        raise UsageError("--tta needs a mirror for every class; the taxonomy does not know them all.", mend="name them in taxonomy.toml")
+    found = answer_track(
+        opened, model, data_dir(data), track, queries=queries, gallery=gallery, top_k=top_k, flip=tta, mask_groups=mask_groups, warn=console.warn
+    )
+    write_submission(out, track, found.answers, found.ranked)
+    classes = {c.name: c.id for c in model.taxonomy.classes}
+    report = check_submission(out, track, queries=found.queries, gallery=found.gallery, classes=classes)
+    if not report.ok:
+        raise DataError("The submission that was written is not valid.", where=out, faults=report.lines())
+
+    rows = [("queries", len(found.queries)), ("validated", "yes"), ("submission", out), ("ranked answers", out.with_suffix(".csv"))]
+    if track == 1:
+        given = list(found.answers.values())
+        rows[1:1] = [(f"answered {c.name} ({c.id})", given.count(c.id)) for c in model.taxonomy.classes]
+    else:
+        rows.insert(1, (f"gallery ({gallery})", len(found.gallery)))
+    console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
+    console.next_commands(f"entrep evaluate --submission {out} --truth TRUTH.json --track {track}", f"entrep validate {out} --track {track}")
+    return {"run": opened.name, "track": track, "submission": str(out), "ranked": str(out.with_suffix(".csv")), "queries": len(found.queries), "validated": True}

@@ -1,0 +1,79 @@
+"""`entrep train`: fit a method, leave a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from entrep_cli import console
+from entrep_cli.commands import options
+from entrep_cli.errors import UsageError
+from entrep_cli.workspace import data_dir, new_run
+
+
+def train(
+    method: Annotated[Optional[str], typer.Argument(help="dinov2 (default).", show_default=False)] = None,
+    data: options.Data = None,
+    recipe: Annotated[Optional[str], typer.Option(help="A built-in recipe by name, or a TOML file.", show_default=False)] = None,
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False)
+    ] = None,
+    backbone: Annotated[Optional[str], typer.Option(help="A timm model by name.", show_default=False)] = None,
+    weights: Annotated[
+        Optional[str], typer.Option(help="Start from: a weights file, hub (if it is cached), or none (random).", show_default=False)
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Same seed, same run.", min=0, show_default=False)] = None,
+    fold: Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)] = None,
+    name: Annotated[Optional[str], typer.Option(help="The run's name (default: the method's).", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
+    device: options.Device = "auto",
+) -> dict[str, Any]:
+    """Example: entrep train dinov2 --weights hub
+
+    Train a method on the split and leave a run: a folder under runs/ with the model, its settings
+    and its learning curve. The training part is learned from, the validation part chooses, the test
+    part is not touched.
+    """
+    from entrep_cli.methods import DEFAULT_METHOD, method_class
+    from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
+
+    base = read_recipe(recipe) if recipe else {}
+    wanted = method or base.get("method") or DEFAULT_METHOD
+    if base.get("method", wanted) != wanted:
+        raise UsageError(f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']} --recipe {recipe}")
+    short = {
+        "backbone": {k: v for k, v in (("name", backbone), ("weights", weights)) if v is not None},
+        "train": {} if epochs is None else {"epochs": epochs},
+        **({} if seed is None else {"seed": seed}),
+    }
+    settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
+    if show_recipe:
+        print(recipe_toml(settings), end="")
+        return {}
+
+    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.data.splits import read_catalog_and_split
+    from entrep_cli.methods.runs import train_run
+
+    catalog, split = read_catalog_and_split(data_dir(data))
+    say_catalog(catalog)
+    split.images("train", fold)  # a fault in --fold must show before a folder is made
+    run = new_run(wanted, name, overwrite=overwrite, resume=resume)
+    try:
+        _, manifest = train_run(catalog, split, settings, run, device=device, fold=fold, resume=resume)
+    except BaseException:
+        run.remove_if_empty()
+        raise
+    console.table(
+        f"Run {run.name}: best of validation in epoch {manifest['epoch']}",
+        ["score", "value"],
+        list(manifest["validation"].items()),
+    )
+    place = f" --data {data}" if data else ""
+    console.next_commands(*(f"entrep {command}{place} --run {run.name}" for command in ("evaluate", "embed", "predict --track 1")))
+    return {"run": run.name, "folder": str(run.folder), **manifest}

@@ -1,0 +1,69 @@
+"""`entrep validate`: is a submission what the contest takes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from entrep_cli import console
+from entrep_cli.commands import options
+from entrep_cli.workspace import data_dir, data_dir_exists
+
+
+def validate(
+    file: Annotated[Path, typer.Argument(help="A zip, or the JSON in it.")],
+    track: Annotated[int, typer.Option(help="1 classification, 2 image-to-image, 3 text-to-image.")],
+    queries: Annotated[
+        Optional[Path], typer.Option(help="The query file, or the folder that holds it (default: the dataset's test folder).", show_default=False)
+    ] = None,
+    data: options.Data = None,
+    limit: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=1)] = 5,
+) -> dict[str, Any]:
+    """Example: entrep validate runs/dinov2/submissions/track1.zip --track 1
+
+    Check anybody's submission and list every fault with its mend. Nothing is extracted or executed.
+    Exit code 1 where there is a fault.
+    """
+    from entrep_cli.data.layouts import find_test_sets, read_sources
+    from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+    from entrep_cli.errors import DataError
+    from entrep_cli.retrieval.sets import read_queries_place
+    from entrep_cli.submission.checks import check_submission
+    from entrep_cli.submission.tracks import read_queries, track_of
+
+    wanted = track_of(track)
+    root = data_dir(data) if data is not None or queries is None and data_dir_exists() else None
+    tests = find_test_sets(root) if root else []
+    test_set = read_queries_place(queries) if queries else tests[0] if len(tests) == 1 else None
+    asked = None
+    if test_set is not None:
+        path = queries if queries is not None and queries.is_file() else test_set.queries.get(track)
+        if path is not None:
+            asked = read_queries(path, track, known_names=test_set.images, warn=console.warn)
+    rows = []
+    if root is not None:
+        try:
+            rows = [row for source in read_sources(root) for row in source.rows]
+        except DataError:
+            pass  # a folder with nothing but test images is enough to check against
+    # Which gallery the boards search is not stated: any image of the dataset may be answered.
+    gallery = {row.image for row in rows}.union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    taxonomy = choose_taxonomy((row.label for row in rows if row.label), root) if rows else Taxonomy.entrep()
+    classes = {c.name: c.id for c in taxonomy.classes}
+    report = check_submission(file, track, queries=asked, gallery=gallery, classes=classes)
+    console.table(
+        f"Track {track}, {wanted.name}",
+        ["", ""],
+        [
+            ("file", file),
+            ("checked against", root or queries or f"no dataset; the classes of {taxonomy.name}"),
+            ("entries", "unreadable" if report.n_entries is None else report.n_entries),
+            ("faults", len(report.faults)),
+            ("valid", "yes" if report.ok else "NO"),
+        ],
+    )
+    for line in report.lines(limit)[1:]:
+        console.warn(line)
+    return {**report.as_dict(), "ok": report.ok}

@@ -1,0 +1,136 @@
+"""The one place that prints: data to stdout, everything else to stderr, in three modes.
+
+human  tables on stdout; notes, progress and next commands on stderr
+json   one JSON document on stdout, warnings on stderr
+quiet  tables on stdout, warnings on stderr
+
+Whatever comes from users (names, texts, labels) is printed without markup and with its control
+characters made visible, so that no file name can colour or clear a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+mode = "human"
+
+
+def set_mode(new: str) -> None:
+    """`human`, `json` or `quiet`, for the rest of the process."""
+    global mode
+    assert new in ("human", "json", "quiet"), new
+    mode = new
+
+
+def visible(text: object) -> str:
+    """`text` with control characters as escapes; line breaks stay where the caller split them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(*lines: str) -> None:
+    """A note for a person, to stderr; nothing in the json and quiet modes."""
+    if mode == "human":
+        for line in lines:
+            print("\n".join(map(visible, line.split("\n"))), file=sys.stderr, flush=True)
+
+
+def warn(*lines: str) -> None:
+    """A warning, to stderr, in every mode."""
+    for line in lines:
+        _stderr().print(f"Warning: {visible(line)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """An error message of one or more lines, to stderr, in every mode."""
+    first, *rest = (visible(line) for line in text.split("\n"))
+    _stderr().print(f"Error: {first}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    for line in rest:
+        print(line, file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A plain table on stdout; the first column is text, the others are aligned right."""
+    if mode == "json":
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(visible(title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        drawn.add_column(Text(visible(column)), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(visible(_cell(value))) for value in row))
+    # A pipe has no width: never fold there what a program or a log will read.
+    width = None if sys.stdout.isatty() else 200
+    Console(file=sys.stdout, width=width, highlight=False).print(drawn)
+
+
+def document(value: dict[str, Any]) -> None:
+    """The command's one JSON document, in json mode only."""
+    if mode == "json":
+        print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+
+
+def next_commands(*commands: str) -> None:
+    """What to run next, ready to paste."""
+    say("", "Next:", *(f"  {command}" for command in commands))
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[..., None]]:
+    """Yield `advance(n=1, note="")`; a bar with rate and time left on a terminal, a line now and then elsewhere."""
+    if mode != "human" or total == 0:
+        yield lambda n=1, note="": None
+    elif sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=_stderr(), transient=True) as bar:
+            task = bar.add_task(visible(what), total=total, rate="", note="")
+            start, done = time.monotonic(), 0
+
+            def advance(n: int = 1, note: str = "") -> None:
+                nonlocal done
+                done += n
+                rate = f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s"
+                bar.update(task, advance=n, rate=rate, note=visible(note))
+
+            yield advance
+    else:
+        start = last = time.monotonic()
+        done = 0
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal done, last
+            done += n
+            now = time.monotonic()
+            if now - last >= 15:
+                last = now
+                rate = done / (now - start)
+                say(f"{what}: {done}/{total}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left {note}".rstrip())
+
+        yield advance
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _stderr():
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False)

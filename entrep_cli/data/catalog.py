@@ -1,0 +1,266 @@
+"""The catalog: every image of a dataset once, with label, region, texts, findings and group.
+
+Read from any layout (`layouts`), checked whole before anything is done with it, and never written
+into the dataset folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from entrep_cli.data.layouts import Row, Source, read_sources
+from entrep_cli.data.pixels import probe_images
+from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+from entrep_cli.data.texts import clean_text, finding_keys
+from entrep_cli.errors import DataError
+from entrep_cli.workspace import fingerprint
+
+# Public-release names: `<patient id>_<18 digits of the exam>_...` (challenge.md, Training data).
+_PATIENT_EXAM = re.compile(r"^(?P<exam>(?P<patient>[^_/]+)_\d{18})_")
+
+GroupRule = Literal["auto", "exam", "none"]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The images of a dataset.
+
+    Attributes:
+        frame: one row an image, sorted by `image`:
+            image     its name, the key everywhere else
+            path      absolute path of the file
+            label     class name, "" where there is none
+            region    region of the label, ""
+            text_en, text_vi   descriptions, ""
+            findings  tuple of keys; images that share one show the same finding
+            group     frames of one exam, patient or duplicate cluster share it; never ""
+            source    the layout it came from
+            digest    of its pixels
+            width, height   of the file, in pixels
+        taxonomy: its classes.
+        layouts: "contest in data/train" and so on.
+        notes: what a person should know, one line each.
+        aliases: other names of an image whose pixels stand in the dataset more than once.
+        group_rule: how the groups were found; see `read`.
+    """
+
+    frame: pd.DataFrame
+    taxonomy: Taxonomy
+    layouts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    aliases: dict[str, str] | None = None
+    group_rule: GroupRule = "auto"
+
+    @classmethod
+    def read(cls, root: Path, *, groups: GroupRule = "auto") -> Catalog:
+        """Read and check a dataset folder.
+
+        Args:
+            groups: `auto`: from `groups.csv`, else the patient id in the name; `exam`: likewise,
+                but by exam; `none`: every image for itself.
+
+        Raises:
+            DataError: all faults of all sources at once: missing, unreadable, duplicate, unlabelled
+                classes, clashing names.
+        """
+        sources = read_sources(root)
+        faults = [f"{_place(s.folder, root)}: {fault}" for s in sources for fault in s.faults]
+        rows = [(source, row) for source in sources for row in source.rows]
+        probes, unreadable = probe_images([row.path for _, row in rows])
+        faults += [f"{_place(Path(e.where), root)}: {e.what}" for e in unreadable]
+
+        taxonomy = choose_taxonomy((row.label for _, row in rows if row.label), root)
+        faults += _unknown_classes(rows, taxonomy)
+        if not any(row.label for _, row in rows):
+            faults.append("no image has a label")
+        if faults:
+            raise DataError(
+                f"The dataset has {len(faults)} fault{'s' * (len(faults) > 1)}.",
+                where=root,
+                faults=faults,
+                mend="mend the files named above; nothing was written",
+            )
+        records = [
+            _record(source, row, probe, taxonomy, groups) for (source, row), probe in zip(rows, probes)
+        ]
+        merged, aliases, notes = _merge(records)
+        frame = pd.DataFrame.from_records(sorted(merged, key=lambda r: r["image"]))
+        layouts = tuple(f"{s.layout} in {_place(s.folder, root)}" for s in sources)
+        return cls(
+            frame.reset_index(drop=True),
+            taxonomy,
+            layouts,
+            (*(note for s in sources for note in s.notes), *notes),
+            aliases,
+            groups,
+        )
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def labelled(self) -> Catalog:
+        """The images with a label."""
+        return self._where(self.frame["label"] != "")
+
+    def subset(self, images: Iterable[str]) -> Catalog:
+        """These images, in catalog order; RunError is for callers that know what is missing."""
+        return self._where(self.frame["image"].isin(set(images)))
+
+    @property
+    def images(self) -> list[str]:
+        return self.frame["image"].tolist()
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(p) for p in self.frame["path"]]
+
+    @property
+    def digests(self) -> list[str]:
+        return self.frame["digest"].tolist()
+
+    @property
+    def groups(self) -> np.ndarray:
+        return self.frame["group"].to_numpy(dtype=object)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) int64 class indices; only for labelled images."""
+        return np.array(self.taxonomy.indices(self.frame["label"]), dtype=np.int64)
+
+    def counts(self) -> dict[str, int]:
+        """Images a class, in taxonomy order."""
+        found = Counter(self.frame["label"])
+        return {name: found[name] for name in self.taxonomy.names}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a labelled image, its label, group or pixels change."""
+        columns = ["image", "label", "group", "digest"]
+        return fingerprint(self.labelled.frame[columns].to_numpy().tolist())
+
+    def _where(self, mask: pd.Series) -> Catalog:
+        return replace(self, frame=self.frame[mask].reset_index(drop=True))
+
+
+def finding_relevance(query_findings: Iterable, gallery_findings: Iterable) -> np.ndarray:
+    """(Q, G) bool: whether query and gallery image share at least one finding."""
+    query_findings, gallery_findings = list(query_findings), list(gallery_findings)
+    vocabulary = {key: i for i, key in enumerate(sorted({k for keys in gallery_findings for k in keys}))}
+
+    def indicator(findings: list) -> np.ndarray:
+        matrix = np.zeros((len(findings), len(vocabulary)), dtype=np.float32)
+        for i, keys in enumerate(findings):
+            matrix[i, [vocabulary[key] for key in keys if key in vocabulary]] = 1
+        return matrix
+
+    return indicator(query_findings) @ indicator(gallery_findings).T > 0
+
+
+def name_group(name: str, rule: GroupRule) -> str:
+    """The patient (`auto`) or exam key in a file name of the public release; "" where there is none."""
+    match = _PATIENT_EXAM.match(Path(name).name)
+    return "" if match is None or rule == "none" else match["exam" if rule == "exam" else "patient"]
+
+
+def _record(source: Source, row: Row, probe: tuple, taxonomy: Taxonomy, groups: GroupRule) -> dict:
+    findings = [key for text in (row.text_en or row.text_vi,) for key in finding_keys(text)]
+    for text in row.findings:
+        findings += [text] if text.startswith("pair:") else finding_keys(text)
+    return {
+        "image": row.image,
+        "path": str(row.path.absolute()),
+        "label": row.label,
+        "region": taxonomy.classes[taxonomy.index(row.label)].region if row.label else "",
+        "text_en": clean_text(row.text_en),
+        "text_vi": clean_text(row.text_vi),
+        "findings": tuple(dict.fromkeys(findings)),
+        "group": "" if groups == "none" else row.group or name_group(row.image, groups),
+        "source": source.layout,
+        "digest": probe[0],
+        "width": probe[1],
+        "height": probe[2],
+    }
+
+
+def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
+    """One record for every distinct picture; copies lend it what it lacks, and their groups become one."""
+    by_digest: dict[str, dict] = {}
+    aliases: dict[str, str] = {}
+    conflicts: list[str] = []
+    copies: list[str] = []
+    same_group = _UnionFind()
+    for record in records:
+        first = by_digest.setdefault(record["digest"], record)
+        if first is record:
+            continue
+        copies.append(record["image"])
+        if record["image"] != first["image"]:
+            aliases[record["image"]] = first["image"]
+        if first["label"] and record["label"] and first["label"] != record["label"]:
+            conflicts.append(
+                f"{record['image']} ({record['label']}) and {first['image']} ({first['label']}) are the same picture"
+            )
+        if first["group"] and record["group"]:
+            same_group.join(first["group"], record["group"])
+        for key in ("label", "region", "text_en", "text_vi", "group"):
+            first[key] = first[key] or record[key]
+        first["findings"] = tuple(dict.fromkeys((*first["findings"], *record["findings"])))
+    names = Counter(record["image"] for record in by_digest.values())
+    clashes = [f"{name}: {n} different pictures have this name" for name, n in names.items() if n > 1]
+    if clashes or conflicts:
+        raise DataError(
+            "The dataset contradicts itself.",
+            faults=clashes + conflicts,
+            mend="rename or remove one of each, or mend its label",
+        )
+    for record in by_digest.values():
+        # An image of no group is a group of its own; its name cannot be another's group key.
+        record["group"] = same_group.find(record["group"]) if record["group"] else f"image:{record['image']}"
+    notes = []
+    if copies:
+        notes.append(f"{len(copies)} images are pixel for pixel copies of others and count once")
+    return list(by_digest.values()), aliases, notes
+
+
+class _UnionFind:
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+
+    def find(self, key: str) -> str:
+        while (parent := self.parent.get(key, key)) != key:
+            key = parent
+        return key
+
+    def join(self, a: str, b: str) -> None:
+        low, high = sorted((self.find(a), self.find(b)))
+        self.parent[high] = low
+
+
+def _unknown_classes(rows: list[tuple[Source, Row]], taxonomy: Taxonomy) -> list[str]:
+    unknown = Counter(row.label for _, row in rows if row.label and row.label not in taxonomy.names)
+    faults = []
+    for label, n in sorted(unknown.items()):
+        near = difflib.get_close_matches(label, taxonomy.names, 1, 0.5)
+        example = next(row.image for _, row in rows if row.label == label)
+        faults.append(
+            f"unknown class {label!r} ({n} image{'s' * (n > 1)}, first {example})"
+            + (f"; did you mean {near[0]!r}?" if near else f"; taxonomy {taxonomy.name!r} has {', '.join(taxonomy.names)}")
+        )
+    return faults
+
+
+def _place(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return str(path)

@@ -1,0 +1,160 @@
+"""Reading one image safely, and bringing it to the square that a model wants.
+
+Images are untrusted: the format must be one we know, the size is checked from the header before
+anything is decoded, and a truncated file is an error, never a half grey picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from entrep_cli.errors import DataError
+from entrep_cli.workspace import fingerprint
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 64_000_000  # eight times a 4K frame; a decoded image then takes at most 192 MB
+
+
+class ImageError(DataError):
+    """One image cannot be used; `what` is the reason, `where` the file."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image file to RGB as a person would see it: EXIF orientation applied, 8 bit a channel.
+
+    Raises:
+        ImageError: not there, unknown format, more than `MAX_PIXELS`, truncated or damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bomb check is set lower and higher by others' code; ours is the one that counts.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(
+                        f"{width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
+                        where=path,
+                    )
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})", where=path) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too many pixels to be an endoscopic image", where=path) from error
+    except FileNotFoundError as error:
+        raise ImageError("there is no such file", where=path) from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"damaged or truncated: {reason}", where=path) from error
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Sixteen hex digits of the RGB pixels and their size: equal for equal pixels, whatever the file."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(f"{image.width}x{image.height}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def field_of_view(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """Bounding box of the endoscope's lit view on its black surround (ours).
+
+    The surround is darker than a twelfth of full brightness along whole rows and columns; the box is
+    where at least 2% of a row or column is brighter, so that single specks do not count.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+
+    Returns:
+        left, top, right, bottom, right and bottom excluded; the whole image where the view would be
+        smaller than an eighth of it, as in a nearly black frame.
+    """
+    height, width = pixels.shape[:2]
+    lit = pixels.max(axis=2) > 21
+    columns = np.flatnonzero(lit.mean(axis=0) > 0.02)
+    rows = np.flatnonzero(lit.mean(axis=1) > 0.02)
+    if len(columns) and len(rows):
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        if (right - left) * (bottom - top) * 8 >= width * height:
+            return left, top, right, bottom
+    return 0, 0, width, height
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a decoded image to the (3, size, size) uint8 square that a model takes.
+
+    Attributes:
+        size: side in pixels.
+        fit: `pad` scales the long side to `size` and fills up with black, nothing is lost;
+            `crop` scales the short side and cuts the middle out. Both keep the aspect ratio.
+        field_of_view: cut to the lit circle first, so that black borders take no pixels.
+        mean, std: a channel's, for the model's own normalisation of pixels in [0, 1].
+    """
+
+    size: int
+    fit: Literal["pad", "crop"] = "pad"
+    field_of_view: bool = False
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """(3, size, size) uint8 of an RGB image."""
+        if self.field_of_view:
+            image = image.crop(field_of_view(np.asarray(image)))
+        pick = max if self.fit == "pad" else min
+        scale = self.size / pick(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        # Pillow's crop fills with black where the box reaches outside: padding and cropping are one.
+        image = image.crop((left, top, left + self.size, top + self.size))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that changes the uint8 pixels; mean and std do not."""
+        return fingerprint({"size": self.size, "fit": self.fit, "field_of_view": self.field_of_view, "version": 1})
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, table: dict) -> Preprocess:
+        return cls(**{**table, "mean": tuple(table["mean"]), "std": tuple(table["std"])})
+
+
+def raise_image_faults(faults: Sequence[ImageError], folder: Path) -> None:
+    """One DataError for all images that cannot be used; nothing where there are none."""
+    if faults:
+        raise DataError(
+            f"{len(faults)} image{'s' * (len(faults) > 1)} cannot be read.",
+            where=folder,
+            faults=[f"{Path(fault.where or '?').name}: {fault.what}" for fault in faults],
+            mend="copy them again from the source, or take them out of the folder and its label files",
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit greys are scaled (Pillow would clip them), transparency lies on black."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float32)
+        if image.mode == "F":
+            values = values * 257.0 * 255.0 if values.max(initial=0.0) <= 1.0 else values * 257.0
+        image = Image.fromarray((values / 257.0).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return image.convert("RGB")

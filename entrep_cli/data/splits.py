@@ -1,0 +1,258 @@
+"""Dividing labelled images into train, val and test, or into folds: stratified, group-safe, seeded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from entrep_cli.data.catalog import Catalog, GroupRule
+from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.workspace import file_sha256, runs_dir, write_json_atomic, write_text_atomic
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which image stands in which part.
+
+    Attributes:
+        assignment: part name, or fold number as text, of each image.
+        folds: number of folds; 0 where the parts are train, val and test.
+        seed, ratios, group_rule: how it was made.
+        catalog: fingerprint of the data it was made from.
+    """
+
+    assignment: dict[str, str]
+    folds: int
+    seed: int
+    ratios: tuple[float, ...]
+    catalog: str
+    group_rule: GroupRule = "auto"
+
+    @property
+    def parts(self) -> list[str]:
+        return [str(i) for i in range(self.folds)] if self.folds else list(PARTS)
+
+    def counts(self, catalog: Catalog) -> dict[str, dict[str, int]]:
+        """Images of each class in each part."""
+        found = Counter((label, self.assignment[image]) for image, label in zip(catalog.images, catalog.frame["label"]) if label)
+        return {name: {part: found[name, part] for part in self.parts} for name in catalog.taxonomy.names}
+
+    def images(self, part: str, fold: int | None = None) -> list[str]:
+        """Image names of train, val or test.
+
+        With folds, fold k is the test part, fold k + 1 (the first after the last) the validation
+        part, and the others train: nothing is chosen on the fold that is scored.
+        """
+        if not self.folds:
+            if fold is not None:
+                raise UsageError("--fold needs a split into folds.", mend="`entrep split --folds 5`")
+            return [image for image, p in self.assignment.items() if p == part]
+        if fold is None:
+            raise UsageError("The split is one of folds.", mend=f"choose one with --fold 0 ... --fold {self.folds - 1}")
+        if not 0 <= fold < self.folds:
+            raise UsageError(f"There is no fold {fold}.", mend=f"choose one of 0 to {self.folds - 1}")
+        role = {str(fold): "test", str((fold + 1) % self.folds): "val"}
+        return [image for image, p in self.assignment.items() if role.get(p, "train") == part]
+
+
+def make_split(
+    catalog: Catalog,
+    *,
+    ratios: Sequence[float] = (80, 10, 10),
+    folds: int = 0,
+    seed: int = 0,
+    small_to_train: bool = False,
+) -> Split:
+    """Divide the labelled images of a catalog.
+
+    How many of a class each part gets is worked out first (`allocate`); then groups, the largest
+    first, go where their images are wanted most, so that without groups the counts are exact and
+    with groups as near as the groups allow.
+
+    Args:
+        ratios: train, val, test; scaled to their sum.
+        folds: make this many equal folds instead.
+        small_to_train: put classes with fewer groups than parts wholly into train.
+
+    Raises:
+        DataError: a class has fewer groups than there are parts; each is named.
+        UsageError: ratios or folds that make no sense.
+    """
+    catalog = catalog.labelled
+    if folds:
+        if folds < 3:
+            raise UsageError("At least three folds are needed: one to train, one to choose, one to test on.", mend="--folds 3 or more")
+        ratios = (1.0,) * folds
+    elif len(ratios) != 3 or min(ratios) < 0 or ratios[0] <= 0 or ratios[1] <= 0:
+        raise UsageError("Ratios are three numbers for train, val and test.", mend="for example --ratios 80/10/10")
+    used = [i for i, ratio in enumerate(ratios) if ratio > 0]
+
+    targets, groups = catalog.targets, catalog.groups
+    fixed = _small_classes(catalog, len(used), small_to_train and not folds)
+    free = ~np.isin(targets, fixed)
+    part_of = np.zeros(len(catalog), dtype=np.int64)  # small classes stay in part 0, train
+    counts = np.bincount(targets[free], minlength=len(catalog.taxonomy))
+    wanted = allocate(counts, [ratios[i] for i in used])
+    part_of[free] = np.array(used)[_assign(targets[free], groups[free], wanted, seed)]
+
+    names = [str(i) for i in range(folds)] if folds else list(PARTS)
+    assignment = {image: names[p] for image, p in zip(catalog.images, part_of)}
+    return Split(assignment, folds, seed, tuple(float(r) for r in ratios), catalog.fingerprint, catalog.group_rule)
+
+
+def allocate(counts: Sequence[int], ratios: Sequence[float]) -> np.ndarray:
+    """How many images of each class every part should get: (parts, classes) int64.
+
+    Parts are cut off one after another. Each takes the floor of its share of what is left; within it
+    every class gets the floor of its exact quota, and the images still missing go to the largest
+    remainders, between equal ones to the rarer class. With 80/10/10 on the combined classes of
+    *Fusion at the Foregut* (Table 1) this gives its Table 2 to the image.
+    """
+    left = np.asarray(counts, dtype=np.int64).copy()
+    parts = []
+    for i, ratio in enumerate(ratios):
+        if i == len(ratios) - 1:
+            parts.append(left)
+            break
+        # The small addition keeps 0.8 * 10 = 8 from becoming 7 by rounding error.
+        size = int(np.floor(left.sum() * ratio / sum(ratios[i:]) + 1e-9))
+        exact = left * size / max(left.sum(), 1)
+        part = np.floor(exact + 1e-9).astype(np.int64)
+        remainder = np.round(exact - part, 9)
+        order = np.lexsort((np.arange(len(left)), left, -remainder))
+        part[order[: size - part.sum()]] += 1
+        parts.append(part)
+        left = left - part
+    return np.stack(parts)
+
+
+def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
+    """Part index of each image (N,): groups whole, class counts as near to `wanted` as they allow."""
+    rng = np.random.default_rng(seed)
+    keys, group_of = np.unique(groups.astype(str), return_inverse=True)
+    sizes = np.zeros((len(keys), wanted.shape[1]), dtype=np.int64)
+    np.add.at(sizes, (group_of, targets), 1)
+
+    order = rng.permutation(len(keys))
+    order = order[np.argsort(-sizes[order].sum(axis=1), kind="stable")]
+    need = wanted.astype(np.float64)
+    scale = np.maximum(wanted.sum(axis=0), 1)  # a missing image of a rare class weighs more
+    part_of_group = np.zeros(len(keys), dtype=np.int64)
+    for g in order:
+        # Squared distance to the wanted counts, less what it is without the group.
+        cost = ((sizes[g] * (sizes[g] - 2 * need)) / scale).sum(axis=1)
+        part_of_group[g] = int(np.argmin(cost))
+        need[part_of_group[g]] -= sizes[g]
+    _improve(part_of_group, sizes, need, scale, rng)
+    return part_of_group[group_of]
+
+
+def _improve(part_of: np.ndarray, sizes: np.ndarray, need: np.ndarray, scale: np.ndarray, rng) -> None:
+    """Move single groups while that brings the counts nearer, in place; ends at a local optimum."""
+    moved = True
+    while moved and np.abs(need).sum() > 0:
+        moved = False
+        for g in rng.permutation(len(sizes)):
+            here, size = part_of[g], sizes[g]
+            gain_here = (size * (2 * need[here] + size) / scale).sum()  # change of cost when it leaves
+            change = gain_here + (size * (size - 2 * need) / scale).sum(axis=1)
+            change[here] = 0.0
+            best = int(np.argmin(change))
+            if change[best] < -1e-9:
+                need[here] += size
+                need[best] -= size
+                part_of[g] = best
+                moved = True
+
+
+def _small_classes(catalog: Catalog, n_parts: int, to_train: bool) -> list[int]:
+    frame = catalog.frame
+    n_groups = frame.groupby("label")["group"].nunique()
+    small = [name for name in catalog.taxonomy.names if 0 < n_groups.get(name, 0) < n_parts]
+    if small and not to_train:
+        counts = catalog.counts()
+        raise DataError(
+            f"{len(small)} class{'es are' if len(small) > 1 else ' is'} too small to stand in {n_parts} parts.",
+            faults=[
+                f"{name}: {counts[name]} image{'s' * (counts[name] != 1)} in {n_groups[name]} group{'s' * (n_groups[name] != 1)}"
+                for name in small
+            ],
+            mend="add images, take the class out of the labels, or keep it in train only with --small-to-train",
+        )
+    return [catalog.taxonomy.index(name) for name in small]
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def split_path() -> Path:
+    return runs_dir() / "split.csv"
+
+
+def write_split(split: Split) -> Path:
+    """Write `runs/split.csv` (image, part or fold), then `split.json` that says how it was made."""
+    path = split_path()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "fold" if split.folds else "part"])
+    writer.writerows(sorted(split.assignment.items()))
+    write_text_atomic(path, text.getvalue())
+    write_json_atomic(
+        path.with_suffix(".json"),
+        {
+            "seed": split.seed,
+            "ratios": list(split.ratios),
+            "folds": split.folds,
+            "groups": split.group_rule,
+            "catalog": split.catalog,
+            "sha256": file_sha256(path),
+        },
+    )
+    return path
+
+
+def read_catalog_and_split(root: Path) -> tuple[Catalog, Split]:
+    """The catalog of a dataset folder, grouped as when it was split, and its split; RunError as `read_split`."""
+    made = _read_manifest()
+    catalog = Catalog.read(root, groups=made["groups"])
+    return catalog, read_split(catalog)
+
+
+def read_split(catalog: Catalog) -> Split:
+    """The split of this catalog.
+
+    Raises:
+        RunError: there is none, it was changed by hand, or it was made from other data.
+    """
+    path, made = split_path(), _read_manifest()
+    if file_sha256(path) != made["sha256"]:
+        raise RunError("The split was changed after it was made.", where=path, mend="make it again: `entrep split`")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assignment = dict(rows[1:])
+    if made["catalog"] != catalog.fingerprint:
+        there = set(catalog.labelled.images)
+        gone, new = len(set(assignment) - there), len(there - set(assignment))
+        raise RunError(
+            f"The split belongs to other data: {gone} of its images are gone, {new} are new"
+            + ("." if gone or new else "; labels, groups or pixels changed."),
+            where=path,
+            mend="make it again: `entrep split` (with the same --data and --groups as now)",
+        )
+    return Split(assignment, made["folds"], made["seed"], tuple(made["ratios"]), made["catalog"], made["groups"])
+
+
+def _read_manifest() -> dict:
+    path = split_path()
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        raise RunError("There is no split yet.", where=path, mend="make one: `entrep split`")
+    return json.loads(path.with_suffix(".json").read_text("utf-8"))

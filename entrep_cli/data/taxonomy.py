@@ -1,0 +1,208 @@
+"""The classes of a dataset: ids in submissions, regions, mirror pairs, prompts.
+
+Three sources, in this order: `taxonomy.toml` in the dataset folder, the built-in ENTRep classes
+where the labels are ENTRep's, else derived from the labels themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from entrep_cli.errors import DataError
+
+_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "right": "left"}
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class.
+
+    Attributes:
+        name: the label in training files.
+        id: the number in submissions.
+        region: the coarse class.
+        mirror: the class that a horizontally flipped image belongs to; None where that is unknown,
+            and then images of this class are never flipped.
+        prompts: texts that describe the class, by language code.
+    """
+
+    name: str
+    id: int
+    region: str
+    mirror: str | None = None
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """The classes in the order of their ids; a class index is a position in that order."""
+
+    name: str
+    classes: tuple[ClassInfo, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(sorted(self.classes, key=lambda c: c.id)))
+        faults = []
+        for what, values in (("class name", self.names), ("class id", self.ids)):
+            faults += [f"{what} {v!r} stands {n} times" for v, n in Counter(values).items() if n > 1]
+        by_name = {c.name: c for c in self.classes}
+        for c in self.classes:
+            if not c.name or not isinstance(c.id, int) or isinstance(c.id, bool) or c.id < 0:
+                faults.append(f"class {c.name!r}: needs a name and an id of 0 or more, has id {c.id!r}")
+            if c.mirror is not None and c.mirror not in by_name:
+                faults.append(f"class {c.name!r}: its mirror {c.mirror!r} is no class")
+            elif c.mirror is not None and by_name[c.mirror].mirror != c.name:
+                faults.append(f"class {c.name!r}: its mirror {c.mirror!r} does not name it back")
+        if not self.classes:
+            faults.append("it has no classes")
+        if faults:
+            raise DataError(f"The taxonomy {self.name!r} does not hold.", faults=faults)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> list[str]:
+        return [c.name for c in self.classes]
+
+    @property
+    def ids(self) -> list[int]:
+        return [c.id for c in self.classes]
+
+    @property
+    def regions(self) -> list[str]:
+        """Region names in the order of their first class."""
+        return list(dict.fromkeys(c.region for c in self.classes))
+
+    def index(self, name: str) -> int:
+        """Position of a class name; KeyError where it is none."""
+        return self._indices()[name]
+
+    def indices(self, names: Iterable[str]) -> list[int]:
+        """Positions of many class names."""
+        known = self._indices()
+        return [known[name] for name in names]
+
+    @property
+    def mirrors(self) -> list[int]:
+        """For each class index, the index after a horizontal flip; -1 where a flip must not happen."""
+        known = self._indices()
+        return [-1 if c.mirror is None else known[c.mirror] for c in self.classes]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of `taxonomy.toml`; `Taxonomy.from_dict` reads it back."""
+        return {
+            "name": self.name,
+            "classes": [
+                {
+                    "name": c.name,
+                    "id": c.id,
+                    "region": c.region,
+                    **({} if c.mirror is None else {"mirror": c.mirror}),
+                    "prompts": {language: list(texts) for language, texts in c.prompts.items()},
+                }
+                for c in self.classes
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], where: Path | None = None) -> Taxonomy:
+        """Read the form of `taxonomy.toml`; DataError that lists every fault."""
+        faults, classes = [], []
+        for i, row in enumerate(table.get("classes", [])):
+            name = str(row.get("name", f"class number {i + 1}"))
+            unknown = set(row) - {"name", "id", "region", "mirror", "prompts"}
+            faults += [f"{name}: unknown key {key!r}" for key in sorted(unknown)]
+            faults += [f"{name}: {key} is missing" for key in ("name", "id") if key not in row]
+            prompts = row.get("prompts", {})
+            if not isinstance(prompts, dict) or not all(
+                isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in prompts.values()
+            ):
+                faults.append(f"{name}: prompts must be lists of texts by language, as in prompts.en")
+                prompts = {}
+            classes.append(
+                ClassInfo(
+                    name,
+                    row.get("id", i),
+                    str(row.get("region", name)),
+                    row.get("mirror"),
+                    {language: tuple(texts) for language, texts in prompts.items()},
+                )
+            )
+        if faults:
+            raise DataError("The taxonomy does not hold.", where=where, faults=faults)
+        return cls(str(table.get("name", "custom")), tuple(classes))
+
+    @classmethod
+    def read(cls, path: Path) -> Taxonomy:
+        """Read a `taxonomy.toml`."""
+        try:
+            table = tomllib.loads(path.read_text("utf-8-sig"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"The taxonomy cannot be read: {error}.", where=path) from error
+        return cls.from_dict(table, path)
+
+    @classmethod
+    def entrep(cls) -> Taxonomy:
+        """The challenge's own seven classes."""
+        return cls.read(Path(__file__).with_name("entrep.toml"))
+
+    @classmethod
+    def derive(cls, labels: Iterable[str]) -> Taxonomy:
+        """A taxonomy from nothing but labels (ours).
+
+        Ids follow the sorted names. The region is the text before the first `-`, where another class
+        shares it, else the name itself. If any label says left or right, the set knows sides: labels
+        that differ only in the side are mirrors, and a class without a counterpart has no known
+        mirror. If none does, every class is its own mirror.
+        """
+        names = sorted(set(labels))
+        knows_sides = any(_SIDE.search(name) for name in names)
+        prefixes = Counter(name.split("-", 1)[0] for name in names)
+
+        def mirror(name: str) -> str | None:
+            if not knows_sides:
+                return name
+            other = _SIDE.sub(lambda m: _OTHER_SIDE[m[1].lower()], name)
+            return other if other != name and other in names else None
+
+        def region(name: str) -> str:
+            prefix = name.split("-", 1)[0]
+            return prefix if prefixes[prefix] > 1 else name
+
+        def prompt(name: str) -> str:
+            return f"an endoscopic image of {re.sub('[-_]+', ' ', name)}"
+
+        return cls(
+            "derived from the labels",
+            tuple(
+                ClassInfo(name, i, region(name), mirror(name), {"en": (prompt(name),)})
+                for i, name in enumerate(names)
+            ),
+        )
+
+    def _indices(self) -> dict[str, int]:
+        return {c.name: i for i, c in enumerate(self.classes)}
+
+
+def choose_taxonomy(labels: Iterable[str], folder: Path | None = None) -> Taxonomy:
+    """The taxonomy of a dataset from its labels (one an image) and its folder.
+
+    `taxonomy.toml` wins; then ENTRep's where most images carry its labels, so that a typing mistake
+    is found as an unknown class instead of making a class of its own; else derived.
+    """
+    if folder is not None and (folder / "taxonomy.toml").is_file():
+        return Taxonomy.read(folder / "taxonomy.toml")
+    counts = Counter(labels)
+    entrep = Taxonomy.entrep()
+    known = sum(counts[name] for name in entrep.names)
+    if 2 * known > counts.total():
+        return entrep
+    return Taxonomy.derive(counts)

@@ -1,0 +1,63 @@
+"""The errors a user can meet: each says what is wrong, where, and how to mend it.
+
+Raise one of these for anything that is the user's data, run or command line; an assert or a bare
+exception means a bug in entrep. `app.main` turns them into a message and an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+class EntrepError(Exception):
+    """Base of all errors shown to a user.
+
+    Args:
+        what: one sentence on what is wrong.
+        where: the file, folder or option at fault.
+        mend: what to do about it, best as a command.
+        faults: every single fault found, one line each; all are kept, the screen shows all of them.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        mend: str | None = None,
+        faults: Iterable[str] = (),
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.mend = mend
+        self.faults: Sequence[str] = tuple(faults)
+
+    def __str__(self) -> str:
+        lines = [self.what, *(f"  - {fault}" for fault in self.faults)]
+        if self.where:
+            lines.append(f"where: {self.where}")
+        if self.mend:
+            lines.append(f"mend: {self.mend}")
+        return "\n".join(lines)
+
+
+class DataError(EntrepError):
+    """The dataset, a submission or a truth file is at fault."""
+
+
+class RunError(EntrepError):
+    """A run folder, its weights, or a split is missing, half written or does not fit."""
+
+
+class WeightsError(RunError):
+    """Weights are missing, unreadable or belong to another model."""
+
+
+class UsageError(EntrepError):
+    """The command line or the recipe asks for something that does not exist."""
+
+    exit_code = 2

@@ -1,0 +1,88 @@
+"""What `entrep train` offers: a table of methods, and what a trained model can do.
+
+A new method is one file with one class, and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from entrep_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from entrep_cli.data.catalog import Catalog
+    from entrep_cli.data.images import Preprocess
+    from entrep_cli.data.taxonomy import Taxonomy
+    from entrep_cli.recipes.recipe import Recipe
+    from entrep_cli.workspace import Run
+
+# name -> module:class; modules are imported when a method is used, for they pull in torch
+METHODS = {
+    "dinov2": "entrep_cli.methods.dinov2:Dinov2",
+}
+DEFAULT_METHOD = "dinov2"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` hands back beside the model: validation scores and where the weights came from."""
+
+    validation: dict[str, float]
+    epoch: int
+    weights: dict[str, Any]
+
+
+class Model(Protocol):
+    """A trained model, whatever the method. Pixels are (N, 3, H, W) uint8 as `preprocess` makes them."""
+
+    recipe: Recipe
+    taxonomy: Taxonomy
+    preprocess: Preprocess
+
+    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) unit embeddings and (N, C) probabilities in one pass."""
+
+    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, D) unit rows."""
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(M, D) unit rows; UsageError where the method has no text tower."""
+
+    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, C) probabilities over the taxonomy's classes."""
+
+    def save(self, run: Run) -> None:
+        """Write what `load` needs into the run folder."""
+
+    @classmethod
+    def load(cls, run: Run, recipe: Recipe, taxonomy: Taxonomy, device: torch.device) -> Model:
+        """Read a model back, ready for inference."""
+
+    @classmethod
+    def fit(
+        cls, train: Catalog, val: Catalog, recipe: Recipe, run: Run, *, device: torch.device, resume: bool
+    ) -> tuple[Model, Fit]:
+        """Train on one part, choose everything on the other."""
+
+
+def method_class(name: str) -> type:
+    """The class of a method by name; it has `Recipe`, `fit`, `load` and `has_text_tower`."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        raise UsageError(
+            f"There is no method {name!r}.",
+            mend=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(METHODS)}",
+        )
+    module, attribute = METHODS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def methods_with_text() -> list[str]:
+    """The methods whose models can embed texts."""
+    return [name for name in METHODS if method_class(name).has_text_tower]

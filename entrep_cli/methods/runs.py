@@ -1,0 +1,96 @@
+"""From a method's name to a complete run folder, and back to a model."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from entrep_cli import __version__, console
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.splits import Split
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.errors import RunError
+from entrep_cli.methods import Model, method_class
+from entrep_cli.models.device import choose_device, make_deterministic
+from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
+from entrep_cli.training.loop import end_training
+from entrep_cli.workspace import CONFIG, MODEL, Run, write_text_atomic
+
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
+
+
+def train_run(
+    catalog: Catalog, split: Split, recipe: Recipe, run: Run, *, device: str = "auto", fold: int | None = None, resume: bool = False
+) -> tuple[Model, dict[str, Any]]:
+    """Train `recipe` into `run`; the model and its manifest.
+
+    The run is complete, and found by the other commands, only when this returns.
+
+    Raises:
+        RunError: a part without images, or a run to resume that was begun with another recipe.
+    """
+    place, reason = choose_device(device)
+    console.say(f"Device: {place} ({reason}).")
+    make_deterministic()
+    train, val = (catalog.subset(split.images(part, fold)) for part in ("train", "val"))
+    for name, part in (("train", train), ("val", val)):
+        if not len(part):
+            raise RunError(f"The {name} part of the split is empty.", mend="make another one: `entrep split`")
+    text = recipe_toml(recipe)
+    if resume and run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != text:
+        raise RunError(
+            f"Run {run.name!r} was begun with another recipe.",
+            where=run.path(CONFIG),
+            mend=f"`entrep train --recipe {run.path(CONFIG)} --name {run.name} --resume`",
+        )
+    write_text_atomic(run.path(CONFIG), text)
+    model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=place, resume=resume)
+    model.save(run)
+    run.finish(
+        {
+            "entrep": __version__,
+            "method": recipe.method,
+            "taxonomy": catalog.taxonomy.as_dict(),
+            "preprocess": model.preprocess.as_dict(),
+            "weights": fit.weights,
+            "validation": fit.validation,
+            "epoch": fit.epoch,
+            "data": {
+                "layouts": list(catalog.layouts),
+                "catalog": catalog.fingerprint,
+                "images": {"train": len(train), "val": len(val)},
+            },
+            "split": {"seed": split.seed, "ratios": list(split.ratios), "folds": split.folds, "fold": fold},
+            "device": str(place),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        }
+    )
+    end_training(run)
+    return model, run.manifest
+
+
+def load_model(run: Run, device: str = "auto") -> Model:
+    """The model of a complete run, checked against the hashes in its manifest.
+
+    Raises:
+        RunError: half written, damaged, or made by a method that this entrep does not have.
+    """
+    manifest = run.manifest
+    run.check_files()
+    missing = [name for name in (CONFIG, MODEL) if not run.path(name).is_file()]
+    if missing:
+        raise RunError(f"Run {run.name!r} has no {' and no '.join(missing)}.", where=run.folder, mend="train it again")
+    make_deterministic()
+    kind = method_class(manifest["method"])
+    recipe = build_recipe(kind.Recipe, tomllib.loads(run.path(CONFIG).read_text("utf-8")))
+    taxonomy = Taxonomy.from_dict(manifest["taxonomy"])
+    try:
+        return kind.load(run, recipe, taxonomy, choose_device(device)[0])
+    except (RuntimeError, KeyError) as error:
+        raise RunError(
+            f"The model of run {run.name!r} cannot be read: {str(error).splitlines()[0]}", where=run.path(MODEL), mend="train it again"
+        ) from error

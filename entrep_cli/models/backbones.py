@@ -1,0 +1,223 @@
+"""Image backbones: any timm model by name, with pooled features out and weights from a file or the hub's cache."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from entrep_cli import mend_torchvision  # noqa: F401 - before timm imports torchvision
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from entrep_cli.data.images import Preprocess
+from entrep_cli.errors import UsageError, WeightsError
+from entrep_cli.recipes.recipe import Section
+from entrep_cli.workspace import file_sha256
+
+# What published checkpoints wrap their weights in.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
+_PREFIXES = ("module.", "backbone.", "encoder.", "model.", "_orig_mod.")
+# Part of DINOv2's pre-training only; timm's model has no place for it.
+_PRETRAINING_KEYS = ("mask_token",)
+
+
+class BackboneSettings(Section):
+    """The backbone of a recipe.
+
+    Attributes:
+        name: any timm model.
+        weights: `hub` (only if it is cached already), a file, or `none` for random ones.
+        pooling: `auto` is the mean of the patch tokens for ViTs (Foregut paper, section 4.3.3) and
+            the model's own pooled features otherwise; `gem` is the generalised mean (p = 3).
+        options: passed to `timm.create_model`, as in `{pad_type = "same"}`.
+    """
+
+    name: str = "vit_small_patch14_dinov2.lvd142m"
+    weights: str = "hub"
+    pooling: Literal["auto", "mean", "token", "gem"] = "auto"
+    options: dict[str, Any] = {}
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier.
+
+    `forward` takes (N, 3, H, W) pixels, uint8 or float in 0..255, normalises them with the
+    backbone's own mean and deviation, and returns (N, dim) pooled features.
+    """
+
+    def __init__(self, settings: BackboneSettings, size: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.model = _create(settings, size)
+        config = self.model.pretrained_cfg
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        if settings.pooling == "token" and not getattr(self.model, "num_prefix_tokens", 0):
+            raise UsageError(f"{settings.name!r} has no class token to pool.", mend="--set backbone.pooling=auto")
+        self.n_prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
+        self.register_buffer("_shift", 255 * torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std).view(1, 3, 1, 1)), persistent=False)
+        with torch.no_grad():
+            self.eval()
+            self.dim = self(torch.zeros(1, 3, size, size)).shape[1]
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = (pixels.to(self._shift.dtype) - self._shift) * self._scale
+        features = self.model.forward_features(x)
+        pooling = self.settings.pooling
+        if features.ndim == 3:  # (N, tokens, D) of a transformer
+            patches = features[:, self.n_prefix_tokens :]
+            if pooling == "token":
+                return features[:, 0]
+            return _generalised_mean(patches, (1,)) if pooling == "gem" else patches.mean(dim=1)
+        if pooling == "auto":
+            return self.model.forward_head(features, pre_logits=True)
+        # Most convolutional models are (N, C, H, W); Swin and its kin (N, H, W, C).
+        dims = (2, 3) if features.shape[1] == self.model.num_features else (1, 2)
+        return _generalised_mean(features, dims) if pooling == "gem" else features.mean(dim=dims)
+
+    def preprocess(self, size: int, fit: str, field_of_view: bool) -> Preprocess:
+        """How images are brought to this backbone."""
+        return Preprocess(size, fit, field_of_view, self.mean, self.std)
+
+    def freeze_norm(self) -> None:
+        """Keep batch statistics as they are, also while training."""
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def create_backbone(settings: BackboneSettings, size: int) -> tuple[Backbone, dict[str, Any]]:
+    """A backbone with its weights, and where they came from: {"name", "weights", "sha256"}.
+
+    Raises:
+        WeightsError: not cached, unreadable, or of another model; UsageError: no such timm model.
+    """
+    backbone = Backbone(settings, size)
+    origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights}
+    if settings.weights == "none":
+        return backbone, origin
+    path = _cached_hub_file(backbone.model.pretrained_cfg, settings) if settings.weights == "hub" else Path(settings.weights)
+    load_weights(backbone.model, read_weights(path), path)
+    # The file's name, not its path: a run may be shown to others.
+    return backbone, {**origin, "weights": path.name, "sha256": file_sha256(path)}
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` or torch file, unwrapped from what published checkpoints put round them.
+
+    Raises:
+        WeightsError: missing, damaged, or holding more than tensors (nothing in it is ever executed).
+    """
+    if not path.is_file():
+        raise WeightsError("There is no such weights file.", where=path, mend="--weights FILE, hub, or none for random weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the two readers raise many kinds; the file is at fault in all of them
+        raise WeightsError(
+            f"The weights cannot be read: {str(error).splitlines()[0]}",
+            where=path,
+            mend="use a .safetensors file, or a torch file that holds tensors only",
+        ) from error
+    while isinstance(state, Mapping):
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise WeightsError("There are no tensors in the weights file.", where=path)
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
+    """Load strictly into a timm model, after dropping the classifier and resizing the position embedding.
+
+    Raises:
+        WeightsError: lists what is missing, what is too much and what has another shape.
+    """
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    own = model.state_dict()
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in own or not (key.startswith(tuple(f"{c}." for c in classifiers)) or key in _PRETRAINING_KEYS)
+    }
+    position = state.get("pos_embed")
+    if position is not None and "pos_embed" in own and position.shape != own["pos_embed"].shape and position.ndim == 3:
+        state["pos_embed"] = resample_abs_pos_embed(
+            position,
+            new_size=list(model.patch_embed.grid_size),
+            num_prefix_tokens=0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens,
+        )
+    faults = [f"missing: {key}" for key in own if key not in state]
+    faults += [f"not in the model: {key}" for key in state if key not in own]
+    faults += [
+        f"{key}: the file has {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if faults:
+        shown = faults if len(faults) <= 12 else [*faults[:12], f"... and {len(faults) - 12} more"]
+        raise WeightsError(
+            f"The weights are not those of the backbone: {len(faults)} of {len(own)} tensors differ.",
+            where=where,
+            faults=shown,
+            mend="name the model they belong to with --backbone",
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _create(settings: BackboneSettings, size: int) -> nn.Module:
+    options = dict(settings.options)
+    try:
+        config = timm.get_pretrained_cfg(settings.name)
+        if config is None and not timm.is_model(settings.name):
+            raise RuntimeError(f"Unknown model {settings.name}")
+        try:
+            # Transformers are built for one size; convolutional models take any and refuse the word.
+            return timm.create_model(settings.name, pretrained=False, num_classes=0, img_size=size, **options)
+        except TypeError:
+            return timm.create_model(settings.name, pretrained=False, num_classes=0, **options)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        if timm.is_model(settings.name.split(".")[0]):
+            raise UsageError(f"The backbone {settings.name!r} cannot be built: {error}", mend="change backbone.options or image.size") from error
+        near = difflib.get_close_matches(settings.name, timm.list_models(), 3)
+        raise UsageError(
+            f"timm has no model {settings.name!r}.",
+            mend=f"did you mean {', '.join(near)}?" if near else "see timm.list_models() for their names",
+        ) from error
+
+
+def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> Path:
+    """The published weights in the local hub cache; nothing is ever downloaded here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = config.get("hf_hub_id")
+    if not repository:
+        raise WeightsError(f"timm names no published weights for {settings.name!r}.", mend="--weights FILE, or --weights none for random ones")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(repository, config.get("hf_hub_filename") or file)
+        if isinstance(path, str):
+            return Path(path)
+    raise WeightsError(
+        f"The weights of {settings.name!r} are not on this machine, and nothing is downloaded unasked.",
+        where=f"{repository}, file model.safetensors",
+        mend=f"where there is a network: `hf download {repository} model.safetensors`; or give a file with --weights FILE",
+    )
+
+
+def _generalised_mean(features: torch.Tensor, dims: tuple[int, ...], p: float = 3.0) -> torch.Tensor:
+    return features.clamp(min=1e-6).pow(p).mean(dim=dims).pow(1 / p)

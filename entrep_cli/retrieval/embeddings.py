@@ -1,0 +1,203 @@
+"""Embeddings of a set of images by a run: computed once, kept in the run, checked when read.
+
+`<run>/embeddings/<set>/` holds `vectors.npy` (N, D) float32 unit rows, `probabilities.npy` (N, C)
+float32, `items.csv` (one line an image) and, written last, `manifest.json` with their hashes and the
+fingerprints of the model and of what went in.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from entrep_cli import console
+from entrep_cli.errors import RunError
+from entrep_cli.workspace import MODEL, Run, atomic_path, file_sha256, fingerprint, write_json_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from entrep_cli.methods import Model
+
+_FILES = ("vectors.npy", "probabilities.npy", "items.csv")
+_COLUMNS = ("image", "path", "label", "group", "digest")
+
+
+@dataclass(frozen=True)
+class Items:
+    """The images of a set, in order; arrays of text (N,). `label` and `group` may be ""."""
+
+    image: np.ndarray
+    path: np.ndarray
+    label: np.ndarray
+    group: np.ndarray
+    digest: np.ndarray
+
+    @classmethod
+    def of(cls, **columns: Sequence[str]) -> Items:
+        """Items from columns; those left out are empty."""
+        n = len(columns["image"])
+        return cls(*(np.array(columns.get(c, [""] * n), dtype=object) for c in _COLUMNS))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Items:
+        return Items(*(getattr(self, c)[rows] for c in _COLUMNS))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return list(zip(*(getattr(self, c) for c in _COLUMNS)))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A set of images as a run sees them.
+
+    Attributes:
+        items: the images.
+        vectors: (N, D) float32 unit rows.
+        probabilities: (N, C) float32 over the run's classes.
+    """
+
+    items: Items
+    vectors: np.ndarray
+    probabilities: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Embeddings:
+        return Embeddings(self.items.take(rows), self.vectors[rows], self.probabilities[rows])
+
+    def named(self, names: Sequence[str]) -> Embeddings:
+        """The images of these names, in this order; KeyError where one is not there."""
+        place = {name: i for i, name in enumerate(self.items.image)}
+        return self.take([place[name] for name in names])
+
+    @classmethod
+    def joined(cls, sets: Sequence[Embeddings]) -> Embeddings:
+        """Several sets as one; an image name that comes again is left out."""
+        whole = cls(
+            Items(*(np.concatenate([getattr(s.items, c) for s in sets]) for c in _COLUMNS)),
+            np.concatenate([s.vectors for s in sets]),
+            np.concatenate([s.probabilities for s in sets]),
+        )
+        _, first = np.unique(whole.items.image.astype(str), return_index=True)
+        return whole.take(np.sort(first))
+
+
+def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool = False) -> Embeddings:
+    """Decode, embed and classify images, a batch at a time.
+
+    Args:
+        flip: also classify each image flipped left to right, its probabilities going to the mirror
+            classes, and average (test-time augmentation); only where every class has a mirror.
+
+    Raises:
+        DataError: names every image that cannot be read.
+    """
+    import torch
+
+    from entrep_cli.data.pixels import decode_images
+
+    device = next(model.parameters()).device
+    mirrors = model.taxonomy.mirrors
+    size = getattr(model.recipe, "batch_size", 32)
+    vectors, probabilities, batch = [], [], []
+    with console.progress(f"Embedding {what}", len(items)) as advance, torch.inference_mode():
+
+        def run_batch() -> None:
+            pixels = torch.from_numpy(np.stack(batch)).to(device)
+            embedded, classified = model.infer(pixels)
+            if flip and min(mirrors) >= 0:
+                classified = (classified + model.infer(pixels.flip(-1))[1][:, mirrors]) / 2
+            vectors.append(embedded.float().cpu().numpy())
+            probabilities.append(classified.float().cpu().numpy())
+            advance(len(batch))
+            batch.clear()
+
+        for pixels in decode_images([Path(p) for p in items.path], model.preprocess):
+            batch.append(pixels)
+            if len(batch) == size:
+                run_batch()
+        if batch:
+            run_batch()
+    return Embeddings(items, np.concatenate(vectors), np.concatenate(probabilities))
+
+
+def embeddings_of(run: Run, name: str, items: Items, model: Model, *, flip: bool = False) -> Embeddings:
+    """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept."""
+    folder = run.path("embeddings", name)
+    wanted = _fingerprint(run, items, flip)
+    if (folder / "manifest.json").is_file() and _manifest(folder).get("fingerprint") == wanted:
+        return read_embeddings(run, name)
+    embeddings = embed_items(model, items, what=f"{name} images", flip=flip)
+    _write(folder, embeddings, wanted)
+    return embeddings
+
+
+def embedded_sets(run: Run) -> list[str]:
+    """Names of the sets that are embedded whole."""
+    return sorted(path.parent.name for path in run.path("embeddings").glob("*/manifest.json"))
+
+
+def read_embeddings(run: Run, name: str) -> Embeddings:
+    """Read a set back; RunError where it is missing, half written or damaged."""
+    folder = run.path("embeddings", name)
+    mend = f"`entrep embed --run {run.name}`"
+    if not (folder / "manifest.json").is_file():
+        raise RunError(f"Run {run.name!r} has no embeddings of {name!r}.", where=folder, mend=mend)
+    manifest = _manifest(folder)
+    faults = [
+        f"{file} is {'changed' if (folder / file).is_file() else 'missing'}"
+        for file in _FILES
+        if not (folder / file).is_file() or file_sha256(folder / file) != manifest.get("sha256", {}).get(file)
+    ]
+    if faults:
+        raise RunError(f"The embeddings of {name!r} are damaged.", where=folder, faults=faults, mend=f"delete the folder, then {mend}")
+    with open(folder / "items.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    items = Items.of(**{c: [row[c] for row in rows] for c in _COLUMNS})
+    vectors, probabilities = (np.load(folder / file, mmap_mode="r", allow_pickle=False) for file in _FILES[:2])
+    return Embeddings(items, vectors, probabilities)
+
+
+def _write(folder: Path, embeddings: Embeddings, wanted: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # old vectors beside new items would be worse than none
+    folder.mkdir(parents=True)
+    for file, array in zip(_FILES, (embeddings.vectors, embeddings.probabilities)):
+        with atomic_path(folder / file) as temporary, open(temporary, "wb") as opened:
+            np.save(opened, array.astype(np.float32), allow_pickle=False)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(embeddings.items.rows())
+    write_text_atomic(folder / "items.csv", text.getvalue())
+    write_json_atomic(
+        folder / "manifest.json",
+        {
+            "fingerprint": wanted,
+            "images": len(embeddings),
+            "dimensions": int(embeddings.vectors.shape[1]),
+            "sha256": {file: file_sha256(folder / file) for file in _FILES},
+        },
+    )
+
+
+def _manifest(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "manifest.json").read_text("utf-8"))
+    except ValueError:
+        return {}
+
+
+def _fingerprint(run: Run, items: Items, flip: bool) -> str:
+    """Of the model and of what goes in; the model's file hash covers its weights, the manifest the rest."""
+    manifest = run.manifest
+    return fingerprint([manifest["files"].get(MODEL), manifest["preprocess"], manifest["taxonomy"], flip, items.rows()])

@@ -1,0 +1,231 @@
+"""Exact ranking of a gallery by cosine, with masks, and the same answer on every machine.
+
+    ranking = rank(queries, gallery, k=10, exclude=[(names, gallery_names), (exams, gallery_exams)])
+    hits = relevance(ranking, labels, gallery_labels)
+
+Why the answer is always the same. A float32 matrix product changes its last bits with the shape of
+the block, the number of threads and the place of a row in it, so two copies of one image can get
+two scores and a ranking can depend on the block size. Here every coordinate is first rounded to a
+multiple of 2**-26. The products are then multiples of 2**-52 and, for unit rows, no partial sum
+reaches 2, so float64 holds each of them exactly: no rounding happens, in whatever order BLAS adds.
+The rounding of the coordinates moves a cosine by some 1e-8, less than float32 itself can tell.
+Scores are rounded once, to float32, and ties are decided on these float32 scores: what a reader
+sees as equal is equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from entrep_cli.errors import DataError, UsageError
+
+Keys = Sequence | np.ndarray
+Exclusions = Sequence[tuple[Keys, Keys]]
+
+_GRID = 2.0**26
+_TILE = 1024  # gallery rows on the grid at a time: they stay in the processor's cache
+_SCORES_AT_ONCE = 2**22  # a block's working memory is some 50 bytes a score
+_FEWEST_QUERIES = 64  # below this, putting the gallery on the grid costs more than the product
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The gallery items answered to each query, best first.
+
+    Args:
+        indices: (Q, k) int64, rows of the gallery; -1 where no candidate was left.
+        scores: (Q, k) float32 cosines, never rising along a row; -inf where the index is -1.
+
+    Raises:
+        ValueError: the two arrays do not fit each other (a bug in the caller).
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.indices.ndim != 2 or self.indices.shape != self.scores.shape:
+            raise ValueError(
+                f"indices {self.indices.shape} and scores {self.scores.shape} must share one (Q, k)"
+            )
+        if not np.array_equal(self.indices == -1, np.isneginf(self.scores)):
+            raise ValueError("index -1 and score -inf must stand together")
+        if (self.scores[:, 1:] > self.scores[:, :-1]).any():
+            raise ValueError("scores must not rise along a row")
+
+
+def rank(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int | None,
+    exclude: Exclusions = (),
+    *,
+    block_size: int | None = None,
+) -> Ranking:
+    """Rank the gallery for each query by cosine, exactly; ties go to the earlier gallery row.
+
+    Args:
+        queries: (Q, D) unit rows, float32 or what casts to it.
+        gallery: (G, D) unit rows; a memory map is read tile by tile.
+        k: answers to a query; None for the full ranking (k = G).
+        exclude: pairs (query_keys (Q,), gallery_keys (G,)): a gallery item whose key equals the
+            query's in any pair is never returned. None, '' and NaN are no key and match nothing.
+        block_size: queries ranked at a time; it bounds memory and cannot change the answer.
+
+    Returns:
+        A Ranking of shape (Q, k), padded with index -1 and score -inf where candidates run out.
+
+    Raises:
+        DataError: rows are not of unit length, or shapes do not fit.
+        UsageError: k is below 1.
+    """
+    blocks = [
+        ranking for _, ranking in ranked_blocks(queries, gallery, k, exclude, block_size=block_size)
+    ]
+    width = len(gallery) if k is None else k
+    return Ranking(
+        np.concatenate([np.empty((0, width), np.int64), *(block.indices for block in blocks)]),
+        np.concatenate([np.empty((0, width), np.float32), *(block.scores for block in blocks)]),
+    )
+
+
+def ranked_blocks(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int | None,
+    exclude: Exclusions = (),
+    *,
+    block_size: int | None = None,
+) -> Iterator[tuple[slice, Ranking]]:
+    """As `rank`, but yields (rows of the queries, their Ranking) and holds one block at a time."""
+    if k is not None and k < 1:
+        raise UsageError(f"top-k must be at least 1, not {k}.", mend="--top-k 10")
+    _check_unit_rows("queries", queries)
+    _check_unit_rows("gallery", gallery)
+    if queries.shape[1] != gallery.shape[1]:
+        raise DataError(
+            f"Queries have {queries.shape[1]} dimensions and the gallery has {gallery.shape[1]}.",
+            mend="Embed both with the same run.",
+        )
+    for query_keys, gallery_keys in exclude:
+        if len(query_keys) != len(queries) or len(gallery_keys) != len(gallery):
+            raise DataError(
+                f"Exclusion keys ({len(query_keys)}, {len(gallery_keys)}) do not fit "
+                f"{len(queries)} queries and {len(gallery)} gallery items."
+            )
+    masks = [match_codes(*pair) for pair in exclude]
+    block_size = block_size or max(_FEWEST_QUERIES, _SCORES_AT_ONCE // max(1, len(gallery)))
+    for start in range(0, len(queries), block_size):
+        rows = slice(start, min(start + block_size, len(queries)))
+        scores = _cosines(queries[rows], gallery)
+        for query_codes, gallery_codes in masks:
+            scores[query_codes[rows, None] == gallery_codes] = -np.inf
+        yield rows, _best(scores, k)
+
+
+def relevance(ranking: Ranking, query_labels: Keys, gallery_labels: Keys) -> np.ndarray:
+    """(Q, k) bool, whether an answer bears the query's label.
+
+    Padding is never relevant, nor is anything to or by a missing label (None, '', NaN).
+
+    Raises:
+        DataError: there is not one label for each query.
+    """
+    if len(query_labels) != len(ranking.indices):
+        raise DataError(f"{len(query_labels)} labels do not fit {len(ranking.indices)} queries.")
+    query_codes, gallery_codes = match_codes(query_labels, gallery_labels)
+    # One more code at the end is what the padding index -1 meets; no query bears it.
+    return query_codes[:, None] == np.append(gallery_codes, -2)[ranking.indices]
+
+
+def match_codes(query_keys: Keys, gallery_keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Integers (Q,), (G,), equal exactly where two keys are equal and neither is missing."""
+    query_codes, gallery_codes = key_codes(query_keys, gallery_keys)
+    return query_codes, np.where(gallery_codes < 0, -2, gallery_codes)
+
+
+def key_codes(*columns: Keys) -> list[np.ndarray]:
+    """One int64 array a column: equal keys have equal codes in all columns, counted from 0.
+
+    A missing key (None, '', NaN, pandas' NA) is -1. Keys are compared as Python objects, so the
+    number 1 and the text '1' differ.
+    """
+    codes: dict = {}
+
+    def code(key) -> int:
+        missing = (
+            not key if isinstance(key, str) else key is None or str(key) in ("nan", "NaT", "<NA>")
+        )
+        return -1 if missing else codes.setdefault(key, len(codes))
+
+    def as_list(column: Keys) -> list:
+        # np.asarray would turn a NaN among strings into the text 'nan'.
+        return column.tolist() if hasattr(column, "tolist") else list(column)
+
+    return [np.array([code(key) for key in as_list(column)], np.int64) for column in columns]
+
+
+def _check_unit_rows(name: str, rows: np.ndarray) -> None:
+    if rows.ndim != 2:
+        raise DataError(f"{name} must be (rows, dimensions), not of shape {rows.shape}.")
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float32, casting="same_kind"))
+    # Rows normalised in bfloat16 miss 1 by up to 0.4%; NaN fails the comparison as it must.
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
+    if len(wrong):
+        raise DataError(
+            f"{len(wrong)} of {len(rows)} rows of {name} are not of unit length "
+            f"(row {wrong[0]} has length {lengths[wrong[0]]:.4g}).",
+            mend="Normalise the rows, or make the embeddings again with `entrep embed`.",
+        )
+
+
+def _on_grid(rows: np.ndarray) -> np.ndarray:
+    """Coordinates in units of 2**-26, whole numbers as float64; to scale a float32 so is exact."""
+    scaled = rows.astype(np.float32) * np.float32(_GRID)
+    return np.rint(scaled, out=scaled).astype(np.float64)
+
+
+def _cosines(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(q, G) float32, each the exact product of the gridded rows rounded once."""
+    left = _on_grid(queries)
+    scores = np.empty((len(queries), len(gallery)), np.float32)
+    for start in range(0, len(gallery), _TILE):
+        tile = _on_grid(gallery[start : start + _TILE])
+        np.multiply(
+            left @ tile.T, _GRID**-2, out=scores[:, start : start + _TILE], casting="same_kind"
+        )
+    return scores
+
+
+def _best(scores: np.ndarray, k: int | None) -> Ranking:
+    n_queries, n_gallery = scores.shape
+    width = n_gallery if k is None else k
+    kept = min(width, n_gallery)
+    keys = _sort_keys(scores)
+    if kept < n_gallery:
+        keys = np.partition(keys, kept - 1, axis=1)[:, :kept]
+    keys.sort(axis=1)
+    order = keys & 0xFFFFFFFF
+    indices = np.full((n_queries, width), -1, np.int64)
+    best = np.full((n_queries, width), -np.inf, np.float32)
+    best[:, :kept] = np.take_along_axis(scores, order, axis=1)
+    indices[:, :kept] = np.where(np.isneginf(best[:, :kept]), -1, order)
+    return Ranking(indices, best)
+
+
+def _sort_keys(scores: np.ndarray) -> np.ndarray:
+    """(q, G) int64 that rise as scores fall, then with the gallery row.
+
+    High half: the bits of the score, in an order in which integers compare as the floats do. Low
+    half: the gallery row. No two keys are equal, so any sort and any partition, stable or not, has
+    one outcome; and numpy sorts integers several times faster than it sorts floats stably.
+    """
+    bits = (scores + np.float32(0)).view(np.int32)  # adding 0 makes -0.0 and 0.0 one
+    falling = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    keys = falling.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(scores.shape[1])
+    return keys

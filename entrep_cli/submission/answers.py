@@ -1,0 +1,150 @@
+"""A run's answers to the queries of a track: from the images alone, never from a label file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.layouts import TestSet, read_test_folder
+from entrep_cli.errors import DataError, UsageError
+from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
+from entrep_cli.retrieval.ranking import rank
+from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, only_test_set, read_queries_place, set_name
+from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
+from entrep_cli.workspace import Run
+
+if TYPE_CHECKING:
+    from entrep_cli.methods import Model
+
+GALLERIES = ("queries", "test", "train", "all")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of one track.
+
+    Attributes:
+        queries: verbatim, in the order asked.
+        answers: one for each query.
+        ranked: (query, rank from 1, answer, score), best first, for the ranked CSV.
+        gallery: names that could be answered; None for track 1.
+    """
+
+    queries: list[str]
+    answers: dict[str, Answer]
+    ranked: list[tuple[str, int, Answer, float]]
+    gallery: list[str] | None
+
+
+def answer_track(
+    run: Run,
+    model: Model,
+    data: Path,
+    track: int,
+    *,
+    queries: Path | None = None,
+    gallery: str = "test",
+    top_k: int = 10,
+    flip: bool = False,
+    mask_groups: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Answers:
+    """Answer all queries of a track.
+
+    Args:
+        data: the dataset folder; its test folder is asked where `queries` is None.
+        queries: a folder of images (with query files, or each image is a query), or one query file.
+        gallery: where tracks 2 and 3 search: `queries`, `test`, `train`, `all`, or a folder.
+        flip: test-time augmentation by the label-aware flip, for track 1.
+        mask_groups: an image of the query's own group may not be answered.
+
+    Raises:
+        DataError: faulty queries, or a gallery in which a query has no candidate; all are listed.
+    """
+    test_set = read_queries_place(queries) if queries else only_test_set(data)
+    asked = _queries(test_set, track, queries, warn)
+    if track == 1:
+        seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
+        return _classified(asked, seen, model)
+
+    pool = _gallery(run, model, data, test_set, gallery, asked if track == 2 else [])
+    if track == 2:
+        seen = _named(_test_embeddings(run, model, data, test_set), asked)
+        own = ["image", "digest", *(["group"] if mask_groups else [])]
+        vectors = seen.vectors
+        exclude = [(getattr(seen.items, key), getattr(pool.items, key)) for key in own]
+    else:
+        vectors, exclude = model.embed_texts(asked).cpu().numpy(), []
+    ranking = rank(np.asarray(vectors), np.asarray(pool.vectors), top_k, exclude)
+    empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
+    if empty:
+        raise DataError(
+            f"{len(empty)} queries have no candidate: the gallery of {len(pool)} holds nothing but themselves.",
+            where=gallery,
+            faults=empty,
+            mend="choose a larger --gallery: test, train, all or a folder" + (", or leave out --mask-groups" if mask_groups else ""),
+        )
+    ranked = [
+        (query, place, str(pool.items.image[row]), float(score))
+        for query, rows, scores in zip(asked, ranking.indices, ranking.scores)
+        for place, (row, score) in enumerate(zip(rows, scores), 1)
+        if row >= 0
+    ]
+    best = {query: answer for query, place, answer, _ in ranked if place == 1}
+    return Answers(asked, best, ranked, [str(name) for name in pool.items.image])
+
+
+def _classified(asked: list[str], seen: Embeddings, model: Model) -> Answers:
+    ids = model.taxonomy.ids
+    order = np.argsort(-seen.probabilities, axis=1, kind="stable")
+    ranked = [
+        (query, place, ids[c], float(row[c]))
+        for query, row, classes in zip(asked, seen.probabilities, order)
+        for place, c in enumerate(classes, 1)
+    ]
+    return Answers(asked, {query: answer for query, place, answer, _ in ranked if place == 1}, ranked, None)
+
+
+def _queries(test_set: TestSet, track: int, queries: Path | None, warn: Callable[[str], None] | None) -> list[str]:
+    path = queries if queries is not None and queries.is_file() else test_set.queries.get(track)
+    if path is not None:
+        asked = read_queries(path, track, known_names=test_set.images, warn=warn)
+    elif track == 3:
+        raise DataError(
+            "There are no text queries.", where=test_set.folder, mend=f"put {track_of(3).query_file} there, or --queries FILE.csv"
+        )
+    else:
+        asked = list(test_set.images)
+    if not asked:
+        raise DataError("The query file is empty.", where=path)
+    return asked
+
+
+def _named(embeddings: Embeddings, asked: list[str]) -> Embeddings:
+    """The queries' embeddings in their order, names that differ in case resolved."""
+    files = resolve_names(asked, [str(name) for name in embeddings.items.image])
+    return embeddings.named([files[query] for query in asked])
+
+
+def _test_embeddings(run: Run, model: Model, data: Path, test_set: TestSet, flip: bool = False) -> Embeddings:
+    name = set_name(test_set, data if data.is_dir() else None)
+    return embeddings_of(run, f"{name}-flip" if flip else name, folder_items(test_set), model, flip=flip)
+
+
+def _gallery(run: Run, model: Model, data: Path, test_set: TestSet, gallery: str, asked: list[str]) -> Embeddings:
+    if gallery not in GALLERIES:
+        if not Path(gallery).is_dir():
+            raise UsageError(f"There is no gallery {gallery!r}.", mend=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
+        return _test_embeddings(run, model, data, read_test_folder(Path(gallery)))
+    sets = []
+    if gallery in ("queries", "test", "all"):
+        test = _test_embeddings(run, model, data, test_set)
+        sets.append(_named(test, asked) if gallery == "queries" and asked else test)
+    if gallery in ("train", "all"):
+        sets.append(embeddings_of(run, TRAIN, catalog_items(Catalog.read(data)), model))
+    return Embeddings.joined(sets)

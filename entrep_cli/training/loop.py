@@ -1,0 +1,259 @@
+"""The training loop: warm-up and cosine, early stopping on validation, checkpoints, metrics.csv.
+
+It knows nothing of methods: they hand in a model, one function that yields an epoch's losses and one
+that scores the validation part. Everything random in an epoch is seeded by (seed, epoch), so a
+training that goes on from a checkpoint ends with the same weights as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from entrep_cli import console
+from entrep_cli.errors import RunError
+from entrep_cli.recipes.recipe import Section
+from entrep_cli.workspace import CHECKPOINT, METRICS, Run, atomic_path, write_text_atomic
+
+CHECKPOINT_SECONDS = 10.0
+
+
+class LoopSettings(Section):
+    """How a model is fitted.
+
+    Attributes:
+        epochs: at most; `patience` epochs without a better validation score end it sooner (0: never).
+        learning_rate, weight_decay: of AdamW; `backbone_learning_rate` for a backbone that is tuned.
+        warmup: part of all steps in which the rate rises; then it falls as a cosine to zero.
+        balance: `oversample` draws every class equally often, `weights` weighs the loss, or `none`.
+        average: decay of the exponential moving average of the weights that is validated and kept;
+            0 turns it off.
+    """
+
+    epochs: int = 100
+    patience: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-4
+    weight_decay: float = 1e-2
+    warmup: float = 0.05
+    label_smoothing: float = 0.0
+    balance: Literal["oversample", "weights", "none"] = "oversample"
+    average: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training came to: the epoch kept and its validation scores."""
+
+    epoch: int
+    scores: dict[str, float]
+    epochs_run: int
+    seconds: float
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The random numbers of one epoch; also seeds torch's own, which dropout uses."""
+    torch.manual_seed(seed * 1_000_003 + epoch)
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def fit(
+    model: nn.Module,
+    losses: Callable[[int], Iterator[torch.Tensor]],
+    steps_per_epoch: int,
+    validate: Callable[[nn.Module], dict[str, float]],
+    settings: LoopSettings,
+    run: Run,
+    *,
+    monitor: str,
+    seed: int,
+    resume: bool = False,
+) -> Fitted:
+    """Fit the trainable parameters of `model` and leave the best epoch's weights in it.
+
+    Args:
+        losses: given an epoch number, yields one loss a step; must draw only from `epoch_generator`.
+        validate: scores of a model on the validation part; higher `monitor` is better, equal scores
+            are decided by a lower `val_loss`.
+        resume: go on from the checkpoint in the run folder, if there is one.
+
+    Raises:
+        RunError: the loss is not finite, or a checkpoint does not belong to this training.
+    """
+    started = time.monotonic()
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
+    total_steps = max(1, settings.epochs * steps_per_epoch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, total_steps, settings.warmup)
+    )
+    average = _Average(model, settings.average)
+    state: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best": {}, "best_weights": {}, "history": []}
+    if resume:
+        state = _load_checkpoint(run, model, optimizer, schedule, average) or state
+        console.say(f"Going on after epoch {state['epoch']}.")
+    saved = time.monotonic()
+
+    with console.progress("Training", settings.epochs, "epochs") as advance:
+        advance(state["epoch"])
+        while not _ended(state, settings):
+            epoch = state["epoch"] + 1
+            model.train()
+            total, steps = 0.0, 0
+            for loss in losses(epoch):
+                if not torch.isfinite(loss):
+                    raise RunError(
+                        f"The loss became {float(loss)} in epoch {epoch}.",
+                        where=run.folder,
+                        mend="lower train.learning_rate (--set train.learning_rate=1e-4)",
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                average.update(model)
+                total, steps = total + float(loss.detach()), steps + 1
+            with average.applied(model):
+                model.eval()
+                scores = validate(model)
+                if not state["best"] or _order(scores, monitor) > _order(state["best"], monitor):
+                    state.update(best_epoch=epoch, best=scores, best_weights=_copy(model))
+            row = {"epoch": epoch, "train_loss": total / max(steps, 1), **scores}
+            state.update(epoch=epoch, history=[*state["history"], row])
+            advance(1, f"{monitor} {scores[monitor]:.3f}, best {state['best'][monitor]:.3f} in epoch {state['best_epoch']}")
+            if _ended(state, settings) or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                _write_metrics(run, state["history"])
+                _save_checkpoint(run, state, model, optimizer, schedule, average)
+                saved = time.monotonic()
+    model.load_state_dict(state["best_weights"], strict=False)
+    model.eval()
+    return Fitted(state["best_epoch"], state["best"], state["epoch"], time.monotonic() - started)
+
+
+def end_training(run: Run) -> None:
+    """Remove the checkpoint of a training whose model is saved."""
+    run.path(CHECKPOINT).unlink(missing_ok=True)
+
+
+class _Average:
+    """Exponential moving average of what training changes; with decay 0 just the weights themselves."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = _copy(model) if decay else {}
+        self.steps = 0
+
+    def update(self, model: nn.Module) -> None:
+        if not self.decay:
+            return
+        self.steps += 1
+        # A short training must not stay at its first weights: the decay grows to its value.
+        decay = min(self.decay, self.steps / (self.steps + 9))
+        for name, value in _kept(model):
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, 1 - decay)
+            else:
+                self.weights[name].copy_(value)
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averaged weights, inside the block."""
+        if not self.decay:
+            yield
+            return
+        own = _copy(model)
+        model.load_state_dict(self.weights, strict=False)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own, strict=False)
+
+
+def _kept(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a training changes: parameters that learn, and buffers such as batch statistics."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, value in model.state_dict().items():
+        if name not in frozen:
+            yield name, value.detach()
+
+
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in _kept(model)}
+
+
+def _ended(state: dict[str, Any], settings: LoopSettings) -> bool:
+    waited = state["epoch"] - state["best_epoch"]
+    return state["epoch"] >= settings.epochs or bool(settings.patience and waited >= settings.patience)
+
+
+def _parameter_groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; a backbone that is tuned has its own rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = settings.backbone_learning_rate if name.startswith("backbone.") else settings.learning_rate
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+def _rate(step: int, total: int, warmup: float) -> float:
+    """Factor of the learning rate: linear warm-up, then a half cosine to zero."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def _order(scores: dict[str, float], monitor: str) -> tuple[float, float]:
+    return scores[monitor], -scores.get("val_loss", 0.0)
+
+
+def _write_metrics(run: Run, history: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
+    write_text_atomic(run.path(METRICS), text.getvalue())
+
+
+def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Average) -> None:
+    with atomic_path(run.path(CHECKPOINT)) as temporary:
+        torch.save(
+            {
+                **state,
+                "weights": _copy(model),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "average": average.weights,
+                "average_steps": average.steps,
+            },
+            temporary,
+        )
+
+
+def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average) -> dict[str, Any] | None:
+    path = run.path(CHECKPOINT)
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, weights_only=True)
+        own = {name for name, _ in _kept(model)}
+        if set(state["weights"]) != own:
+            raise ValueError("it holds other parameters")
+        model.load_state_dict(state.pop("weights"), strict=False)
+        optimizer.load_state_dict(state.pop("optimizer"))
+        schedule.load_state_dict(state.pop("schedule"))
+        average.weights, average.steps = state.pop("average"), state.pop("average_steps")
+    except Exception as error:  # a damaged file raises anything from KeyError to an unpickling error
+        raise RunError(f"The checkpoint cannot be used: {error}", where=path, mend="start anew with --overwrite") from error
+    return state

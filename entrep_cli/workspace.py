@@ -1,0 +1,250 @@
+"""What is on disk: where things are read and written, atomic writes, hashes, run folders.
+
+All that is read comes from `data/` (`ENTREP_DATA`, `--data`), all that is written goes under
+`runs/` (`ENTREP_RUNS`). A run folder is complete when it holds `run.json`, which is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from entrep_cli.errors import DataError, RunError, UsageError
+
+MANIFEST = "run.json"
+CONFIG = "config.toml"
+MODEL = "model.safetensors"
+METRICS = "metrics.csv"
+CHECKPOINT = "checkpoint.pt"
+
+
+# ---------------------------------------------------------------- places
+
+
+def data_dir(option: Path | None = None) -> Path:
+    """The dataset folder: the option, else `ENTREP_DATA`, else `data`; DataError where it is none."""
+    folder = option or Path(os.environ.get("ENTREP_DATA") or "data")
+    if not folder.is_dir():
+        what = "The dataset folder is a file." if folder.exists() else "There is no dataset folder."
+        raise DataError(
+            what,
+            where=folder,
+            mend="name it with --data FOLDER or ENTREP_DATA; `entrep synth data` makes one to try",
+        )
+    return folder
+
+
+def data_dir_exists() -> bool:
+    """Whether the dataset folder stands where it is looked for without `--data`."""
+    return Path(os.environ.get("ENTREP_DATA") or "data").is_dir()
+
+
+def runs_dir() -> Path:
+    """Where everything is written: `ENTREP_RUNS`, else `runs`."""
+    return Path(os.environ.get("ENTREP_RUNS") or "runs")
+
+
+def cache_dir(kind: str) -> Path:
+    """A folder for what can be computed again; safe to delete at any time."""
+    folder = runs_dir() / "cache" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# ---------------------------------------------------------------- writing and hashing
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a unique temporary path beside `path`; it takes the name `path` if the block succeeds.
+
+    A reader sees the old file or the new one, never a part; two writers never share a temp name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text_atomic(path: Path, content: str) -> None:
+    """Write UTF-8 text with LF line ends, whole or not at all."""
+    write_bytes_atomic(path, content.encode())
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, whole or not at all."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hex digits that change whenever the JSON form of `value` does."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder under `runs/` that holds one trained model and all that was made with it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / MANIFEST).is_file()
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """`run.json`; RunError where the run is half written or the file is damaged."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise RunError(
+                f"Run {self.name!r} is not complete: its training did not end, {MANIFEST} is missing.",
+                where=self.folder,
+                mend=f"go on with `entrep train --name {self.name} --resume`, or start anew with --overwrite",
+            )
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            if not isinstance(manifest, dict):
+                raise ValueError("not an object")
+            return manifest
+        except ValueError as error:
+            raise RunError(
+                f"The manifest of run {self.name!r} is damaged: {error}.",
+                where=path,
+                mend=f"train it again with `entrep train --name {self.name} --overwrite`",
+            ) from error
+
+    def remove_if_empty(self) -> None:
+        """Take away the folder of a training that ended before it wrote a checkpoint."""
+        if not self.complete and not self.path(CHECKPOINT).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write `run.json`, with the hash of every model file: from now on the run is complete."""
+        files = {
+            path.name: file_sha256(path)
+            for path in sorted(self.folder.iterdir())
+            if path.name in (MODEL, CONFIG, METRICS)
+        }
+        finished = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        write_json_atomic(
+            self.folder / MANIFEST, {**manifest, "files": files, "finished": finished}
+        )
+
+    def check_files(self) -> None:
+        """RunError that names each file which is gone or is not the one the run was finished with."""
+        faults = []
+        for name, sha256 in self.manifest.get("files", {}).items():
+            path = self.folder / name
+            if not path.is_file():
+                faults.append(f"{name} is missing")
+            elif name != METRICS and file_sha256(path) != sha256:
+                faults.append(f"{name} was changed after training")
+        if faults:
+            raise RunError(
+                f"Run {self.name!r} is damaged.",
+                where=self.folder,
+                faults=faults,
+                mend="copy the run folder again from where it was trained, or train it again",
+            )
+
+
+def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: bool = False) -> Run:
+    """The folder for a training: a fresh one, or with `resume` the one to go on with.
+
+    Without a name the run is called after its method, numbered where that name is taken. A name that
+    exists is refused unless `overwrite` (the old folder is removed) or `resume` is given.
+    """
+    root = runs_dir()
+    if name is not None and (Path(name).name != name or name in (".", "..", "cache")):
+        raise UsageError(f"{name!r} cannot be the name of a run.", mend="use letters, digits, - and _")
+    if resume:
+        candidates = [root / name] if name else sorted(_unfinished(root), key=lambda p: p.stat().st_mtime)
+        if not candidates or not candidates[-1].is_dir():
+            raise RunError("There is no unfinished run to go on with.", where=root, mend="leave out --resume")
+        run = Run(candidates[-1])
+        if run.complete:
+            raise RunError(
+                f"Run {run.name!r} is complete; there is nothing to resume.",
+                where=run.folder,
+                mend=f"`entrep evaluate --run {run.name}`, or --overwrite to train it again",
+            )
+        return run
+    if name is None:
+        name, number = method, 1
+        while (root / name).exists():
+            number += 1
+            name = f"{method}-{number}"
+    folder = root / name
+    if folder.exists():
+        if not overwrite:
+            raise RunError(
+                f"There is a run {name!r} already.",
+                where=folder,
+                mend="choose another --name, replace it with --overwrite"
+                + ("" if Run(folder).complete else ", or go on with --resume"),
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return Run(folder)
+
+
+def open_run(name: str | None = None) -> Run:
+    """A complete run by name or path; without a name the one that finished last."""
+    root = runs_dir()
+    if name is None:
+        complete = [Run(path.parent) for path in root.glob(f"*/{MANIFEST}")]
+        if not complete:
+            raise RunError(
+                "There is no trained run yet.", where=root, mend="train one: `entrep train`"
+            )
+        return max(complete, key=lambda run: (str(run.manifest.get("finished", "")), run.name))
+    for folder in (root / name, Path(name)):
+        if folder.is_dir():
+            run = Run(folder)
+            run.manifest  # noqa: B018 - raises where the run is half written
+            return run
+    names = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    raise RunError(
+        f"There is no run {name!r}.",
+        where=root,
+        mend=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
+    )
+
+
+def _unfinished(root: Path) -> list[Path]:
+    return [path.parent for path in root.glob(f"*/{CHECKPOINT}") if not Run(path.parent).complete]

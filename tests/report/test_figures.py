@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from entrep_cli.report.figures import confusion_png
+
+SEVEN = ["nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat"]
+
+
+def matrix(n_classes, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.poisson(2, (n_classes, n_classes)) + np.diag(rng.poisson(50, n_classes))
+
+
+def edges_are_white(path):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    frame = np.concatenate(
+        [pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()]
+    )
+    return (frame == 255).all()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        SEVEN,
+        ["only"],
+        ["a finding told in a great many words, far more than fit beside a row " * 2, "b"],
+        ["$x_", r"$\frac{1}{2}$", "[bold]&<b>", "Ống tai trái", "", "100% {} \\"],
+    ],
+)
+def test_any_names_are_drawn_and_none_is_cut(tmp_path, names):
+    path = confusion_png(matrix(len(names)), names, tmp_path / "confusion.png", "50$ of $it_ [red]")
+    assert edges_are_white(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["confusion.png"]
+
+
+def test_text_is_drawn_letter_by_letter(tmp_path):
+    """As a formula '$1$' would lose its signs and '$\\bad$' would raise."""
+    one = confusion_png(matrix(2), ["$1$", r"$\bad$"], tmp_path / "a.png", r"$\bad$").read_bytes()
+    other = confusion_png(matrix(2), ["1", r"\bad"], tmp_path / "b.png", r"$\bad$").read_bytes()
+    assert one != other
+
+
+def test_the_same_numbers_give_the_same_bytes_whatever_the_users_settings(tmp_path):
+    import matplotlib
+
+    first = confusion_png(matrix(3), list("abc"), tmp_path / "a.png", "t").read_bytes()
+    with matplotlib.rc_context(
+        {"font.size": 20, "savefig.facecolor": "red", "text.color": "green"}
+    ):
+        second = confusion_png(matrix(3), list("abc"), tmp_path / "b.png", "t").read_bytes()
+        assert matplotlib.rcParams["font.size"] == 20
+    assert first == second
+    assert b"Software" not in first and b"date" not in first.lower()[:200]
+
+
+def test_counts_and_shares_stand_in_the_cells(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+
+    def keep(figure, *args, **options):
+        drawn.extend((text.get_text(), text.get_color()) for text in figure.axes[0].texts)
+        drawn.append([label.get_text() for label in figure.axes[0].get_yticklabels()])
+        args[0].write_bytes(b"png")
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    confusion_png(np.array([[9, 1], [0, 0]]), ["ear", "nose"], tmp_path / "a.png")
+    assert drawn == [
+        ("9\n90%", "white"),
+        ("1\n10%", "black"),
+        ("0", "0.45"),
+        ("0", "0.45"),
+        ["ear (10)", "nose (0)"],
+    ]
+
+
+def test_a_failed_drawing_leaves_the_old_file(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "confusion.png"
+    path.write_bytes(b"old")
+
+    def full_disk(figure, file, **options):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        confusion_png(matrix(2), ["a", "b"], path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        ("confusion.png", b"old")
+    ]
+
+
+def test_names_must_fit_the_matrix(tmp_path):
+    with pytest.raises(ValueError, match="2 names do not fit"):
+        confusion_png(matrix(3), ["a", "b"], tmp_path / "a.png")
