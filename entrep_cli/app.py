@@ -94,25 +94,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.code == 130:
             console.error("Interrupted. Nothing half written was kept.\n`entrep train --resume` goes on with a training.")
         raise
-    except EntrepError as error:
-        _fail(error, error.exit_code)
-    except OSError as error:
-        _fail(_from_os(error), 1)
     except Exception as error:
-        bug = EntrepError(
-            f"{type(error).__name__}: {error}", mend="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened"
-        )
-        _fail(bug, 1)
+        if os.environ.get("ENTREP_DEBUG") == "1":
+            raise
+        _fail(_explained(error))
 
 
-def _fail(error: EntrepError, code: int) -> None:
-    if os.environ.get("ENTREP_DEBUG") == "1":
-        raise error
+def _explained(error: Exception) -> EntrepError:
+    """Any exception as what, where and mend."""
+    if isinstance(error, EntrepError):
+        return error
+    if isinstance(error, OSError):
+        return _from_os(error)
+    return EntrepError(f"{type(error).__name__}: {error}", mend="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened")
+
+
+def _fail(error: EntrepError) -> None:
     console.document(
         {"ok": False, "error": {"what": error.what, "where": error.where, "mend": error.mend, "faults": list(error.faults)}}
     )
     console.error(str(error))
-    raise SystemExit(code)
+    raise SystemExit(error.exit_code)
 
 
 def _from_os(error: OSError) -> EntrepError:
@@ -122,6 +124,8 @@ def _from_os(error: OSError) -> EntrepError:
         errno.EDQUOT: ("Your disk quota is used up.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EROFS: ("The disk is read-only.", "write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EACCES: ("Permission denied.", "check who owns the file, or write elsewhere with ENTREP_RUNS=FOLDER"),
+        errno.EEXIST: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),
+        errno.ENOTDIR: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),
         errno.ENOENT: ("There is no such file or folder.", "check the path"),
     }
     what, mend = mends.get(error.errno or 0, (f"{error.strerror or error}.", None))

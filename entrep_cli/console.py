@@ -62,14 +62,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(visible(title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         drawn.add_column(Text(visible(column)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(visible(_cell(value))) for value in row))
     # A pipe has no width: never fold there what a program or a log will read.
     width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width, highlight=False).print(drawn)
+    out = Console(file=sys.stdout, width=width, highlight=False)
+    out.print(Text(visible(title), style="bold"), soft_wrap=True)
+    out.print(drawn)
 
 
 def document(value: dict[str, Any]) -> None:

@@ -45,6 +45,11 @@ class EntrepError(Exception):
         return "\n".join(lines)
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class DataError(EntrepError):
     """The dataset, a submission or a truth file is at fault."""
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -54,10 +55,8 @@ def runs_dir() -> Path:
 
 
 def cache_dir(kind: str) -> Path:
-    """A folder for what can be computed again; safe to delete at any time."""
-    folder = runs_dir() / "cache" / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """A folder for what can be computed again; safe to delete at any time, made by the first write."""
+    return runs_dir() / "cache" / kind
 
 
 # ---------------------------------------------------------------- writing and hashing
@@ -102,7 +101,7 @@ def file_sha256(path: Path) -> str:
 
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits that change whenever the JSON form of `value` does."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -138,8 +137,8 @@ class Run:
             )
         try:
             manifest = json.loads(path.read_text("utf-8"))
-            if not isinstance(manifest, dict):
-                raise ValueError("not an object")
+            if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+                raise ValueError("not an object with the files of a run")
             return manifest
         except ValueError as error:
             raise RunError(
@@ -149,9 +148,14 @@ class Run:
             ) from error
 
     def remove_if_empty(self) -> None:
-        """Take away the folder of a training that ended before it wrote a checkpoint."""
+        """Take away the folder of a training that ended before it wrote a checkpoint.
+
+        The run that it was to replace comes back.
+        """
         if not self.complete and not self.path(CHECKPOINT).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
+            if self._replaced.is_dir():
+                self._replaced.rename(self.folder)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write `run.json`, with the hash of every model file: from now on the run is complete."""
@@ -164,11 +168,17 @@ class Run:
         write_json_atomic(
             self.folder / MANIFEST, {**manifest, "files": files, "finished": finished}
         )
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    @property
+    def _replaced(self) -> Path:
+        """Where the run of the same name waits until this one is complete."""
+        return self.folder.with_name(f".{self.name}.replaced")
 
     def check_files(self) -> None:
         """RunError that names each file which is gone or is not the one the run was finished with."""
         faults = []
-        for name, sha256 in self.manifest.get("files", {}).items():
+        for name, sha256 in self.manifest["files"].items():
             path = self.folder / name
             if not path.is_file():
                 faults.append(f"{name} is missing")
@@ -187,10 +197,11 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
     """The folder for a training: a fresh one, or with `resume` the one to go on with.
 
     Without a name the run is called after its method, numbered where that name is taken. A name that
-    exists is refused unless `overwrite` (the old folder is removed) or `resume` is given.
+    exists is refused unless `overwrite` (the old run is removed when the new one is complete) or
+    `resume` is given.
     """
     root = runs_dir()
-    if name is not None and (Path(name).name != name or name in (".", "..", "cache")):
+    if name is not None and (not _RUN_NAME.fullmatch(name) or name.lower() in _TAKEN):
         raise UsageError(f"{name!r} cannot be the name of a run.", mend="use letters, digits, - and _")
     if resume:
         candidates = [root / name] if name else sorted(_unfinished(root), key=lambda p: p.stat().st_mtime)
@@ -218,7 +229,12 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
                 mend="choose another --name, replace it with --overwrite"
                 + ("" if Run(folder).complete else ", or go on with --resume"),
             )
-        shutil.rmtree(folder)
+        run = Run(folder)
+        if run.complete:
+            shutil.rmtree(run._replaced, ignore_errors=True)
+            folder.rename(run._replaced)
+        else:
+            shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return Run(folder)
 
@@ -227,23 +243,42 @@ def open_run(name: str | None = None) -> Run:
     """A complete run by name or path; without a name the one that finished last."""
     root = runs_dir()
     if name is None:
-        complete = [Run(path.parent) for path in root.glob(f"*/{MANIFEST}")]
+        complete = _complete(root)
         if not complete:
             raise RunError(
                 "There is no trained run yet.", where=root, mend="train one: `entrep train`"
             )
-        return max(complete, key=lambda run: (str(run.manifest.get("finished", "")), run.name))
+        run = max(complete, key=lambda run: (_finished(run), run.name))
+        run.manifest  # noqa: B018 - raises where not even the last one can be read
+        return run
     for folder in (root / name, Path(name)):
-        if folder.is_dir():
+        # Any folder has a name: only one with the marks of a run is a run, whole or half.
+        if any((folder / file).is_file() for file in (MANIFEST, CONFIG, CHECKPOINT)):
             run = Run(folder)
             run.manifest  # noqa: B018 - raises where the run is half written
             return run
-    names = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    names = sorted(run.name for run in _complete(root))
     raise RunError(
         f"There is no run {name!r}.",
         where=root,
         mend=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
     )
+
+
+_RUN_NAME = re.compile(r"\w[\w.+-]*")
+_TAKEN = ("cache", "split.csv", "split.json")
+
+
+def _complete(root: Path) -> list[Run]:
+    return [Run(path.parent) for path in root.glob(f"[!.]*/{MANIFEST}")]
+
+
+def _finished(run: Run) -> str:
+    """When it was finished; "", before all others, where its manifest is damaged."""
+    try:
+        return str(run.manifest.get("finished", ""))
+    except RunError:
+        return ""
 
 
 def _unfinished(root: Path) -> list[Path]:

@@ -125,13 +125,18 @@ def _show(title: str, stem: Path, classification, retrieval: dict, mask_groups: 
         )
         picture = confusion_png(classification.confusion, classification.class_names, stem.with_suffix(".png"), title)
         document |= {"classification": table, "figure": str(picture)}
-    for name, scores in retrieval.items():
-        masked = "" if mask_groups is None else f", own group {'masked' if mask_groups else 'not masked'}"
-        shown = {key: value for key, value in scores.means.items() if value.value == value.value}
+    if retrieval:
+        masked = "" if mask_groups is None else f" (own group {'masked' if mask_groups else 'not masked'})"
+        means = {name: scores.means for name, scores in retrieval.items()}
+        scored = dict.fromkeys(key for values in means.values() for key, value in values.items() if value.value == value.value)
         console.table(
-            f"Retrieval: {title}, relevance by {name}{masked} ({int(scores.scored.sum())} queries, {scores.n_without_relevant} without a relevant image left out)",
-            ["score", "value"],
-            list(shown.items()),
+            f"Retrieval{masked}: {title}",
+            ["relevance by", *means],
+            [
+                *((key, *(str(values.get(key, "-")) for values in means.values())) for key in scored),
+                ("queries", *(int(scores.scored.sum()) for scores in retrieval.values())),
+                ("left out, nothing relevant", *(scores.n_without_relevant for scores in retrieval.values())),
+            ],
         )
     document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
     for note in notes:

@@ -72,5 +72,8 @@ def predict(
     else:
         rows.insert(1, (f"gallery ({gallery})", len(found.gallery)))
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
-    console.next_commands(f"entrep evaluate --submission {out} --truth TRUTH.json --track {track}", f"entrep validate {out} --track {track}")
+    place = f" --data {data}" if data else ""
+    truth = found.folder / track_of(track).truth_file
+    known = [f"entrep evaluate{place} --submission {out} --truth {truth} --track {track}"] if truth.is_file() else []
+    console.next_commands(*known, f"entrep validate {out} --track {track}{place}")
     return {"run": opened.name, "track": track, "submission": str(out), "ranked": str(out.with_suffix(".csv")), "queries": len(found.queries), "validated": True}

@@ -29,14 +29,14 @@ def validate(
     from entrep_cli.data.layouts import find_test_sets, read_sources
     from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
     from entrep_cli.errors import DataError
-    from entrep_cli.retrieval.sets import read_queries_place
+    from entrep_cli.data.queries import named_test_set
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import read_queries, track_of
 
     wanted = track_of(track)
     root = data_dir(data) if data is not None or queries is None and data_dir_exists() else None
     tests = find_test_sets(root) if root else []
-    test_set = read_queries_place(queries) if queries else tests[0] if len(tests) == 1 else None
+    test_set = named_test_set(queries) if queries else tests[0] if len(tests) == 1 else None
     asked = None
     if test_set is not None:
         path = queries if queries is not None and queries.is_file() else test_set.queries.get(track)

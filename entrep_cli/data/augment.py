@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before torchvision
+from typing import Annotated
 
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from pydantic import Field
+from torch.nn import functional as F
 
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.recipes.recipe import Section
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentSettings(Section):
@@ -28,17 +31,17 @@ class AugmentSettings(Section):
         flip: share of images flipped left to right, the label going to its mirror class.
     """
 
-    rotation: float = 15.0
-    shift: float = 0.05
-    zoom: float = 0.1
-    brightness: float = 0.25
-    contrast: float = 0.25
-    saturation: float = 0.2
-    hue: float = 0.03
-    grey: float = 0.0
-    blur: float = 0.2
-    blur_sigma: float = 1.5
-    flip: float = 0.5
+    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
+    shift: Share = 0.05
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    brightness: Share = 0.25
+    contrast: Share = 0.25
+    saturation: Share = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.03
+    grey: Share = 0.0
+    blur: Share = 0.2
+    blur_sigma: Annotated[float, Field(ge=0, le=20)] = 1.5
+    flip: Share = 0.5
 
 
 def flip(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, taxonomy: Taxonomy) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,9 +63,11 @@ def flip(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, taxo
 def augment(
     pixels: torch.Tensor, targets: torch.Tensor, taxonomy: Taxonomy, settings: AugmentSettings, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Another view of every image: (N, 3, H, W) uint8 and (N,) targets in, the same out.
+    """Another view of every image: (N, 3, H, W) uint8 and (N,) targets in, the same out, on the CPU.
 
-    Everything random comes from `generator`, so a seed gives the same views on every run.
+    Everything random comes from `generator`, so a seed gives the same views on every run. The steps
+    are those of torchvision's functionals of the same names, on many images at once with a factor for
+    each, and rounded once at the end.
     """
     n = len(pixels)
 
@@ -76,28 +81,72 @@ def augment(
     scales = draw(1 - s.zoom, 1 + s.zoom)
     brightness, contrast, saturation = (draw(1 - x, 1 + x) for x in (s.brightness, s.contrast, s.saturation))
     hue, grey = draw(-s.hue, s.hue), draw(0, 1) < s.grey
+    saturation = saturation.where(~grey, 0.0)
     blurred, sigma = draw(0, 1) < s.blur, draw(0.1, max(s.blur_sigma, 0.1))
 
     pixels, targets = flip(pixels, targets, chosen, taxonomy)
-    views = []
-    for i, view in enumerate(pixels):
-        view = F.affine(
-            view,
-            angle=float(angles[i]),
-            translate=shifts[i].tolist(),
-            scale=float(scales[i]),
-            shear=[0.0, 0.0],
-            interpolation=InterpolationMode.BILINEAR,
-        )
-        view = F.adjust_brightness(view, float(brightness[i]))
-        view = F.adjust_contrast(view, float(contrast[i]))
-        view = F.adjust_saturation(view, float(saturation[i]))
+    views = torch.empty_like(pixels)
+    # A few images at a time stay in the processor's cache, which the steps read and write over and over.
+    for part in torch.arange(n).split(8):
+        view = affine(pixels[part].float().div_(255), angles[part], shifts[part], scales[part])
+        view = blend(view, torch.zeros(()), brightness[part])
+        view = blend(view, luma(view).mean(dim=(2, 3), keepdim=True), contrast[part])
+        view = blend(view, luma(view), saturation[part])
         if s.hue:
-            view = F.adjust_hue(view, float(hue[i]))
-        if grey[i]:
-            view = F.rgb_to_grayscale(view, num_output_channels=3)
-        if blurred[i]:
-            size = 2 * int(2 * float(sigma[i]) + 0.5) + 1
-            view = F.gaussian_blur(view, [size, size], [float(sigma[i])] * 2)
-        views.append(view)
-    return torch.stack(views), targets
+            view = turn_hue(view, hue[part])
+        for i in blurred[part].nonzero().flatten().tolist():
+            view[i] = gaussian_blur(view[i], float(sigma[part][i]))
+        views[part] = view.mul_(255).round_().to(torch.uint8)
+    return views, targets
+
+
+# ---------------------------------------------------------------- the steps
+# Each takes (N, 3, H, W) float images in [0, 1] and (N,) parameters, and gives such images back.
+
+
+def affine(images: torch.Tensor, angles: torch.Tensor, shifts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Turn clockwise by degrees and scale about the centre, then shift (N, 2) by pixels right and down; black comes in."""
+    height, width = images.shape[-2:]
+    cos, sin = ((turn / scales)[:, None, None] for turn in (angles.deg2rad().cos(), angles.deg2rad().sin()))
+    # For every place in the view the place in the image, from the centre, in halves of the sides.
+    x = torch.arange(width)[None, None, :] - (width - 1) / 2 - shifts[:, :1, None]
+    y = torch.arange(height)[None, :, None] - (height - 1) / 2 - shifts[:, 1:, None]
+    grid = torch.stack([(cos * x + sin * y) * (2 / width), (cos * y - sin * x) * (2 / height)], dim=3)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def blend(images: torch.Tensor, others: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """`factors` of the images and 1 - `factors` of the others."""
+    return torch.lerp(others, images, factors[:, None, None, None]).clamp_(0, 1)
+
+
+def luma(images: torch.Tensor) -> torch.Tensor:
+    """(N, 1, H, W) grey values."""
+    red, green, blue = images.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
+
+
+def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Shift the hue by a part of the colour circle; value and saturation, as in HSV, stay."""
+    red, green, blue = images.unbind(dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = 1 / chroma.clamp_min(1e-8)
+    # In sixths of the circle: red is 0, green 2, blue 4.
+    rest = torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
+    hue = torch.where(value == red, (green - blue) * scale, rest)
+    hue = (hue + 6 * turns[:, None, None]).remainder_(6)
+    pure = [(hue - 3).abs() - 1, 2 - (hue - 2).abs(), 2 - (hue - 4).abs()]
+    return torch.stack([value - chroma + chroma * channel.clamp_(0, 1) for channel in pure], dim=1)
+
+
+def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Blur one image (3, H, W), sigma in pixels; the kernel reaches two sigma and less than the image."""
+    reach = min(int(2 * sigma + 0.5), min(image.shape[-2:]) - 1)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    weights = (weights / weights.sum()).tolist()
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (0, 0, reach, reach), mode="reflect")
+    image = sum(w * padded[:, i : i + height] for i, w in enumerate(weights))
+    padded = F.pad(image, (reach, reach, 0, 0), mode="reflect")
+    return sum(w * padded[:, :, i : i + width] for i, w in enumerate(weights))

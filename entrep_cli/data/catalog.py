@@ -17,10 +17,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from entrep_cli.data.files import odd_names
 from entrep_cli.data.layouts import Row, Source, read_sources
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
-from entrep_cli.data.texts import clean_text, finding_keys
+from entrep_cli.data.texts import clean_text, finding_keys, fold
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import fingerprint
 
@@ -69,30 +70,37 @@ class Catalog:
                 but by exam; `none`: every image for itself.
 
         Raises:
-            DataError: all faults of all sources at once: missing, unreadable, duplicate, unlabelled
-                classes, clashing names.
+            DataError: all faults of all sources at once: missing and unreadable images, unknown
+                classes, names that clash, pictures that contradict each other.
         """
         sources = read_sources(root)
-        faults = [f"{_place(s.folder, root)}: {fault}" for s in sources for fault in s.faults]
         rows = [(source, row) for source in sources for row in source.rows]
+        labels = [row.label for _, row in rows if row.label]
         probes, unreadable = probe_images([row.path for _, row in rows])
+        faults = [f"{_place(s.folder, root)}: {fault}" for s in sources for fault in s.faults]
         faults += [f"{_place(Path(e.where), root)}: {e.what}" for e in unreadable]
-
-        taxonomy = choose_taxonomy((row.label for _, row in rows if row.label), root)
-        faults += _unknown_classes(rows, taxonomy)
-        if not any(row.label for _, row in rows):
+        faults += odd_names(text for _, row in rows for text in (row.image, row.label))
+        try:
+            taxonomy = choose_taxonomy(labels, _taxonomy_folder(root, sources))
+            faults += _class_faults(rows, taxonomy)
+        except DataError as error:
+            taxonomy = Taxonomy.derive(labels or ["none"])  # only to look for further faults
+            faults += [f"taxonomy.toml: {fault}" for fault in error.faults or [error.what]]
+        regions = {c.name: c.region for c in taxonomy.classes}
+        records = [
+            _record(source, row, probe, regions.get(row.label, ""), groups) for (source, row), probe in zip(rows, probes) if probe
+        ]
+        merged, aliases, notes, contradictions = _merge(records)
+        faults += contradictions
+        if not labels and not faults:
             faults.append("no image has a label")
         if faults:
             raise DataError(
                 f"The dataset has {len(faults)} fault{'s' * (len(faults) > 1)}.",
                 where=root,
                 faults=faults,
-                mend="mend the files named above; nothing was written",
+                mend="mend what is named above; nothing was written",
             )
-        records = [
-            _record(source, row, probe, taxonomy, groups) for (source, row), probe in zip(rows, probes)
-        ]
-        merged, aliases, notes = _merge(records)
         frame = pd.DataFrame.from_records(sorted(merged, key=lambda r: r["image"]))
         layouts = tuple(f"{s.layout} in {_place(s.folder, root)}" for s in sources)
         return cls(
@@ -172,15 +180,15 @@ def name_group(name: str, rule: GroupRule) -> str:
     return "" if match is None or rule == "none" else match["exam" if rule == "exam" else "patient"]
 
 
-def _record(source: Source, row: Row, probe: tuple, taxonomy: Taxonomy, groups: GroupRule) -> dict:
-    findings = [key for text in (row.text_en or row.text_vi,) for key in finding_keys(text)]
+def _record(source: Source, row: Row, probe: tuple[str, int, int], region: str, groups: GroupRule) -> dict:
+    findings = [*finding_keys(row.text_en), *finding_keys(row.text_vi)]
     for text in row.findings:
         findings += [text] if text.startswith("pair:") else finding_keys(text)
     return {
         "image": row.image,
         "path": str(row.path.absolute()),
         "label": row.label,
-        "region": taxonomy.classes[taxonomy.index(row.label)].region if row.label else "",
+        "region": region,
         "text_en": clean_text(row.text_en),
         "text_vi": clean_text(row.text_vi),
         "findings": tuple(dict.fromkeys(findings)),
@@ -192,22 +200,28 @@ def _record(source: Source, row: Row, probe: tuple, taxonomy: Taxonomy, groups: 
     }
 
 
-def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
-    """One record for every distinct picture; copies lend it what it lacks, and their groups become one."""
+def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], list[str]]:
+    """One record for every distinct picture; copies lend it what it lacks, and their groups become one.
+
+    Returns:
+        the records, aliases, notes, and faults: names or labels that contradict each other.
+    """
     by_digest: dict[str, dict] = {}
+    by_name: dict[str, set[str]] = {}
     aliases: dict[str, str] = {}
-    conflicts: list[str] = []
-    copies: list[str] = []
+    faults: list[str] = []
+    copies = 0
     same_group = _UnionFind()
     for record in records:
+        by_name.setdefault(record["image"], set()).add(record["digest"])
         first = by_digest.setdefault(record["digest"], record)
         if first is record:
             continue
-        copies.append(record["image"])
+        copies += record["path"] != first["path"]  # else two sources tell of one file
         if record["image"] != first["image"]:
             aliases[record["image"]] = first["image"]
         if first["label"] and record["label"] and first["label"] != record["label"]:
-            conflicts.append(
+            faults.append(
                 f"{record['image']} ({record['label']}) and {first['image']} ({first['label']}) are the same picture"
             )
         if first["group"] and record["group"]:
@@ -215,21 +229,12 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
         for key in ("label", "region", "text_en", "text_vi", "group"):
             first[key] = first[key] or record[key]
         first["findings"] = tuple(dict.fromkeys((*first["findings"], *record["findings"])))
-    names = Counter(record["image"] for record in by_digest.values())
-    clashes = [f"{name}: {n} different pictures have this name" for name, n in names.items() if n > 1]
-    if clashes or conflicts:
-        raise DataError(
-            "The dataset contradicts itself.",
-            faults=clashes + conflicts,
-            mend="rename or remove one of each, or mend its label",
-        )
+    faults += [f"{name}: {len(d)} different pictures have this name" for name, d in by_name.items() if len(d) > 1]
     for record in by_digest.values():
         # An image of no group is a group of its own; its name cannot be another's group key.
         record["group"] = same_group.find(record["group"]) if record["group"] else f"image:{record['image']}"
-    notes = []
-    if copies:
-        notes.append(f"{len(copies)} images are pixel for pixel copies of others and count once")
-    return list(by_digest.values()), aliases, notes
+    notes = [f"pixel for pixel copies of other images, counted once: {copies}"] if copies else []
+    return list(by_digest.values()), aliases, notes, faults
 
 
 class _UnionFind:
@@ -246,17 +251,30 @@ class _UnionFind:
         self.parent[high] = low
 
 
-def _unknown_classes(rows: list[tuple[Source, Row]], taxonomy: Taxonomy) -> list[str]:
-    unknown = Counter(row.label for _, row in rows if row.label and row.label not in taxonomy.names)
-    faults = []
-    for label, n in sorted(unknown.items()):
+def _class_faults(rows: list[tuple[Source, Row]], taxonomy: Taxonomy) -> list[str]:
+    """Labels that are no class, and classes that differ in nothing but case or blanks."""
+    alike: dict[str, list[str]] = {}
+    for name in taxonomy.names:
+        alike.setdefault("".join(fold(name).split()), []).append(name)
+    faults = [f"classes {' and '.join(map(repr, names))} differ only in case or blanks" for names in alike.values() if len(names) > 1]
+    known = set(taxonomy.names)
+    unknown: dict[str, list[str]] = {}
+    for _, row in rows:
+        if row.label and row.label not in known:
+            unknown.setdefault(row.label, []).append(row.image)
+    for label, images in sorted(unknown.items()):
         near = difflib.get_close_matches(label, taxonomy.names, 1, 0.5)
-        example = next(row.image for _, row in rows if row.label == label)
         faults.append(
-            f"unknown class {label!r} ({n} image{'s' * (n > 1)}, first {example})"
-            + (f"; did you mean {near[0]!r}?" if near else f"; taxonomy {taxonomy.name!r} has {', '.join(taxonomy.names)}")
+            f"unknown class {label!r} ({len(images)} image{'s' * (len(images) > 1)}, first {images[0]!r}); "
+            + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(taxonomy.names)}, or those of a taxonomy.toml")
         )
     return faults
+
+
+def _taxonomy_folder(root: Path, sources: list[Source]) -> Path:
+    """Where `taxonomy.toml` is looked for: the dataset folder, else beside the labels."""
+    places = (source.folder for source in sources)
+    return next((place for place in (root, *places) if (place / "taxonomy.toml").is_file()), root)
 
 
 def _place(path: Path, root: Path) -> str:

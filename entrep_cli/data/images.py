@@ -23,6 +23,10 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 64_000_000  # eight times a 4K frame; a decoded image then takes at most 192 MB
 
+# What Pillow warns of is either refused below, with the file's name, or does no harm. Not inside
+# `read_image`: warning filters belong to the process, and images are read in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class ImageError(DataError):
     """One image cannot be used; `what` is the reason, `where` the file."""
@@ -35,27 +39,28 @@ def read_image(path: Path) -> Image.Image:
         ImageError: not there, unknown format, more than `MAX_PIXELS`, truncated or damaged.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow's own bomb check is set lower and higher by others' code; ours is the one that counts.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(
-                        f"{width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
-                        where=path,
-                    )
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ImageError("there is no such file", where=path)
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"{width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
+                    where=path,
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})", where=path) from error
+        what = f"not an image in a known format ({', '.join(FORMATS)})" if path.stat().st_size else "the file is empty"
+        raise ImageError(what, where=path) from error
     except Image.DecompressionBombError as error:
-        raise ImageError("too many pixels to be an endoscopic image", where=path) from error
-    except FileNotFoundError as error:
-        raise ImageError("there is no such file", where=path) from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"damaged or truncated: {reason}", where=path) from error
+        raise ImageError(f"more pixels than the {MAX_PIXELS // 1_000_000} million allowed", where=path) from error
+    except Exception as error:  # hostile bytes bring any exception out of a decoder, struct.error to TypeError
+        if isinstance(error, OSError) and error.strerror:
+            raise ImageError(f"cannot be read: {error.strerror}", where=path) from error
+        raise ImageError(f"damaged or truncated: {error or type(error).__name__}", where=path) from error
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -113,19 +118,24 @@ class Preprocess:
         """(3, size, size) uint8 of an RGB image."""
         if self.field_of_view:
             image = image.crop(field_of_view(np.asarray(image)))
-        pick = max if self.fit == "pad" else min
-        scale = self.size / pick(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        # Pillow's crop fills with black where the box reaches outside: padding and cropping are one.
-        image = image.crop((left, top, left + self.size, top + self.size))
+        square = (self.size, self.size)
+        if self.fit == "crop":
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            # Cut before scaling: the long side of a 1 x 60000 strip would not fit into memory.
+            image = image.resize(square, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        else:
+            scale = self.size / max(image.size)
+            width, height = (max(1, round(side * scale)) for side in image.size)
+            scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = Image.new("RGB", square)
+            image.paste(scaled, ((self.size - width) // 2, (self.size - height) // 2))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     @property
     def fingerprint(self) -> str:
         """Changes with everything that changes the uint8 pixels; mean and std do not."""
-        return fingerprint({"size": self.size, "fit": self.fit, "field_of_view": self.field_of_view, "version": 1})
+        return fingerprint({"size": self.size, "fit": self.fit, "field_of_view": self.field_of_view, "version": 2})
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -147,14 +157,12 @@ def raise_image_faults(faults: Sequence[ImageError], folder: Path) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit greys are scaled (Pillow would clip them), transparency lies on black."""
+    """8-bit RGB: deeper greys are scaled (Pillow would clip them), transparency lies on black."""
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
-        if image.mode == "F":
-            values = values * 257.0 * 255.0 if values.max(initial=0.0) <= 1.0 else values * 257.0
-        image = Image.fromarray((values / 257.0).clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # Integers are 16-bit; floats are in [0, 1], or else 8-bit values that went through a program.
+        scale = 1 / 257 if image.mode != "F" else 255 if values.max() <= 1 else 1
+        image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
     return image.convert("RGB")

@@ -6,20 +6,17 @@ mended, and notes to be said aloud. Nothing is decoded here, and nothing is ever
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from entrep_cli.data.files import Names, Table, Tree, read_json, read_table, scan
+from entrep_cli.data.files import read_text as read_text  # callers find it here too
 from entrep_cli.data.images import SUFFIXES
+from entrep_cli.data.texts import fold
 from entrep_cli.errors import DataError
 
-DEPTH = 5  # archives unpack as `train/train/imgs`; deeper than this is not a dataset folder
-IMAGE_FOLDERS = ("imgs", "images", "Images")
+IMAGE_FOLDERS = ("imgs", "images")
 QUERY_FILES = {1: "cls.csv", 2: "i2i.csv", 3: "t2i.csv"}
 HELD_OUT = ("test", "val", "valid", "validation")
 COLUMNS = {
@@ -46,7 +43,7 @@ class Row:
 
 @dataclass
 class Source:
-    """What one layout found in one folder."""
+    """What one layout found in one folder (or, of a CSV, in one file)."""
 
     layout: str
     folder: Path
@@ -64,51 +61,11 @@ class TestSet:
         queries: the query file of each track that has one.
     """
 
+    __test__ = False  # no test for pytest to collect
+
     folder: Path
     images: dict[str, Path]
     queries: dict[int, Path]
-
-
-class Names:
-    """The image files of one folder, found by name without regard to case."""
-
-    def __init__(self, folder: Path, files: list[str]) -> None:
-        self.folder = folder
-        self.files = sorted(f for f in files if f.lower().endswith(SUFFIXES))
-        self._exact = set(self.files)
-        self._folded: dict[str, list[str]] = {}
-        for name in self.files:
-            self._folded.setdefault(name.casefold(), []).append(name)
-
-    def find(self, name: str) -> Path | None:
-        """The path of `name`: exact first, else the one file that differs in case only."""
-        if name in self._exact:
-            return self.folder / name
-        same = self._folded.get(name.casefold(), [])
-        return self.folder / same[0] if len(same) == 1 else None
-
-    def clashes(self) -> list[str]:
-        """A fault for every two files that differ in case only: one of them is lost on some disks."""
-        return [
-            f"{' and '.join(names)} in {self.folder.name}/ differ only in case"
-            for names in self._folded.values()
-            if len(names) > 1
-        ]
-
-
-Tree = dict[Path, tuple[list[str], list[str]]]  # folder -> (sub-folder names, file names)
-
-
-def scan(root: Path) -> Tree:
-    """Folders below `root` with their sub-folders and files, junk of archives and systems left out."""
-    tree: Tree = {}
-    for folder, folders, files in os.walk(root, followlinks=True):
-        here = Path(folder)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        if len(here.relative_to(root).parts) >= DEPTH:
-            folders.clear()
-        tree[here] = (list(folders), sorted(f for f in files if not f.startswith(".")))
-    return tree
 
 
 def read_sources(root: Path) -> list[Source]:
@@ -118,36 +75,38 @@ def read_sources(root: Path) -> list[Source]:
         DataError: nothing of a known layout is there.
     """
     tree = scan(root)
-    taken: set[Path] = set()
-    sources = []
+    sources: list[Source] = []
+    taken: set[Path] = set()  # folders whose images have been told of
+    unread: list[str] = []
     for folder, (_, files) in tree.items():
-        readers = {"cls.json": _read_contest, "data.json": _read_release}
-        for marker, reader in readers.items():
+        for marker, reader, prefer in (
+            ("cls.json", _read_contest, IMAGE_FOLDERS),
+            ("data.json", _read_release, IMAGE_FOLDERS[::-1]),
+        ):
             if marker in files:
-                names = _image_folder(tree, folder)
+                names = _image_folder(tree, folder, prefer)
                 taken.add(names.folder)
                 sources.append(reader(folder, names, files))
-    taken |= {_image_folder(tree, t).folder for t in tree if _is_test_folder(tree, t)}
+    tests = {folder for folder in tree if _is_test_folder(tree, folder)}
+    taken |= {_image_folder(tree, folder).folder for folder in tests}
     for folder, (_, files) in tree.items():
+        if (tests - {root}) & {folder, *folder.parents}:
+            continue  # a table of labels beside test queries is their truth
         for name in files:
-            if name.lower().endswith(".csv") and (columns := _csv_columns(folder / name)):
-                source = _read_csv(root, folder / name, columns, tree)
-                taken |= {row.path.parent for row in source.rows}
-                sources.append(source)
+            if name.lower().endswith(".csv") and name not in (*QUERY_FILES.values(), "groups.csv"):
+                try:
+                    table = read_table(folder / name)
+                except DataError as error:
+                    unread.append(f"{(folder / name).relative_to(root)}: {error.what}")
+                    continue
+                columns = _label_columns(table)
+                if columns:
+                    sources.append(_read_csv(root, folder / name, table, columns, tree))
+                    taken |= {row.path.parent for row in sources[-1].rows}
     sources += _read_class_folders(root, tree, taken)
     if not sources:
-        images = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
-        raise DataError(
-            f"No dataset is to be found: {images} image{'s' * (images != 1)}, but no labels of a known layout.",
-            where=root,
-            faults=[
-                "contest: cls.json beside imgs/",
-                "public release: data.json beside images/",
-                "class folders: one folder of images a class",
-                "CSV: a header with the columns image and label",
-            ],
-            mend="name the folder that holds one of these with --data; `entrep synth data` makes one to try",
-        )
+        raise _no_dataset(root, tree, unread)
+    _leave_out_held_out(sources, root)
     for source in sources:
         _apply_groups_file(source, root)
     return sources
@@ -169,73 +128,39 @@ def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
     names = _image_folder(tree, folder)
     if not names.files:
         raise DataError("There are no images in the folder.", where=folder, mend="name a folder of images, or of imgs/ and its query files")
-    if names.clashes():
-        raise DataError("Image names clash.", where=folder, faults=names.clashes(), mend="rename one of each")
+    if faults := names.faults():
+        raise DataError("Image names clash.", where=folder, faults=faults, mend="rename one of each")
     files = tree[folder][1]
     queries = {track: folder / name for track, name in QUERY_FILES.items() if name in files}
     return TestSet(folder, {name: names.folder / name for name in names.files}, queries)
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, a byte-order mark stripped; DataError that names the encoding it seems to be."""
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError("The file is UTF-16; UTF-8 is wanted.", where=path, mend="save it as UTF-8")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"The file is not UTF-8 (line {line}).", where=path, mend="save it as UTF-8") from error
-
-
-def read_json(path: Path, faults: list[str]) -> Any:
-    """Parse a JSON file; broken syntax and keys that stand twice are added to `faults`."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in table and table[key] != value:
-                faults.append(f"{path.name}: {key!r} stands twice with different values")
-            table[key] = value
-        return table
-
-    try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
-    except DataError as error:
-        faults.append(f"{path.name}: {error.what}")
-    except (ValueError, RecursionError) as error:
-        faults.append(f"{path.name}: not valid JSON ({error})")
-    return None
 
 
 # ---------------------------------------------------------------- the four readers
 
 
 def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
-    source = Source("contest", folder, faults=names.clashes())
+    source = Source("contest", folder, faults=names.faults())
 
     def table(name: str) -> dict[str, str]:
         value = read_json(folder / name, source.faults) if name in files else {}
-        if value is not None and not (
-            isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-        ):
-            source.faults.append(f"{name}: not a flat object of texts")
-            value = None
-        return value or {}
+        if value is not None and not isinstance(value, dict):
+            source.faults.append(f"{name}: not an object {{...}}")
+        if not isinstance(value, dict):
+            return {}
+        odd = [key for key, other in value.items() if not isinstance(other, str)]
+        source.faults += [f"{name}: {key!r} stands for {value[key]!r:.60}, not for a text" for key in odd]
+        return {key: other for key, other in value.items() if isinstance(other, str)}
 
     rows: dict[str, Row] = {}
     for name, label in table("cls.json").items():
         path = names.find(name)
         if path is None:
-            source.faults.append(f"cls.json names {name}, which is not in {names.folder.name}/")
+            source.faults.append(f"cls.json names {name!r}, {names.missing(name)}")
         elif path.name in rows:
-            source.faults.append(f"cls.json names {path.name} twice, in different case")
+            source.faults.append(f"cls.json names {path.name!r} twice, in different case")
         else:
-            rows[path.name] = Row(path.name, path, label)
-    unlabelled = [name for name in names.files if name not in rows]
-    if unlabelled:
-        source.notes.append(f"{len(unlabelled)} images in {names.folder.name}/ have no label in cls.json")
-    rows.update({name: Row(name, names.folder / name) for name in unlabelled})
+            rows[path.name] = Row(path.name, path, label.strip())
+    _add_unlabelled(source, rows, names, "cls.json")
 
     strangers = set()
     for text, name in table("t2i.json").items():
@@ -254,18 +179,16 @@ def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
                     rows[path.name].findings.append(key)
     if strangers:
         source.notes.append(f"t2i.json and i2i.json name {len(strangers)} images that are not in {names.folder.name}/")
-    source.rows = [rows[name] for name in sorted(rows)]
     return source
 
 
 def _read_release(folder: Path, names: Names, files: list[str]) -> Source:
-    source = Source("public release", folder, faults=names.clashes())
+    source = Source("public release", folder, faults=names.faults())
     entries = read_json(folder / "data.json", source.faults)
     if entries is not None and not isinstance(entries, list):
         source.faults.append("data.json: not a list of objects")
-        entries = None
-    seen = set()
-    for i, entry in enumerate(entries or []):
+    rows: dict[str, Row] = {}
+    for i, entry in enumerate(entries if isinstance(entries, list) else ()):
         where = f"data.json, entry {i + 1}"
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("Path", "Classification")):
             source.faults.append(f"{where}: needs the texts Path and Classification")
@@ -273,139 +196,170 @@ def _read_release(folder: Path, names: Names, files: list[str]) -> Source:
         name = PurePosixPath(entry["Path"].replace("\\", "/")).name
         path = names.find(name)
         if path is None:
-            source.faults.append(f"{where} names {name}, which is not in {names.folder.name}/")
-        elif path.name in seen:
-            source.faults.append(f"{where} names {path.name} a second time")
+            source.faults.append(f"{where} names {name!r}, {names.missing(name)}")
+        elif path.name in rows:
+            source.faults.append(f"{where} names {path.name!r} a second time")
         else:
-            seen.add(path.name)
-            text = {key: str(entry.get(key) or "") for key in ("DescriptionEN", "Description")}
-            source.rows.append(
-                Row(path.name, path, entry["Classification"].strip(), text["DescriptionEN"], text["Description"])
-            )
+            english, vietnamese = (entry.get(key) or "" for key in ("DescriptionEN", "Description"))
+            if not isinstance(english, str) or not isinstance(vietnamese, str):
+                source.faults.append(f"{where}: a description is not a text")
+                english = vietnamese = ""
+            rows[path.name] = Row(path.name, path, entry["Classification"].strip(), english, vietnamese)
+    _add_unlabelled(source, rows, names, "data.json")
     return source
 
 
-def _read_csv(root: Path, path: Path, columns: dict[str, str], tree: Tree) -> Source:
-    source = Source("CSV", path)
-    named: dict[Path, Names] = {}
-    seen = set()
-    for line, cells in enumerate(_csv_rows(path), start=2):
-        name = (cells.get(columns["image"]) or "").strip().replace("\\", "/")
-        label = (cells.get(columns["label"]) or "").strip()
-        if not name and not label:
+def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tree: Tree) -> Source:
+    source = Source("CSV", path, faults=list(table.faults))
+    # Paths are told from the CSV's own folder, its image folder, or the dataset folder.
+    bases = [base / sub for base in dict.fromkeys((path.parent, root)) for sub in ("", *IMAGE_FOLDERS)]
+    places: dict[PurePosixPath, list[Names]] = {}
+    seen: dict[Path, Names] = {}
+    for line, cells in table.rows:
+        row = {key: cells[column] for key, column in columns.items()}
+        relative = PurePosixPath(row.pop("image").replace("\\", "/"))
+        where = f"{path.name}, line {line}"
+        if not relative.name or relative.is_absolute() or ".." in relative.parts:
+            source.faults.append(f"{where}: {str(relative)!r} is no path inside the dataset folder")
             continue
-        relative = PurePosixPath(name)
-        if not name or relative.is_absolute() or ".." in relative.parts:
-            source.faults.append(f"{path.name}, line {line}: {name!r} is not a path inside the dataset folder")
-            continue
-        found = None
-        for base in (path.parent, *(path.parent / f for f in IMAGE_FOLDERS)):
-            parent = base.joinpath(*relative.parts[:-1])
-            if parent in tree:
-                names = named.setdefault(parent, Names(parent, tree[parent][1]))
-                found = found or names.find(relative.name)
+        if relative.parent not in places:
+            there = (base / relative.parent for base in bases)
+            places[relative.parent] = [Names(folder, tree[folder][1]) for folder in there if folder in tree]
+        found = next(((file, n) for n in places[relative.parent] if (file := n.find(relative.name))), None)
         if found is None:
-            source.faults.append(f"{path.name}, line {line}: there is no image {name}")
-        elif found in seen:
-            source.faults.append(f"{path.name}, line {line}: {name} stands there a second time")
+            source.faults.append(f"{where}: there is no image {str(relative)!r}")
+        elif found[0] in seen:
+            source.faults.append(f"{where}: {str(relative)!r} stands there a second time")
         else:
-            seen.add(found)
-            extra = {key: (cells.get(columns[key]) or "").strip() for key in ("group", "text_en", "text_vi") if key in columns}
-            source.rows.append(Row(name, found, label, **extra))
-    for names in named.values():
-        source.faults += names.clashes()
+            seen[found[0]] = found[1]
+            source.rows.append(Row(str(relative), found[0], **row))
+    for names in dict.fromkeys(seen.values()):
+        source.faults += names.faults()
     return source
 
 
-def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterator[Source]:
-    parents: dict[Path, list[Names]] = {}
+def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterable[Source]:
+    sources: dict[Path, Source] = {}
     for folder, (_, files) in tree.items():
         names = Names(folder, files)
-        if names.files and folder != root and not taken & {folder, *folder.parents}:
-            parents.setdefault(folder.parent, []).append(names)
-    sources = []
-    trained = any(parent.name.lower() == "train" for parent in parents)
-    for parent, classes in parents.items():
-        if len(classes) == 1 and classes[0].folder.name in IMAGE_FOLDERS:
-            continue  # one folder of images with no word on labels
-        source = Source("class folders", parent)
-        if trained and parent.name.lower() in HELD_OUT:
-            source.notes.append(f"{parent.name}/ is left out of the training images, as train/ stands beside it")
-        else:
-            for names in classes:
-                source.faults += names.clashes()
-                source.rows += [
-                    Row((names.folder / name).relative_to(root).as_posix(), names.folder / name, names.folder.name)
-                    for name in names.files
-                ]
-        sources.append(source)
-    return sources
+        # A folder called `test` or `images` says what its images are for, not what they show.
+        is_class = folder != root and folder.name.lower() not in ("train", *HELD_OUT, *IMAGE_FOLDERS)
+        if not names.files or not is_class or taken & {folder, *folder.parents}:
+            continue
+        source = sources.setdefault(folder.parent, Source("class folders", folder.parent))
+        source.faults += names.faults()
+        source.rows += [
+            Row((folder / name).relative_to(root).as_posix(), folder / name, folder.name) for name in names.files
+        ]
+    return sources.values()
 
 
 # ---------------------------------------------------------------- parts of the readers
 
 
-def _image_folder(tree: Tree, folder: Path) -> Names:
+def _image_folder(tree: Tree, folder: Path, prefer: Iterable[str] = IMAGE_FOLDERS) -> Names:
     """The images that belong to the label or query files of `folder`: its imgs/ or images/, or itself."""
-    for name in IMAGE_FOLDERS:
-        if folder / name in tree:
-            return Names(folder / name, tree[folder / name][1])
-    return Names(folder, tree[folder][1])
+    if folder not in tree:
+        raise DataError("There is no such folder.", where=folder)
+    below = {name.lower(): name for name in tree[folder][0]}
+    place = next((folder / below[name] for name in prefer if name in below), folder)
+    return Names(place, tree[place][1])
 
 
 def _is_test_folder(tree: Tree, folder: Path) -> bool:
     return any(name in tree[folder][1] for name in QUERY_FILES.values()) and bool(_image_folder(tree, folder).files)
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
-    text = read_text(path)
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    return csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-
-
-def _csv_columns(path: Path) -> dict[str, str] | None:
-    """Which header stands for image, label, group and texts; None where it is no list of labels."""
-    if path.name in (*QUERY_FILES.values(), "groups.csv"):
-        return None
-    try:
-        header = _csv_rows(path).fieldnames or []
-    except DataError:
-        return None
-    folded = {(name or "").strip().casefold(): name for name in header}
+def _label_columns(table: Table) -> dict[str, str]:
+    """Which column stands for image, label, group and texts; empty where it is no list of labels."""
     columns = {
-        key: next(folded[alias] for alias in aliases if alias in folded)
+        key: next(alias for alias in aliases if alias in table.columns)
         for key, aliases in COLUMNS.items()
-        if any(alias in folded for alias in aliases)
+        if any(alias in table.columns for alias in aliases)
     }
-    return columns if {"image", "label"} <= set(columns) else None
+    return columns if {"image", "label"} <= set(columns) else {}
+
+
+def _add_unlabelled(source: Source, rows: dict[str, Row], names: Names, file: str) -> None:
+    """The rows of a source: those a label file names, and the images beside it, in order of their names."""
+    rows.update({name: Row(name, names.folder / name) for name in names.files if name not in rows})
+    source.rows = [rows[name] for name in sorted(rows)]
+    unlabelled = sum(not row.label for row in source.rows)
+    if unlabelled:
+        source.notes.append(f"{_images(unlabelled)} in {names.folder.name}/ without a label in {file}")
+
+
+def _leave_out_held_out(sources: list[Source], root: Path) -> None:
+    """Labelled images in test/ or val/ are not for training where others are."""
+
+    def held_out(source: Source) -> bool:
+        return any(part.lower().removesuffix(".csv") in HELD_OUT for part in source.folder.relative_to(root).parts)
+
+    held = [source for source in sources if held_out(source)]
+    for source in held if len(held) < len(sources) else ():
+        source.notes = [f"{_images(len(source.rows))} in {source.folder.relative_to(root)} left out of the training images"]
+        source.rows, source.faults = [], []
 
 
 def _apply_groups_file(source: Source, root: Path) -> None:
     """Groups and texts from a `groups.csv` (image, group, and texts where it has them)."""
     folder = source.folder if source.folder.is_dir() else source.folder.parent
     path = next((f / "groups.csv" for f in (folder, root) if (f / "groups.csv").is_file()), None)
-    if path is None:
+    if path is None or not source.rows:
         return
     try:
-        rows = list(_csv_rows(path))
+        table = read_table(path)
     except DataError as error:
         source.faults.append(f"groups.csv: {error.what}")
         return
-    if not rows or not {"image", "group"} <= set(rows[0]):
+    if not {"image", "group"} <= set(table.columns):
         source.faults.append("groups.csv: needs a header with the columns image and group")
         return
-    by_name = {row.image.casefold(): row for row in source.rows}
-    by_name |= {row.path.name.casefold(): row for row in source.rows}
+    source.faults += table.faults
+    exact = {row.image: [row] for row in source.rows}
+    alike: dict[str, list[Row]] = {}
+    for row in source.rows:
+        for name in {fold(row.image), fold(row.path.name)}:
+            alike.setdefault(name, []).append(row)
+    given: dict[str, str] = {}
     unknown = 0
-    for cells in rows:
-        row = by_name.get((cells["image"] or "").strip().casefold())
-        if row is None:
-            unknown += 1
-            continue
-        row.group = (cells["group"] or "").strip() or row.group
-        row.text_en = row.text_en or (cells.get("text_en") or cells.get("text") or "").strip()
-        row.text_vi = row.text_vi or (cells.get("text_vi") or "").strip()
-    source.notes.append(f"groups.csv gives the groups of {len(rows) - unknown} images")
+    for line, cells in table.rows:
+        rows = exact.get(cells["image"]) or alike.get(fold(cells["image"]), [])
+        unknown += not rows
+        if len(rows) > 1:
+            source.faults.append(f"groups.csv, line {line}: {cells['image']!r} could be {rows[0].image} or {rows[1].image}; write the path")
+        elif rows and given.setdefault(rows[0].image, cells["group"]) != cells["group"]:
+            source.faults.append(f"groups.csv, line {line}: {cells['image']!r} stands twice, in different groups")
+        elif rows:
+            row = rows[0]
+            row.group = cells["group"] or row.group
+            row.text_en = row.text_en or cells.get("text_en") or cells.get("text", "")
+            row.text_vi = row.text_vi or cells.get("text_vi", "")
+    grouped = sum(bool(group) for group in given.values())
+    source.notes.append(f"groups.csv gives the groups of {grouped} of {_images(len(source.rows))}")
     if unknown:
-        source.notes.append(f"groups.csv names {unknown} images that are not there")
+        source.notes.append(f"groups.csv names {_images(unknown)} that this source does not have")
+
+
+def _no_dataset(root: Path, tree: Tree, unread: list[str]) -> DataError:
+    found = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
+    mend = "name the folder that holds one of these with --data; `entrep synth data` makes one to try"
+    above = root.absolute().parent
+    if any((above / name).is_file() for name in ("cls.json", "data.json")):
+        mend = f"the folder above has labels: --data {above}"
+    return DataError(
+        f"No dataset is to be found: {_images(found)}, but no labels of a known layout.",
+        where=root,
+        faults=[
+            "contest: cls.json beside imgs/",
+            "public release: data.json beside images/",
+            "class folders: one folder of images a class",
+            "CSV: a header with the columns image and label",
+            *(f"could not be read: {fault}" for fault in unread),
+        ],
+        mend=mend,
+    )
+
+
+def _images(n: int) -> str:
+    return f"{n} image{'s' * (n != 1)}"

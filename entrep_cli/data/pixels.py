@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,10 @@ def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | Non
     Returns:
         a list as long as `paths`, None where the image cannot be read; and the errors.
     """
-    cache_file = cache_dir("images") / "probe.json"
+    cache_file = cache_dir("images") / "probe-1.json"  # the number goes up when what is kept changes
     try:
-        known = json.loads(cache_file.read_text("utf-8"))
-    except (OSError, ValueError):
+        known = dict(json.loads(cache_file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
     keys = [_stat_key(path) for path in paths]
     found = [tuple(known[key]) if key in known else None for key in keys]
@@ -46,7 +47,8 @@ def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | Non
                 found[i] = result
                 known[keys[i]] = result
     if len(missing) > len(faults):
-        write_text_atomic(cache_file, json.dumps(known))
+        with contextlib.suppress(OSError):  # looking at a dataset must not need a place to write
+            write_text_atomic(cache_file, json.dumps(known))
     return found, faults
 
 
@@ -62,7 +64,8 @@ def decode_images(paths: Sequence[Path], preprocess: Preprocess) -> Iterator[np.
             faults.append(result)
         elif not faults:
             yield result
-    raise_image_faults(faults, Path(os.path.commonpath([p.parent for p in paths])) if paths else Path())
+    if faults:
+        raise_image_faults(faults, Path(os.path.commonpath([p.absolute().parent for p in paths])))
 
 
 def load_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess, what: str) -> np.ndarray:

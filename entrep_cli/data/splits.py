@@ -76,12 +76,13 @@ def make_split(
 
     How many of a class each part gets is worked out first (`allocate`); then groups, the largest
     first, go where their images are wanted most, so that without groups the counts are exact and
-    with groups as near as the groups allow.
+    with groups as near as the groups allow. A part without any image of a class is the last resort.
 
     Args:
         ratios: train, val, test; scaled to their sum.
         folds: make this many equal folds instead.
-        small_to_train: put classes with fewer groups than parts wholly into train.
+        small_to_train: put classes with fewer groups than parts wholly into train, and with them
+            whatever else is in their groups; not with folds, each of which is a test part once.
 
     Raises:
         DataError: a class has fewer groups than there are parts; each is named.
@@ -92,17 +93,17 @@ def make_split(
         if folds < 3:
             raise UsageError("At least three folds are needed: one to train, one to choose, one to test on.", mend="--folds 3 or more")
         ratios = (1.0,) * folds
-    elif len(ratios) != 3 or min(ratios) < 0 or ratios[0] <= 0 or ratios[1] <= 0:
+    elif len(ratios) != 3 or not np.isfinite(ratios).all() or min(ratios) < 0 or ratios[0] <= 0 or ratios[1] <= 0:
         raise UsageError("Ratios are three numbers for train, val and test.", mend="for example --ratios 80/10/10")
     used = [i for i, ratio in enumerate(ratios) if ratio > 0]
 
-    targets, groups = catalog.targets, catalog.groups
-    fixed = _small_classes(catalog, len(used), small_to_train and not folds)
-    free = ~np.isin(targets, fixed)
-    part_of = np.zeros(len(catalog), dtype=np.int64)  # small classes stay in part 0, train
-    counts = np.bincount(targets[free], minlength=len(catalog.taxonomy))
+    targets = catalog.targets
+    small = _small_classes(catalog, len(used), folds, small_to_train)
+    counts = np.bincount(targets, minlength=len(catalog.taxonomy))
     wanted = allocate(counts, [ratios[i] for i in used])
-    part_of[free] = np.array(used)[_assign(targets[free], groups[free], wanted, seed)]
+    wanted[1:, small] = 0
+    wanted[0, small] = counts[small]
+    part_of = np.array(used)[_assign(targets, catalog.groups, wanted, np.isin(targets, small), seed)]
 
     names = [str(i) for i in range(folds)] if folds else list(PARTS)
     assignment = {image: names[p] for image, p in zip(catalog.images, part_of)}
@@ -115,7 +116,8 @@ def allocate(counts: Sequence[int], ratios: Sequence[float]) -> np.ndarray:
     Parts are cut off one after another. Each takes the floor of its share of what is left; within it
     every class gets the floor of its exact quota, and the images still missing go to the largest
     remainders, between equal ones to the rarer class. With 80/10/10 on the combined classes of
-    *Fusion at the Foregut* (Table 1) this gives its Table 2 to the image.
+    *Fusion at the Foregut* (Table 1) this gives its Table 2 to the image. At the end a part that got
+    nothing of a class takes one from the part that has most of it, where that leaves it one.
     """
     left = np.asarray(counts, dtype=np.int64).copy()
     parts = []
@@ -132,61 +134,76 @@ def allocate(counts: Sequence[int], ratios: Sequence[float]) -> np.ndarray:
         part[order[: size - part.sum()]] += 1
         parts.append(part)
         left = left - part
-    return np.stack(parts)
+    wanted = np.stack(parts)
+    for part, label in np.argwhere(wanted == 0):
+        most = wanted[:, label].argmax()
+        if wanted[most, label] > 1:
+            wanted[[most, part], label] += (-1, 1)
+    return wanted
 
 
-def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
-    """Part index of each image (N,): groups whole, class counts as near to `wanted` as they allow."""
+def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, pinned: np.ndarray, seed: int) -> np.ndarray:
+    """Part index of each image (N,): groups whole, class counts as near to `wanted` as they allow.
+
+    The groups of `pinned` images, (N,) bool, stand in the first part.
+    """
     rng = np.random.default_rng(seed)
     keys, group_of = np.unique(groups.astype(str), return_inverse=True)
     sizes = np.zeros((len(keys), wanted.shape[1]), dtype=np.int64)
     np.add.at(sizes, (group_of, targets), 1)
-
-    order = rng.permutation(len(keys))
-    order = order[np.argsort(-sizes[order].sum(axis=1), kind="stable")]
-    need = wanted.astype(np.float64)
-    scale = np.maximum(wanted.sum(axis=0), 1)  # a missing image of a rare class weighs more
     part_of_group = np.zeros(len(keys), dtype=np.int64)
-    for g in order:
-        # Squared distance to the wanted counts, less what it is without the group.
-        cost = ((sizes[g] * (sizes[g] - 2 * need)) / scale).sum(axis=1)
-        part_of_group[g] = int(np.argmin(cost))
-        need[part_of_group[g]] -= sizes[g]
-    _improve(part_of_group, sizes, need, scale, rng)
+    free = np.setdiff1d(np.arange(len(keys)), group_of[pinned])
+    got = np.zeros_like(wanted)
+    got[0] = sizes.sum(axis=0) - sizes[free].sum(axis=0)
+
+    order = rng.permutation(free)
+    for g in order[np.argsort(-sizes[order].sum(axis=1), kind="stable")]:
+        change = _cost(got + sizes[g], wanted) - _cost(got, wanted)
+        part_of_group[g] = int(np.argmin(change))
+        got[part_of_group[g]] += sizes[g]
+    _improve(part_of_group, free, sizes, got, wanted, rng)
     return part_of_group[group_of]
 
 
-def _improve(part_of: np.ndarray, sizes: np.ndarray, need: np.ndarray, scale: np.ndarray, rng) -> None:
+def _improve(part_of: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> None:
     """Move single groups while that brings the counts nearer, in place; ends at a local optimum."""
+    absent = float(sizes.sum())  # no deviation costs as much as a class that a part lacks
     moved = True
-    while moved and np.abs(need).sum() > 0:
+    while moved and (got != wanted).any():
         moved = False
-        for g in rng.permutation(len(sizes)):
+        for g in rng.permutation(free):
             here, size = part_of[g], sizes[g]
-            gain_here = (size * (2 * need[here] + size) / scale).sum()  # change of cost when it leaves
-            change = gain_here + (size * (size - 2 * need) / scale).sum(axis=1)
+            now = _cost(got, wanted, absent)
+            change = _cost(got + size, wanted, absent) - now + (_cost(got - size, wanted, absent) - now)[here]
             change[here] = 0.0
             best = int(np.argmin(change))
             if change[best] < -1e-9:
-                need[here] += size
-                need[best] -= size
+                got[here] -= size
+                got[best] += size
                 part_of[g] = best
                 moved = True
 
 
-def _small_classes(catalog: Catalog, n_parts: int, to_train: bool) -> list[int]:
-    frame = catalog.frame
-    n_groups = frame.groupby("label")["group"].nunique()
+def _cost(got: np.ndarray, wanted: np.ndarray, absent: float = 0.0) -> np.ndarray:
+    """Squared distance of each part, (P, C) to (P,), from its wanted counts; a rare class weighs more."""
+    scale = np.maximum(wanted.sum(axis=0), 1)
+    return ((got - wanted) ** 2 / scale + absent * ((got == 0) & (wanted > 0))).sum(axis=1)
+
+
+def _small_classes(catalog: Catalog, n_parts: int, folds: int, to_train: bool) -> list[int]:
+    """Indices of the classes with fewer groups than parts; DataError where they may not go to train."""
+    n_groups = catalog.frame.groupby("label")["group"].nunique()
     small = [name for name in catalog.taxonomy.names if 0 < n_groups.get(name, 0) < n_parts]
-    if small and not to_train:
+    if small and (folds or not to_train):
         counts = catalog.counts()
+        mend = f"use fewer folds (the smallest class allows {n_groups.min()})" if folds else "keep it in train only with --small-to-train"
         raise DataError(
-            f"{len(small)} class{'es are' if len(small) > 1 else ' is'} too small to stand in {n_parts} parts.",
+            f"{len(small)} class{'es are' if len(small) > 1 else ' is'} too small to stand in {n_parts} {'folds' if folds else 'parts'}.",
             faults=[
-                f"{name}: {counts[name]} image{'s' * (counts[name] != 1)} in {n_groups[name]} group{'s' * (n_groups[name] != 1)}"
+                f"{name}: {counts[name]} image{'s' * (counts[name] != 1)} in {n_groups[name]} group{'s' * bool(n_groups[name] != 1)}"
                 for name in small
             ],
-            mend="add images, take the class out of the labels, or keep it in train only with --small-to-train",
+            mend=f"add images, take the class out of the labels, or {mend}",
         )
     return [catalog.taxonomy.index(name) for name in small]
 
@@ -255,4 +272,10 @@ def _read_manifest() -> dict:
     path = split_path()
     if not path.is_file() or not path.with_suffix(".json").is_file():
         raise RunError("There is no split yet.", where=path, mend="make one: `entrep split`")
-    return json.loads(path.with_suffix(".json").read_text("utf-8"))
+    try:
+        made = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if {"seed", "ratios", "folds", "groups", "catalog", "sha256"} <= set(made):
+            return made
+    except (ValueError, TypeError):
+        pass
+    raise RunError("The split's description is damaged.", where=path.with_suffix(".json"), mend="make it again: `entrep split`")

@@ -16,8 +16,9 @@ from typing import Any
 
 from entrep_cli.errors import DataError
 
-_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
-_OTHER_SIDE = {"left": "right", "right": "left"}
+_WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+")  # `NoseLeft`, `nose_left` and `LEFT nose` have two words
+_SIDES = {"left": "right", "right": "left", "trái": "phải", "phải": "trái"}
+_OTHER_SIDE = {**_SIDES, "l": "r", "r": "l"}  # one letter is a side only where both sides are there
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,17 @@ class Taxonomy:
     classes: tuple[ClassInfo, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(sorted(self.classes, key=lambda c: c.id)))
-        faults = []
-        for what, values in (("class name", self.names), ("class id", self.ids)):
+        faults = [
+            f"class {c.name!r}: needs a name and an id of 0 or more, has id {c.id!r}"
+            for c in self.classes
+            if not c.name or type(c.id) is not int or c.id < 0
+        ]
+        if not faults:
+            object.__setattr__(self, "classes", tuple(sorted(self.classes, key=lambda c: c.id)))
+        for what, values in (("class name", self.names), ("class id", map(str, self.ids))):
             faults += [f"{what} {v!r} stands {n} times" for v, n in Counter(values).items() if n > 1]
         by_name = {c.name: c for c in self.classes}
         for c in self.classes:
-            if not c.name or not isinstance(c.id, int) or isinstance(c.id, bool) or c.id < 0:
-                faults.append(f"class {c.name!r}: needs a name and an id of 0 or more, has id {c.id!r}")
             if c.mirror is not None and c.mirror not in by_name:
                 faults.append(f"class {c.name!r}: its mirror {c.mirror!r} is no class")
             elif c.mirror is not None and by_name[c.mirror].mirror != c.name:
@@ -115,12 +119,22 @@ class Taxonomy:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: Path | None = None) -> Taxonomy:
         """Read the form of `taxonomy.toml`; DataError that lists every fault."""
-        faults, classes = [], []
-        for i, row in enumerate(table.get("classes", [])):
+        rows = table.get("classes", [])
+        faults = [f"unknown key {key!r}" for key in sorted(set(table) - {"name", "classes"})]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            faults.append("classes must be tables, each under [[classes]]")
+            rows = []
+        classes = []
+        for i, row in enumerate(rows):
             name = str(row.get("name", f"class number {i + 1}"))
             unknown = set(row) - {"name", "id", "region", "mirror", "prompts"}
             faults += [f"{name}: unknown key {key!r}" for key in sorted(unknown)]
-            faults += [f"{name}: {key} is missing" for key in ("name", "id") if key not in row]
+            faults += [f"{name}: name is missing"] if "name" not in row else []
+            faults += [
+                f"{name}: {key} must be a text, not {row[key]!r}"
+                for key in ("name", "region", "mirror")
+                if not isinstance(row.get(key, ""), str)
+            ]
             prompts = row.get("prompts", {})
             if not isinstance(prompts, dict) or not all(
                 isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in prompts.values()
@@ -130,15 +144,19 @@ class Taxonomy:
             classes.append(
                 ClassInfo(
                     name,
-                    row.get("id", i),
+                    row.get("id"),
                     str(row.get("region", name)),
-                    row.get("mirror"),
+                    str(row["mirror"]) if "mirror" in row else None,
                     {language: tuple(texts) for language, texts in prompts.items()},
                 )
             )
+        try:
+            taxonomy = cls(str(table.get("name", "custom")), tuple(classes))
+        except DataError as error:
+            raise DataError("The taxonomy does not hold.", where=where, faults=[*faults, *error.faults]) from error
         if faults:
             raise DataError("The taxonomy does not hold.", where=where, faults=faults)
-        return cls(str(table.get("name", "custom")), tuple(classes))
+        return taxonomy
 
     @classmethod
     def read(cls, path: Path) -> Taxonomy:
@@ -159,19 +177,16 @@ class Taxonomy:
         """A taxonomy from nothing but labels (ours).
 
         Ids follow the sorted names. The region is the text before the first `-`, where another class
-        shares it, else the name itself. If any label says left or right, the set knows sides: labels
-        that differ only in the side are mirrors, and a class without a counterpart has no known
-        mirror. If none does, every class is its own mirror.
+        shares it, else the name itself. If any label says left or right (trái or phải), or two differ
+        only in l and r, the set knows sides: labels that differ only in the side are mirrors, and a
+        class without a counterpart has no known mirror. If none does, every class is its own mirror.
         """
-        names = sorted(set(labels))
-        knows_sides = any(_SIDE.search(name) for name in names)
+        known = set(labels)
+        names = sorted(known)
+        words = {word.lower() for name in names for word in _WORD.findall(name)}
+        others = {name: other for name in names if (other := _other_side(name)) != name and other in known}
+        knows_sides = bool(others or words & _SIDES.keys())
         prefixes = Counter(name.split("-", 1)[0] for name in names)
-
-        def mirror(name: str) -> str | None:
-            if not knows_sides:
-                return name
-            other = _SIDE.sub(lambda m: _OTHER_SIDE[m[1].lower()], name)
-            return other if other != name and other in names else None
 
         def region(name: str) -> str:
             prefix = name.split("-", 1)[0]
@@ -183,7 +198,7 @@ class Taxonomy:
         return cls(
             "derived from the labels",
             tuple(
-                ClassInfo(name, i, region(name), mirror(name), {"en": (prompt(name),)})
+                ClassInfo(name, i, region(name), others.get(name) if knows_sides else name, {"en": (prompt(name),)})
                 for i, name in enumerate(names)
             ),
         )
@@ -192,17 +207,29 @@ class Taxonomy:
         return {c.name: i for i, c in enumerate(self.classes)}
 
 
+def _other_side(name: str) -> str:
+    """`name` with left and right exchanged, each word in its own case; itself where it has no side."""
+
+    def exchange(match: re.Match[str]) -> str:
+        word = match[0]
+        other = _OTHER_SIDE.get(word.lower(), word)
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _WORD.sub(exchange, name)
+
+
 def choose_taxonomy(labels: Iterable[str], folder: Path | None = None) -> Taxonomy:
     """The taxonomy of a dataset from its labels (one an image) and its folder.
 
     `taxonomy.toml` wins; then ENTRep's where most images carry its labels, so that a typing mistake
-    is found as an unknown class instead of making a class of its own; else derived.
+    is found as an unknown class instead of making a class of its own; else derived. Without any
+    label it is ENTRep's.
     """
     if folder is not None and (folder / "taxonomy.toml").is_file():
         return Taxonomy.read(folder / "taxonomy.toml")
     counts = Counter(labels)
     entrep = Taxonomy.entrep()
     known = sum(counts[name] for name in entrep.names)
-    if 2 * known > counts.total():
+    if not counts or 2 * known > counts.total():
         return entrep
     return Taxonomy.derive(counts)

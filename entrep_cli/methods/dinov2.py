@@ -48,7 +48,7 @@ class Dinov2Recipe(Recipe):
         tune: `head` freezes the backbone; `full` fine-tunes it.
         freeze_norm: with `full`, keep batch statistics as the pretrained weights have them.
         views: augmented views of each training image whose features are cached, with `head`.
-        embedding: what retrieval compares: `backbone` features, the `head`'s last hidden layer, or
+        embedding: what retrieval compares: the `head`'s last hidden layer, `backbone` features, or
             `both`, each as a unit vector, one after the other.
         batch_size: images at a time where nothing is learned.
     """
@@ -57,7 +57,7 @@ class Dinov2Recipe(Recipe):
     tune: Literal["head", "full"] = "head"
     freeze_norm: bool = True
     views: int = 4
-    embedding: Literal["backbone", "head", "both"] = "both"
+    embedding: Literal["backbone", "head", "both"] = "head"
     batch_size: int = 32
     image: ImageSettings = ImageSettings()
     backbone: BackboneSettings = BackboneSettings()

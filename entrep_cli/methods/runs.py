@@ -13,7 +13,7 @@ from entrep_cli import __version__, console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import RunError
+from entrep_cli.errors import RunError, first_line
 from entrep_cli.methods import Model, method_class
 from entrep_cli.models.device import choose_device, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
@@ -92,5 +92,5 @@ def load_model(run: Run, device: str = "auto") -> Model:
         return kind.load(run, recipe, taxonomy, choose_device(device)[0])
     except (RuntimeError, KeyError) as error:
         raise RunError(
-            f"The model of run {run.name!r} cannot be read: {str(error).splitlines()[0]}", where=run.path(MODEL), mend="train it again"
+            f"The model of run {run.name!r} cannot be read: {first_line(error)}", where=run.path(MODEL), mend="train it again"
         ) from error

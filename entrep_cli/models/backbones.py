@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from entrep_cli.data.images import Preprocess
-from entrep_cli.errors import UsageError, WeightsError
+from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
@@ -124,7 +124,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the two readers raise many kinds; the file is at fault in all of them
         raise WeightsError(
-            f"The weights cannot be read: {str(error).splitlines()[0]}",
+            f"The weights cannot be read: {first_line(error)}",
             where=path,
             mend="use a .safetensors file, or a torch file that holds tensors only",
         ) from error
@@ -162,19 +162,25 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
             new_size=list(model.patch_embed.grid_size),
             num_prefix_tokens=0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens,
         )
-    faults = [f"missing: {key}" for key in own if key not in state]
-    faults += [f"not in the model: {key}" for key in state if key not in own]
-    faults += [
-        f"{key}: the file has {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if faults:
-        shown = faults if len(faults) <= 12 else [*faults[:12], f"... and {len(faults) - 12} more"]
+    differing = {
+        "missing": [key for key in own if key not in state],
+        "not in the model": [key for key in state if key not in own],
+        "another shape": [
+            f"{key}, {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    if any(differing.values()):
         raise WeightsError(
-            f"The weights are not those of the backbone: {len(faults)} of {len(own)} tensors differ.",
+            f"The weights are not those of the backbone: {sum(map(len, differing.values()))} tensors differ.",
             where=where,
-            faults=shown,
+            # Two models differ in hundreds of tensors; a few of each kind tell which they are.
+            faults=[
+                f"{kind} ({len(keys)}): {'; '.join(keys[:4])}{'; ...' if len(keys) > 4 else ''}"
+                for kind, keys in differing.items()
+                if keys
+            ],
             mend="name the model they belong to with --backbone",
         )
     model.load_state_dict(state, strict=True)

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from entrep_cli.errors import UsageError
+from entrep_cli.errors import UsageError, first_line
 
 
 def choose_device(option: str = "auto") -> tuple[torch.device, str]:
@@ -26,7 +26,7 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"The device {option!r} cannot be used: {str(error).splitlines()[0]}", mend="--device auto, cpu or cuda"
+            f"The device {option!r} cannot be used: {first_line(error)}", mend="--device auto, cpu or cuda"
         ) from error
     return device, "asked for"
 

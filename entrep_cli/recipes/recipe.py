@@ -19,9 +19,9 @@ from entrep_cli.errors import UsageError
 
 
 class Section(BaseModel):
-    """A part of a recipe: typed, immutable, unknown keys refused."""
+    """A part of a recipe: typed, immutable, unknown keys and numbers that are none refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Recipe(Section):
@@ -50,9 +50,11 @@ def read_recipe(name: str) -> dict[str, Any]:
             mend=f"{_nearest(name, recipe_names())}choose one of {', '.join(recipe_names())}, or give a TOML file",
         )
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The recipe is not valid TOML: {error}.", where=path) from error
+    except OSError as error:
+        raise UsageError(f"The recipe cannot be read: {error.strerror}.", where=path) from error
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

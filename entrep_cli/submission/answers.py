@@ -11,10 +11,11 @@ import numpy as np
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.layouts import TestSet, read_test_folder
+from entrep_cli.data.queries import named_test_set, only_test_set
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.ranking import rank
-from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, only_test_set, read_queries_place, set_name
+from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
 from entrep_cli.workspace import Run
 
@@ -33,12 +34,14 @@ class Answers:
         answers: one for each query.
         ranked: (query, rank from 1, answer, score), best first, for the ranked CSV.
         gallery: names that could be answered; None for track 1.
+        folder: where the queries came from.
     """
 
     queries: list[str]
     answers: dict[str, Answer]
     ranked: list[tuple[str, int, Answer, float]]
     gallery: list[str] | None
+    folder: Path
 
 
 def answer_track(
@@ -66,11 +69,11 @@ def answer_track(
     Raises:
         DataError: faulty queries, or a gallery in which a query has no candidate; all are listed.
     """
-    test_set = read_queries_place(queries) if queries else only_test_set(data)
+    test_set = named_test_set(queries) if queries else only_test_set(data)
     asked = _queries(test_set, track, queries, warn)
     if track == 1:
         seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
-        return _classified(asked, seen, model)
+        return _classified(asked, seen, model, test_set.folder)
 
     pool = _gallery(run, model, data, test_set, gallery, asked if track == 2 else [])
     if track == 2:
@@ -96,10 +99,10 @@ def answer_track(
         if row >= 0
     ]
     best = {query: answer for query, place, answer, _ in ranked if place == 1}
-    return Answers(asked, best, ranked, [str(name) for name in pool.items.image])
+    return Answers(asked, best, ranked, [str(name) for name in pool.items.image], test_set.folder)
 
 
-def _classified(asked: list[str], seen: Embeddings, model: Model) -> Answers:
+def _classified(asked: list[str], seen: Embeddings, model: Model, folder: Path) -> Answers:
     ids = model.taxonomy.ids
     order = np.argsort(-seen.probabilities, axis=1, kind="stable")
     ranked = [
@@ -107,7 +110,7 @@ def _classified(asked: list[str], seen: Embeddings, model: Model) -> Answers:
         for query, row, classes in zip(asked, seen.probabilities, order)
         for place, c in enumerate(classes, 1)
     ]
-    return Answers(asked, {query: answer for query, place, answer, _ in ranked if place == 1}, ranked, None)
+    return Answers(asked, {query: answer for query, place, answer, _ in ranked if place == 1}, ranked, None, folder)
 
 
 def _queries(test_set: TestSet, track: int, queries: Path | None, warn: Callable[[str], None] | None) -> list[str]:

@@ -21,16 +21,10 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
+from entrep_cli.data.texts import fold, has_control
 from entrep_cli.errors import DataError, UsageError
-from entrep_cli.submission.checks import (
-    bare_name,
-    decode_utf8,
-    entry_faults,
-    fold,
-    has_control,
-    read_contents,
-    show,
-)
+from entrep_cli.submission.archive import bare_name, decode_utf8, read_contents, show
+from entrep_cli.submission.checks import entry_faults
 from entrep_cli.workspace import write_bytes_atomic
 
 Answer = int | str

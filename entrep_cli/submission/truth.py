@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from entrep_cli.data.layouts import read_json, read_text
+from entrep_cli.data.queries import read_groups
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import DataError
-from entrep_cli.retrieval.sets import read_groups
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores
 from entrep_cli.submission.tracks import Submission, track_of

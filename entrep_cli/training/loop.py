@@ -112,7 +112,7 @@ def fit(
             for loss in losses(epoch):
                 if not torch.isfinite(loss):
                     raise RunError(
-                        f"The loss became {float(loss)} in epoch {epoch}.",
+                        f"The loss became {loss.item()} in epoch {epoch}.",
                         where=run.folder,
                         mend="lower train.learning_rate (--set train.learning_rate=1e-4)",
                     )

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.errors import UsageError
-from entrep_cli.submission import checks
-from entrep_cli.submission.checks import Report, check_submission, difference, read_contents
+from entrep_cli.submission import archive
+from entrep_cli.submission.archive import read_contents
+from entrep_cli.submission.checks import Report, check_submission, difference
 
 CLASSES = {"nose-right": 0, "nose-left": 1, "ear-right": 2, "vc-open": 4}
 FILES = ["a.png", "b.png", "c_Image04(1).png"]
@@ -154,7 +155,7 @@ def test_a_bomb_that_declares_a_small_size_is_not_inflated(tmp_path, bomb, decla
 
 
 def test_sizes_over_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "MAX_BYTES", 1000)
+    monkeypatch.setattr(archive, "MAX_BYTES", 1000)
     many = json.dumps({f"{n}.png": n for n in range(100)})
     assert kinds(check(tmp_path, many)) == ["too-big"]
     assert kinds(check(tmp_path, many.encode())) == ["too-big"]

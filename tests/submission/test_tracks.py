@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from entrep_cli.data.texts import fold, has_control
 from entrep_cli.errors import DataError, UsageError
-from entrep_cli.submission.checks import check_submission, fold, has_control
+from entrep_cli.submission.checks import check_submission
 from entrep_cli.submission.tracks import (
     TRACKS,
     read_queries,
