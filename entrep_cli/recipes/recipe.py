@@ -71,9 +71,10 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             faults.append(f"{assignment!r} is not key=value")
             continue
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
+            lines = tomllib.loads(f"value = {value}")
         except tomllib.TOMLDecodeError:
-            parsed = value.strip()
+            lines = {}
+        parsed = lines["value"] if len(lines) == 1 else value.strip()
         *sections, last = key.strip().split(".")
         place = table
         for section in sections:
@@ -143,5 +144,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _fault(kind: type[BaseModel], item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
+        if isinstance(item["input"], dict) and item["input"]:  # a whole section: its first key tells more
+            key += f".{next(iter(item['input']))}"
         return f"Unknown key: {key!r}; {_nearest(key, _known_keys(kind))}".rstrip("; ")
-    return f"{key} = {item['input']!r}: {item['msg']}"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        inner = next((known for known in _known_keys(kind) if known.startswith(f"{key}.")), f"{key}.KEY")
+        return f"{key} = {item['input']!r:.60}: {key!r} is a section; set its keys, as in {inner}"
+    return f"{key} = {item['input']!r:.60}: {item['msg']}"

@@ -1,0 +1,158 @@
+"""Embeddings on disk: what is kept, what is computed again, what is refused; the index over them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from entrep_cli.data.images import Preprocess
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.errors import DataError, RunError
+from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of, read_embeddings
+from entrep_cli.retrieval.search import build_run_index, nearest, open_run_index
+from entrep_cli.workspace import Run
+
+
+class Mean(nn.Module):
+    """The colour of an image as its embedding; an image is of class 1 as far as its right half is the brighter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taxonomy = Taxonomy.from_dict(
+            {"classes": [{"name": "a", "id": 0, "mirror": "b"}, {"name": "b", "id": 1, "mirror": "a"}]}
+        )
+        self.preprocess = Preprocess(8)
+        self.recipe = type("R", (), {"batch_size": 2})()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.n_seen = 0
+
+    def infer(self, pixels):
+        self.n_seen += len(pixels)
+        x = pixels.float()
+        colour = x.mean(dim=(2, 3)) + 1
+        right = x[..., 4:].mean(dim=(1, 2, 3)) / (x[..., 4:].mean(dim=(1, 2, 3)) + 2 * x[..., :4].mean(dim=(1, 2, 3)) + 1)
+        return nn.functional.normalize(colour, dim=1), torch.stack([1 - right, right], dim=1)
+
+
+@pytest.fixture
+def items(tmp_path) -> Items:
+    rng = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(5)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name)
+    return Items.of(image=names, path=[str(tmp_path / n) for n in names], group=list("xxyyz"), digest=[f"d{i}" for i in range(5)])
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.path("model.safetensors").write_bytes(b"weights")
+    run.finish({"preprocess": {}, "taxonomy": {}})
+    return run
+
+
+def test_embed_items_against_one_at_a_time(items):
+    model = Mean()
+    whole = embed_items(model, items)
+    for i, path in enumerate(items.path):
+        pixels = torch.from_numpy(model.preprocess(Image.open(path).convert("RGB")))[None]
+        vector, probability = model.infer(pixels)
+        assert np.allclose(whole.vectors[i], vector[0]) and np.allclose(whole.probabilities[i], probability[0])
+
+
+def test_flip_sends_probabilities_to_the_mirror_class(items):
+    model = Mean()
+    plain, averaged = embed_items(model, items), embed_items(model, items, flip=True)
+    for i, path in enumerate(items.path):
+        pixels = torch.from_numpy(model.preprocess(Image.open(path).convert("RGB")))[None]
+        a, b = model.infer(pixels.flip(-1))[1][0].tolist()
+        wanted = [(plain.probabilities[i, 0] + b) / 2, (plain.probabilities[i, 1] + a) / 2]
+        assert np.allclose(averaged.probabilities[i], wanted, atol=1e-6)
+
+
+def test_kept_until_images_or_model_change(items, run):
+    model = Mean()
+    first = embeddings_of(run, "test", items, model)
+    seen = model.n_seen
+    again = embeddings_of(run, "test", items, model)
+    assert model.n_seen == seen and np.array_equal(first.vectors, again.vectors)
+    embeddings_of(run, "test", items.take([0, 1]), model)
+    assert model.n_seen == seen + 2
+    run.path("model.safetensors").write_bytes(b"other weights")
+    run.finish({"preprocess": {}, "taxonomy": {}})
+    embeddings_of(run, "test", items.take([0, 1]), model)
+    assert model.n_seen == seen + 4
+
+
+def test_round_trip(items, run):
+    made = embeddings_of(run, "test", items, Mean())
+    read = read_embeddings(run, "test")
+    assert read.vectors.dtype == np.float32 and np.allclose(np.linalg.norm(read.vectors, axis=1), 1, atol=1e-6)
+    assert np.array_equal(made.vectors, read.vectors) and made.items.rows() == read.items.rows()
+    assert embedded_sets(run) == ["test"]
+
+
+@pytest.mark.parametrize("file", ["vectors.npy", "probabilities.npy", "items.csv"])
+def test_damage_is_refused_by_name(items, run, file):
+    embeddings_of(run, "test", items, Mean())
+    path = run.path("embeddings", "test", file)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError) as caught:
+        read_embeddings(run, "test")
+    assert caught.value.faults == (f"{file} is changed",)
+
+
+def test_without_a_manifest_there_are_no_embeddings(items, run):
+    embeddings_of(run, "test", items, Mean())
+    run.path("embeddings", "test", "manifest.json").unlink()
+    assert embedded_sets(run) == []
+    with pytest.raises(RunError):
+        read_embeddings(run, "test")
+
+
+def test_an_unreadable_image_is_named_and_nothing_is_written(items, run, tmp_path):
+    for i in (1, 3):
+        (tmp_path / f"{i}.png").write_bytes(b"torn")
+    with pytest.raises(DataError) as caught:
+        embeddings_of(run, "test", items, Mean())
+    assert [fault.split(":")[0] for fault in caught.value.faults] == ["1.png", "3.png"]
+    assert not run.path("embeddings").exists()
+
+
+def test_joined_sets_count_a_name_once(items):
+    whole = embed_items(Mean(), items)
+    joined = Embeddings.joined([whole.take([0, 1, 2]), whole.take([2, 3])])
+    assert joined.items.image.tolist() == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_nearest_against_a_naive_search(items, run):
+    made = embeddings_of(run, "test", items, Mean())
+    build_run_index(run)
+    index, gallery = open_run_index(run)
+    for i in range(5):
+        for group in ("", str(items.group[i])):
+            found = nearest(index, gallery, made.vectors[i : i + 1], 3, digest=str(items.digest[i]), group=group)
+            allowed = [j for j in range(5) if j != i and (not group or items.group[j] != group)]
+            wanted = sorted(allowed, key=lambda j: -float(made.vectors[i] @ made.vectors[j]))[:3]
+            assert found.indices[0].tolist() == wanted
+
+
+def test_an_index_older_than_the_embeddings_is_refused(items, run):
+    embeddings_of(run, "test", items, Mean())
+    with pytest.raises(RunError, match="no index"):
+        open_run_index(run)
+    build_run_index(run)
+    embeddings_of(run, "more", items.take([0]), Mean())
+    with pytest.raises(RunError, match="older"):
+        open_run_index(run)
+    build_run_index(run)
+    manifest = run.path("index", "manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sha256": "0" * 64}))
+    with pytest.raises(RunError, match="not the one"):
+        open_run_index(run)

@@ -1,0 +1,43 @@
+"""The README's commands run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("ENTREP_RUNS", raising=False)
+    monkeypatch.delenv("ENTREP_DATA", raising=False)
+    (console,) = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for line in console.strip().splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "entrep"
+        done = subprocess.run([sys.executable, "-m", "entrep_cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert "macro F1" in done.stdout
+    done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "nose-left" in done.stdout, done.stderr
+
+
+def test_every_command_is_in_the_table():
+    from entrep_cli.app import PANELS
+
+    for commands in PANELS.values():
+        for function, _ in commands:
+            assert re.search(rf"`(entrep )?{function.__name__}\b", README), function.__name__
+
+
+@pytest.mark.parametrize("path", ["README.md", "data/README.md", "Makefile", ".ci/run", "constraints.txt"])
+def test_nothing_of_this_machine_is_named(path):
+    text = (ROOT / path).read_text("utf-8")
+    assert not re.search(r"/work/|/opt/|file://|index-url|\.library", text)
