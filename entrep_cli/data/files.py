@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.texts import fold, has_control
@@ -114,8 +114,14 @@ def read_text(path: Path) -> str:
         raise DataError(f"The file is not UTF-8 (line {line}).", where=path, mend="save it as UTF-8") from error
 
 
-def read_json(path: Path, faults: list[str]) -> Any:
-    """Parse a JSON file; None, and a line in `faults`, where it is broken. Keys that stand twice are faults too."""
+Json = TypeVar("Json", dict, list)
+
+
+def read_json(path: Path, kind: type[Json], faults: list[str]) -> Json:
+    """An object or a list from a JSON file; empty, and a line in `faults`, where it is none.
+
+    A key that stands twice with different values is a fault too.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}
@@ -126,12 +132,15 @@ def read_json(path: Path, faults: list[str]) -> Any:
         return table
 
     try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
+        value = json.loads(read_text(path), object_pairs_hook=unique)
+        if isinstance(value, kind):
+            return value
+        faults.append(f"{path.name}: not {'an object {...}' if kind is dict else 'a list [...]'}")
     except DataError as error:
         faults.append(f"{path.name}: {error.what}")
     except (ValueError, RecursionError) as error:
         faults.append(f"{path.name}: not valid JSON ({error})")
-    return None
+    return kind()
 
 
 @dataclass(frozen=True)

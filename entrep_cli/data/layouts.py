@@ -142,14 +142,10 @@ def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
     source = Source("contest", folder, faults=names.faults())
 
     def table(name: str) -> dict[str, str]:
-        value = read_json(folder / name, source.faults) if name in files else {}
-        if value is not None and not isinstance(value, dict):
-            source.faults.append(f"{name}: not an object {{...}}")
-        if not isinstance(value, dict):
-            return {}
-        odd = [key for key, other in value.items() if not isinstance(other, str)]
-        source.faults += [f"{name}: {key!r} stands for {value[key]!r:.60}, not for a text" for key in odd]
-        return {key: other for key, other in value.items() if isinstance(other, str)}
+        found = read_json(folder / name, dict, source.faults) if name in files else {}
+        odd = {key: value for key, value in found.items() if not isinstance(value, str)}
+        source.faults += [f"{name}: {key!r} stands for {value!r:.60}, not for a text" for key, value in odd.items()]
+        return {key: value for key, value in found.items() if key not in odd}
 
     rows: dict[str, Row] = {}
     for name, label in table("cls.json").items():
@@ -184,12 +180,9 @@ def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
 
 def _read_release(folder: Path, names: Names, files: list[str]) -> Source:
     source = Source("public release", folder, faults=names.faults())
-    entries = read_json(folder / "data.json", source.faults)
-    if entries is not None and not isinstance(entries, list):
-        source.faults.append("data.json: not a list of objects")
     rows: dict[str, Row] = {}
-    for i, entry in enumerate(entries if isinstance(entries, list) else ()):
-        where = f"data.json, entry {i + 1}"
+    for i, entry in enumerate(read_json(folder / "data.json", list, source.faults), 1):
+        where = f"data.json, entry {i}"
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("Path", "Classification")):
             source.faults.append(f"{where}: needs the texts Path and Classification")
             continue

@@ -6,7 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-from entrep_cli.data.layouts import TestSet, find_test_sets, read_test_folder, read_text
+from entrep_cli.data.files import read_text
+from entrep_cli.data.layouts import TestSet, find_test_sets, read_test_folder
 from entrep_cli.errors import DataError
 
 

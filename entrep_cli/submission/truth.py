@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from entrep_cli.data.layouts import read_json, read_text
+from entrep_cli.data.files import read_json, read_text
 from entrep_cli.data.queries import read_groups
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import DataError
@@ -46,9 +46,9 @@ def read_truth(path: Path) -> dict[str, str | int]:
     if not path.is_file():
         raise DataError("There is no truth file.", where=path, mend="--truth truth_cls.json, truth_i2i.json or truth_t2i.json")
     faults: list[str] = []
-    value = read_json(path, faults)
-    if not faults and not (isinstance(value, dict) and value):
-        faults.append("it is not an object with entries")
+    value = read_json(path, dict, faults)
+    if not faults and not value:
+        faults.append("it is empty")
     if not faults:
         faults += [f"{k!r}: {v!r} is no name and no class id" for k, v in value.items() if isinstance(v, bool) or not isinstance(v, (str, int))]
     if faults:

@@ -1,0 +1,11 @@
+"""What all tests share: each writes to a runs folder of its own and finds no dataset by accident."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("ENTREP_RUNS", str(tmp_path_factory.mktemp("own") / "runs"))
+    monkeypatch.delenv("ENTREP_DATA", raising=False)

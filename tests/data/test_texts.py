@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from entrep_cli.data.texts import clean_text, finding_keys, fold, has_control, split_findings
+
+
+@pytest.mark.parametrize(
+    ("text", "findings"),
+    [
+        ("", []),
+        (" ,\r\n, ", []),
+        ("normal", ["normal"]),
+        ("Septal spur,\r\nwatery\u00a0discharge ,  pale mucosa.", ["Septal spur", "watery discharge", "pale mucosa"]),
+        ("a\nb\rc，d", ["a", "b", "c", "d"]),
+        ("Normal, normal", ["Normal"]),
+        ("polyp of 1,5 cm, no. 2, 3 more", ["polyp of 1,5 cm", "no. 2", "3 more"]),
+        ("vẹo vách ngăn,gai", ["vẹo vách ngăn", "gai"]),
+    ],
+)
+def test_a_description_is_cut_at_lines_and_commas(text, findings):
+    assert split_findings(text) == findings
+
+
+def test_keys_compare_whatever_the_case_form_and_blanks():
+    vietnamese = "Vẹo vách ngăn"
+    written = unicodedata.normalize("NFD", f"  {vietnamese.upper()}\u00a0\ufeff\u200b")
+    assert finding_keys(written) == finding_keys(vietnamese) == ["vẹo vách ngăn"]
+
+
+def test_clean_text_keeps_one_line():
+    assert clean_text("a\u2003b\r\n\tc\ufeff") == "a b c"
+    assert clean_text("half \ud800 a pair").encode()
+
+
+def test_fold_is_stable():
+    for text in ("İstanbul", "Straße", "ǰ", "ΐ", "Phải", "a\u0323\u0302"):
+        assert fold(fold(text)) == fold(text) == fold(unicodedata.normalize("NFD", text))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "a\u2028b", "\udcff.png", "\x00"])
+def test_control_characters_are_seen(text):
+    assert has_control(text) and not has_control("Vẹo (1)_Image04.png")
