@@ -159,15 +159,9 @@ class Run:
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write `run.json`, with the hash of every model file: from now on the run is complete."""
-        files = {
-            path.name: file_sha256(path)
-            for path in sorted(self.folder.iterdir())
-            if path.name in (MODEL, CONFIG, METRICS)
-        }
+        files = {path.name: file_sha256(path) for path in sorted(self.folder.iterdir()) if path.name in (MODEL, CONFIG, METRICS)}
         finished = datetime.now(timezone.utc).isoformat(timespec="microseconds")
-        write_json_atomic(
-            self.folder / MANIFEST, {**manifest, "files": files, "finished": finished}
-        )
+        write_json_atomic(self.folder / MANIFEST, {**manifest, "files": files, "finished": finished})
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     @property
@@ -226,8 +220,7 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
             raise RunError(
                 f"There is a run {name!r} already.",
                 where=folder,
-                mend="choose another --name, replace it with --overwrite"
-                + ("" if Run(folder).complete else ", or go on with --resume"),
+                mend="choose another --name, replace it with --overwrite" + ("" if Run(folder).complete else ", or go on with --resume"),
             )
         run = Run(folder)
         if run.complete:
@@ -245,9 +238,7 @@ def open_run(name: str | None = None) -> Run:
     if name is None:
         complete = _complete(root)
         if not complete:
-            raise RunError(
-                "There is no trained run yet.", where=root, mend="train one: `entrep train`"
-            )
+            raise RunError("There is no trained run yet.", where=root, mend="train one: `entrep train`")
         run = max(complete, key=lambda run: (_finished(run), run.name))
         run.manifest  # noqa: B018 - raises where not even the last one can be read
         return run

@@ -1,13 +1,15 @@
 """A tiny dataset in the contest's layout: small enough to write in a test, learnable all the same.
 
-    from tests.tiny import make_contest
-    made = make_contest(tmp_path / "data", per_class=4, groups=2, tests=2)
+from tests.tiny import make_contest
+made = make_contest(tmp_path / "data", per_class=4, groups=2, tests=2)
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +108,23 @@ def draw(label: str, size: tuple[int, int] = (64, 48), seed: int = 0) -> Image.I
     if label.endswith("right"):
         pixels[:, half:] += 60
     return Image.fromarray((pixels + rng.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, form: str, **more) -> bytes:
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, form, **more)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of one bit a pixel whose data is junk: enough to know its size, nothing to decode."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -44,26 +44,31 @@ class AugmentSettings(Section):
     flip: Share = 0.5
 
 
-def flip(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, taxonomy: Taxonomy) -> tuple[torch.Tensor, torch.Tensor]:
+def flip(
+    pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, taxonomy: Taxonomy
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Flip the chosen images left to right and give them the class they then show.
 
     Args:
         pixels: (N, 3, H, W). targets: (N,) class indices. chosen: (N,) bool.
 
     Returns:
-        new pixels and targets; an image whose class has no known mirror stays as it is.
+        new pixels and targets, and (N,) bool, which were flipped: an image whose class has no known
+        mirror stays as it is.
     """
     mirrors = torch.tensor(taxonomy.mirrors, device=targets.device)
     flipped = mirrors[targets]
     chosen = chosen & (flipped >= 0)
     pixels = torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
-    return pixels, torch.where(chosen, flipped, targets)
+    return pixels, torch.where(chosen, flipped, targets), chosen
 
 
 def augment(
     pixels: torch.Tensor, targets: torch.Tensor, taxonomy: Taxonomy, settings: AugmentSettings, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Another view of every image: (N, 3, H, W) uint8 and (N,) targets in, the same out, on the CPU.
+
+    Also (N,) bool, which images were flipped.
 
     Everything random comes from `generator`, so a seed gives the same views on every run. The steps
     are those of torchvision's functionals of the same names, on many images at once with a factor for
@@ -84,7 +89,7 @@ def augment(
     saturation = saturation.where(~grey, 0.0)
     blurred, sigma = draw(0, 1) < s.blur, draw(0.1, max(s.blur_sigma, 0.1))
 
-    pixels, targets = flip(pixels, targets, chosen, taxonomy)
+    pixels, targets, flipped = flip(pixels, targets, chosen, taxonomy)
     views = torch.empty_like(pixels)
     # A few images at a time stay in the processor's cache, which the steps read and write over and over.
     for part in torch.arange(n).split(8):
@@ -97,7 +102,7 @@ def augment(
         for i in blurred[part].nonzero().flatten().tolist():
             view[i] = gaussian_blur(view[i], float(sigma[part][i]))
         views[part] = view.mul_(255).round_().to(torch.uint8)
-    return views, targets
+    return views, targets, flipped
 
 
 # ---------------------------------------------------------------- the steps

@@ -87,9 +87,7 @@ class Catalog:
             taxonomy = Taxonomy.derive(labels or ["none"])  # only to look for further faults
             faults += [f"taxonomy.toml: {fault}" for fault in error.faults or [error.what]]
         regions = {c.name: c.region for c in taxonomy.classes}
-        records = [
-            _record(source, row, probe, regions.get(row.label, ""), groups) for (source, row), probe in zip(rows, probes) if probe
-        ]
+        records = [_record(source, row, probe, regions.get(row.label, ""), groups) for (source, row), probe in zip(rows, probes) if probe]
         merged, aliases, notes, contradictions = _merge(records)
         faults += contradictions
         if not labels and not faults:
@@ -221,9 +219,7 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], 
         if record["image"] != first["image"]:
             aliases[record["image"]] = first["image"]
         if first["label"] and record["label"] and first["label"] != record["label"]:
-            faults.append(
-                f"{record['image']} ({record['label']}) and {first['image']} ({first['label']}) are the same picture"
-            )
+            faults.append(f"{record['image']} ({record['label']}) and {first['image']} ({first['label']}) are the same picture")
         if first["group"] and record["group"]:
             same_group.join(first["group"], record["group"])
         for key in ("label", "region", "text_en", "text_vi", "group"):

@@ -81,9 +81,9 @@ class Names:
             return f"which several files in {self.folder.name}/ could be"
         return f"which is no {', '.join(SUFFIXES)} file"
 
-    def faults(self) -> list[str]:
-        """Two files that differ in case only (one is lost on some disks), names that cannot be written."""
-        return odd_names(self.files) + [
+    def clashes(self) -> list[str]:
+        """A fault for every two files that differ in case only: one of them is lost on some disks."""
+        return [
             f"{' and '.join(names)} in {self.folder.name}/ differ only in case or unicode form"
             for names in self._folded.values()
             if len(names) > 1
@@ -171,9 +171,8 @@ def read_table(path: Path) -> Table:
         table = Table(tuple(name.strip().casefold() for name in next(reader, [])))
         for cells in reader:
             if any(cell.strip() for cell in cells[len(table.columns) :]):
-                table.faults.append(
-                    f"{path.name}, line {reader.line_num}: {len(cells)} cells under a header of {len(table.columns)}; quote texts with commas"
-                )
+                cut = f"{len(cells)} cells under a header of {len(table.columns)}; quote texts with commas"
+                table.faults.append(f"{path.name}, line {reader.line_num}: {cut}")
             elif any(cell.strip() for cell in cells):
                 row = dict.fromkeys(table.columns, "")
                 row.update((column, cell.strip()) for column, cell in zip(table.columns, cells))

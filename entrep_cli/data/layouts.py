@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from entrep_cli.data.files import Names, Table, Tree, read_json, read_table, scan
+from entrep_cli.data.files import Names, Table, Tree, odd_names, read_json, read_table, scan
 from entrep_cli.data.files import read_text as read_text  # callers find it here too
 from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.texts import fold
@@ -128,7 +128,7 @@ def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
     names = _image_folder(tree, folder)
     if not names.files:
         raise DataError("There are no images in the folder.", where=folder, mend="name a folder of images, or of imgs/ and its query files")
-    if faults := names.faults():
+    if faults := names.clashes() + odd_names(names.files):
         raise DataError("Image names clash.", where=folder, faults=faults, mend="rename one of each")
     files = tree[folder][1]
     queries = {track: folder / name for track, name in QUERY_FILES.items() if name in files}
@@ -139,7 +139,7 @@ def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
 
 
 def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
-    source = Source("contest", folder, faults=names.faults())
+    source = Source("contest", folder, faults=names.clashes())
 
     def table(name: str) -> dict[str, str]:
         found = read_json(folder / name, dict, source.faults) if name in files else {}
@@ -179,7 +179,7 @@ def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
 
 
 def _read_release(folder: Path, names: Names, files: list[str]) -> Source:
-    source = Source("public release", folder, faults=names.faults())
+    source = Source("public release", folder, faults=names.clashes())
     rows: dict[str, Row] = {}
     for i, entry in enumerate(read_json(folder / "data.json", list, source.faults), 1):
         where = f"data.json, entry {i}"
@@ -227,7 +227,7 @@ def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tre
             seen[found[0]] = found[1]
             source.rows.append(Row(str(relative), found[0], **row))
     for names in dict.fromkeys(seen.values()):
-        source.faults += names.faults()
+        source.faults += names.clashes()
     return source
 
 
@@ -240,10 +240,8 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterable[So
         if not names.files or not is_class or taken & {folder, *folder.parents}:
             continue
         source = sources.setdefault(folder.parent, Source("class folders", folder.parent))
-        source.faults += names.faults()
-        source.rows += [
-            Row((folder / name).relative_to(root).as_posix(), folder / name, folder.name) for name in names.files
-        ]
+        source.faults += names.clashes()
+        source.rows += [Row((folder / name).relative_to(root).as_posix(), folder / name, folder.name) for name in names.files]
     return sources.values()
 
 

@@ -165,7 +165,9 @@ def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, pinned:
     return part_of_group[group_of]
 
 
-def _improve(part_of: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> None:
+def _improve(
+    part_of: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+) -> None:
     """Move single groups while that brings the counts nearer, in place; ends at a local optimum."""
     absent = float(sizes.sum())  # no deviation costs as much as a class that a part lacks
     moved = True

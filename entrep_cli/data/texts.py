@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_SIDES = re.compile(r"\b(left|right|trái|phải)\b")
 # A comma between two digits is a decimal one, as Vietnamese writes it.
 _CUTS = re.compile(r"[\r\n，]+|,(?!(?<=\d,)\d)")
 
@@ -37,6 +38,11 @@ def split_findings(text: str) -> list[str]:
         if part:
             findings.setdefault(fold(part), part)
     return list(findings.values())
+
+
+def names_a_side(text: str) -> bool:
+    """Whether a text says left or right, in English or Vietnamese: it is not true of the flipped image."""
+    return bool(_SIDES.search(fold(text)))
 
 
 def finding_keys(text: str) -> list[str]:

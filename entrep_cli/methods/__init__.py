@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # name -> module:class; modules are imported when a method is used, for they pull in torch
 METHODS = {
+    "clip-lora": "entrep_cli.methods.clip_lora:ClipLora",
     "dinov2": "entrep_cli.methods.dinov2:Dinov2",
 }
 DEFAULT_METHOD = "dinov2"

@@ -25,20 +25,12 @@ from entrep_cli.errors import UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
 from entrep_cli.models.heads import Head, HeadSettings
-from entrep_cli.recipes.recipe import Recipe, Section
+from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
+from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, fingerprint
-
-MONITOR = "val_macro_f1"
-
-
-class ImageSettings(Section):
-    """How images are brought to the model's square; see `Preprocess`."""
-
-    size: int = 224
-    fit: Literal["pad", "crop"] = "pad"
-    field_of_view: bool = False
 
 
 class Dinov2Recipe(Recipe):
@@ -159,7 +151,7 @@ def _fit_head(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dic
 
     @torch.no_grad()
     def validate(head: nn.Module) -> dict[str, float]:
-        return _scores(head(val_features.to(device)).cpu(), val_targets)
+        return classification_scores(head(val_features.to(device)).cpu(), val_targets)
 
     # Only the head is handed to the loop: it is all that is learned, checkpointed and averaged.
     head = model.head.requires_grad_(True)
@@ -177,20 +169,23 @@ def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dic
         generator = epoch_generator(recipe.seed, epoch)
         for pick in batches(_epoch_order(targets, recipe.train, generator), recipe.train.batch_size):
             seen = torch.from_numpy(pixels[pick.numpy()])
-            seen, wanted = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
+            seen, wanted, _ = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
             yield criterion(model(seen.to(device)), wanted.to(device))
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
-        logits = [model(batch.to(device)).cpu() for batch in _batched(val_pixels, recipe.batch_size)]
-        return _scores(torch.cat(logits), val_targets)
+        logits = [model(batch.to(device)).cpu() for batch in batched(val_pixels, recipe.batch_size)]
+        return classification_scores(torch.cat(logits), val_targets)
 
     return _run_loop(model, losses, validate, targets, recipe, run, resume)
 
 
 def _run_loop(module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool):
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
-    return fit(module, losses, steps, validate, recipe.train, run, monitor=MONITOR, seed=recipe.seed, resume=resume)
+    pretrained = {name for name, _ in module.named_parameters() if name.startswith("backbone.")}
+    return fit(
+        module, losses, steps, validate, recipe.train, run, monitor=MONITOR, seed=recipe.seed, resume=resume, pretrained=pretrained
+    )
 
 
 # ---------------------------------------------------------------- parts
@@ -215,9 +210,9 @@ def _view_features(model: Dinov2, part: Catalog, origin: dict, view: int, device
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + view)
     features, shown = [], []
     with console.progress(f"Features of view {view}" if view else "Features", len(part)) as advance, torch.inference_mode():
-        for batch, wanted in zip(_batched(pixels, recipe.batch_size), targets.split(recipe.batch_size)):
+        for batch, wanted in zip(batched(pixels, recipe.batch_size), targets.split(recipe.batch_size)):
             if view:
-                batch, wanted = augment(batch, wanted, model.taxonomy, recipe.augment, generator)
+                batch, wanted, _ = augment(batch, wanted, model.taxonomy, recipe.augment, generator)
             features.append(model.backbone(batch.to(device)).float().cpu())
             shown.append(wanted)
             advance(len(batch))
@@ -225,11 +220,6 @@ def _view_features(model: Dinov2, part: Catalog, origin: dict, view: int, device
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)
     return torch.from_numpy(found["features"]), torch.from_numpy(found["targets"])
-
-
-def _batched(pixels: np.ndarray, size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, len(pixels), size):
-        yield torch.from_numpy(np.array(pixels[start : start + size]))
 
 
 def _epoch_order(targets: torch.Tensor, settings: LoopSettings, generator: torch.Generator) -> torch.Tensor:
@@ -246,15 +236,3 @@ def _cut_like(view: torch.Tensor, order: torch.Tensor, recipe: Dinov2Recipe) -> 
 def _criterion(targets: torch.Tensor, n_classes: int, settings: LoopSettings, device: torch.device) -> nn.Module:
     weight = class_weights(targets, n_classes).to(device) if settings.balance == "weights" else None
     return nn.CrossEntropyLoss(weight, label_smoothing=settings.label_smoothing)
-
-
-def _scores(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Validation loss, accuracy and macro F1 of (N, C) logits."""
-    from sklearn.metrics import f1_score
-
-    predicted = logits.argmax(dim=1)
-    return {
-        "val_loss": float(F.cross_entropy(logits, targets)),
-        "val_accuracy": float((predicted == targets).float().mean()),
-        MONITOR: float(f1_score(targets.numpy(), predicted.numpy(), average="macro")),
-    }

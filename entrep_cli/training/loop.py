@@ -12,7 +12,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,8 @@ class LoopSettings(Section):
 
     Attributes:
         epochs: at most; `patience` epochs without a better validation score end it sooner (0: never).
-        learning_rate, weight_decay: of AdamW; `backbone_learning_rate` for a backbone that is tuned.
+        learning_rate, weight_decay: of AdamW; `backbone_learning_rate` for pretrained weights and adapters.
+        accumulate: batches whose gradients are summed up to one step.
         warmup: part of all steps in which the rate rises; then it falls as a cosine to zero.
         balance: `oversample` draws every class equally often, `weights` weighs the loss, or `none`.
         average: decay of the exponential moving average of the weights that is validated and kept;
@@ -42,6 +43,7 @@ class LoopSettings(Section):
     epochs: int = 100
     patience: int = 20
     batch_size: int = 64
+    accumulate: int = 1
     learning_rate: float = 1e-3
     backbone_learning_rate: float = 1e-4
     weight_decay: float = 1e-2
@@ -78,6 +80,7 @@ def fit(
     monitor: str,
     seed: int,
     resume: bool = False,
+    pretrained: Collection[str] = (),
 ) -> Fitted:
     """Fit the trainable parameters of `model` and leave the best epoch's weights in it.
 
@@ -86,12 +89,14 @@ def fit(
         validate: scores of a model on the validation part; higher `monitor` is better, equal scores
             are decided by a lower `val_loss`.
         resume: go on from the checkpoint in the run folder, if there is one.
+        pretrained: names of the parameters that learn at `backbone_learning_rate`.
 
     Raises:
         RunError: the loss is not finite, or a checkpoint does not belong to this training.
     """
     started = time.monotonic()
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings, pretrained))
+    steps_per_epoch = -(-steps_per_epoch // settings.accumulate)
     total_steps = max(1, settings.epochs * steps_per_epoch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate(step, total_steps, settings.warmup)
@@ -108,7 +113,8 @@ def fit(
         while not _ended(state, settings):
             epoch = state["epoch"] + 1
             model.train()
-            total, steps = 0.0, 0
+            total, n_batches = 0.0, 0
+            optimizer.zero_grad(set_to_none=True)
             for loss in losses(epoch):
                 if not torch.isfinite(loss):
                     raise RunError(
@@ -116,18 +122,18 @@ def fit(
                         where=run.folder,
                         mend="lower train.learning_rate (--set train.learning_rate=1e-4)",
                     )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                average.update(model)
-                total, steps = total + float(loss.detach()), steps + 1
+                (loss / settings.accumulate).backward()
+                total, n_batches = total + loss.item(), n_batches + 1
+                if n_batches % settings.accumulate == 0:
+                    _step(optimizer, schedule, average, model)
+            if n_batches % settings.accumulate:
+                _step(optimizer, schedule, average, model)  # the epoch's last, smaller sum
             with average.applied(model):
                 model.eval()
                 scores = validate(model)
                 if not state["best"] or _order(scores, monitor) > _order(state["best"], monitor):
                     state.update(best_epoch=epoch, best=scores, best_weights=_copy(model))
-            row = {"epoch": epoch, "train_loss": total / max(steps, 1), **scores}
+            row = {"epoch": epoch, "train_loss": total / max(n_batches, 1), **scores}
             state.update(epoch=epoch, history=[*state["history"], row])
             advance(1, f"{monitor} {scores[monitor]:.3f}, best {state['best'][monitor]:.3f} in epoch {state['best_epoch']}")
             if _ended(state, settings) or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -137,6 +143,13 @@ def fit(
     model.load_state_dict(state["best_weights"], strict=False)
     model.eval()
     return Fitted(state["best_epoch"], state["best"], state["epoch"], time.monotonic() - started)
+
+
+def _step(optimizer: torch.optim.Optimizer, schedule, average: _Average, model: nn.Module) -> None:
+    optimizer.step()
+    schedule.step()
+    average.update(model)
+    optimizer.zero_grad(set_to_none=True)
 
 
 def end_training(run: Run) -> None:
@@ -195,12 +208,12 @@ def _ended(state: dict[str, Any], settings: LoopSettings) -> bool:
     return state["epoch"] >= settings.epochs or bool(settings.patience and waited >= settings.patience)
 
 
-def _parameter_groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; a backbone that is tuned has its own rate."""
+def _parameter_groups(model: nn.Module, settings: LoopSettings, pretrained: Collection[str]) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; what is pretrained has its own rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = settings.backbone_learning_rate if name.startswith("backbone.") else settings.learning_rate
+            rate = settings.backbone_learning_rate if name in pretrained else settings.learning_rate
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import io
 import os
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -15,28 +12,12 @@ from PIL import Image
 
 from entrep_cli.data.images import ImageError, Preprocess, field_of_view, pixel_digest, raise_image_faults, read_image
 from entrep_cli.errors import DataError
-from tests.tiny import draw
+from tests.tiny import draw, encoded, png_header
 
 # What is checked is what comes back; the console is checked in `test_no_warning_without_a_name`.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "PIL.Image.DecompressionBombWarning")]
 
 SMALL = draw("nose-left", (32, 24))
-
-
-def encoded(image: Image.Image, form: str, **more) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **more)
-    return file.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel whose data is junk: enough to know its size, nothing to decode."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
 def read(tmp_path, content: bytes, name: str = "a.png") -> Image.Image:
@@ -105,7 +86,10 @@ def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path, form):
 
 
 @settings(max_examples=150, deadline=None)
-@given(form=st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "WEBP"]), changes=st.dictionaries(st.integers(0, 400), st.integers(0, 255), min_size=1, max_size=4))
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "WEBP"]),
+    changes=st.dictionaries(st.integers(0, 400), st.integers(0, 255), min_size=1, max_size=4),
+)
 def test_changed_bytes_give_an_image_or_an_image_error(tmp_path_factory, form, changes):
     content = bytearray(encoded(SMALL, form))
     for place, value in changes.items():
@@ -137,7 +121,8 @@ def test_what_is_no_image_is_refused(tmp_path, content, what):
 
 def test_no_warning_without_a_name(tmp_path):
     (tmp_path / "a.png").write_bytes(png_header(30_000, 3_000))
-    code = "import sys; from pathlib import Path; from entrep_cli.data.pixels import probe_images; print(probe_images([Path(sys.argv[1])])[1][0].where)"
+    code = "import sys; from pathlib import Path; from entrep_cli.data.pixels import probe_images;"
+    code += "print(probe_images([Path(sys.argv[1])])[1][0].where)"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (str(tmp_path / "a.png"), "")
 

@@ -80,7 +80,10 @@ GOOD = {"name": "a", "id": 0}
             ["class 'a': its mirror 'b' does not name it back"],
         ),
         ({"classes": [GOOD | {"mirror": ["a"]}]}, ["a: mirror must be a text, not ['a']", "class 'a': its mirror \"['a']\" is no class"]),
-        ({"classes": [GOOD | {"colour": 1, "prompts": "x"}]}, ["a: unknown key 'colour'", "a: prompts must be lists of texts by language, as in prompts.en"]),
+        (
+            {"classes": [GOOD | {"colour": 1, "prompts": "x"}]},
+            ["a: unknown key 'colour'", "a: prompts must be lists of texts by language, as in prompts.en"],
+        ),
     ],
 )
 def test_every_fault_of_a_taxonomy_is_listed(table, faults):

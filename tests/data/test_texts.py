@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from entrep_cli.data.texts import clean_text, finding_keys, fold, has_control, split_findings
+from entrep_cli.data.texts import clean_text, finding_keys, fold, has_control, names_a_side, split_findings
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,17 @@ def test_fold_is_stable():
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "a\u2028b", "\udcff.png", "\x00"])
 def test_control_characters_are_seen(text):
     assert has_control(text) and not has_control("Vẹo (1)_Image04.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        ("Polyp, LEFT middle meatus", True),
+        (unicodedata.normalize("NFD", "Tai Phải"), True),
+        ("bright cone", False),
+        ("leftover wax", False),
+        ("normal", False),
+    ],
+)
+def test_texts_that_name_a_side(text, side):
+    assert names_a_side(text) == side

@@ -1,0 +1,358 @@
+"""`clip-lora`: one CLIP model for the three tracks (Multi-Level CLS Token Fusion, arXiv 2509.00752).
+
+The image embedding is fused from several levels of the image tower and interpolated on the sphere with
+the last one; a linear head classifies it, and a contrastive loss pulls it to the prompts of its class
+and to the texts of its own findings. Of the paper only the abstract is public: what it names is here,
+how it is done is ours (methods.md, A). With pretrained weights only low-rank adapters, fusion and head
+are learned (`tune = "lora"`); `full` learns everything, and is the only way from random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from entrep_cli import console
+from entrep_cli.data.augment import AugmentSettings, augment
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.images import Preprocess
+from entrep_cli.data.pixels import load_pixels
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.texts import finding_keys, names_a_side
+from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.methods import Fit
+from entrep_cli.models.clip import (
+    ENGLISH_ONLY,
+    Architecture,
+    ClipSettings,
+    build_clip,
+    load_clip_weights,
+    make_tokenizer,
+    pixel_statistics,
+    read_architecture,
+    texts_cut,
+)
+from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
+from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.models.lora import LoraSettings, add_lora, merged
+from entrep_cli.recipes.recipe import Recipe, Section
+from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
+from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
+from entrep_cli.training.sampling import class_batches
+from entrep_cli.training.validation import MONITOR, batched, classification_scores
+from entrep_cli.workspace import MODEL, Run, atomic_path, write_json_atomic
+
+_ARCHITECTURE = "clip.json"
+
+
+class TextSettings(Section):
+    """The texts a model learns from.
+
+    Attributes:
+        languages: of the class prompts and of the findings, by their codes in the taxonomy.
+        contrast: weight of the contrastive loss; 0 leaves the texts out.
+        findings: also pull an image to the texts of its own findings.
+    """
+
+    languages: Annotated[tuple[Literal["en", "vi"], ...], Field(min_length=1)] = ("en", "vi")
+    contrast: Annotated[float, Field(ge=0)] = 0.5
+    findings: bool = True
+
+
+class ClipLoraRecipe(Recipe):
+    """The settings of `clip-lora`.
+
+    Attributes:
+        tune: `lora` learns adapters, fusion and head; `full` everything; `head` fusion and head alone.
+        freeze_norm: keep batch statistics as the pretrained weights have them.
+        mix: in training, interpolate on the sphere between two images of a class (representation diversity).
+        images_per_class: in a batch; how many classes a batch has follows from `train.batch_size`.
+        batch_size: images at a time where nothing is learned.
+    """
+
+    method: Literal["clip-lora"] = "clip-lora"
+    tune: Literal["lora", "full", "head"] = "lora"
+    freeze_norm: bool = True
+    mix: bool = False
+    images_per_class: Annotated[int, Field(ge=2)] = 4
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    image: ImageSettings = ImageSettings()
+    backbone: ClipSettings = ClipSettings()
+    lora: LoraSettings = LoraSettings()
+    fusion: FusionSettings = FusionSettings()
+    texts: TextSettings = TextSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: LoopSettings = LoopSettings(epochs=30, patience=8, batch_size=32, learning_rate=1e-3, backbone_learning_rate=2e-4, warmup=0.1)
+
+
+class ClipLora(nn.Module):
+    """Two towers, the fusion of levels and a linear head; the trained model of the method."""
+
+    Recipe = ClipLoraRecipe
+    has_text_tower = True
+
+    def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.taxonomy = taxonomy
+        self.architecture = architecture
+        self.backbone = build_clip(architecture, recipe.image.size)
+        mean, std = pixel_statistics(self.backbone, architecture)
+        self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
+        self.tokenizer = make_tokenizer(recipe.backbone, architecture)
+        self.context_length = architecture.config["text_cfg"].get("context_length", 77)
+        dim = architecture.config["embed_dim"]
+        self.stages = StageProjections(self.backbone.visual, recipe.fusion.levels, dim)
+        self.fusion = LevelFusion(dim, recipe.fusion)
+        self.head = nn.Linear(dim, len(taxonomy))
+        self.from_base: set[str] = set()  # what a run need not save, as the base weights have it
+        self.register_buffer("_shift", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 pixels to (N, D) unit embeddings."""
+        pixels = (pixels.to(self._shift.dtype) - self._shift) * self._scale
+        return self.fusion(level_embeddings(self.backbone.visual, pixels, self.recipe.fusion.levels, self.stages))
+
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(N, C) class logits; unit rows are stretched to the length sqrt(D) that a linear layer expects."""
+        return self.head(embeddings * embeddings.shape[1] ** 0.5)
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(M, context) token ids to (M, D) unit rows."""
+        return F.normalize(self.backbone.encode_text(tokens), dim=1)
+
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.tokenizer(list(texts)).to(self._shift.device)
+
+    def train(self, mode: bool = True) -> ClipLora:
+        super().train(mode)
+        if self.recipe.freeze_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    @torch.inference_mode()
+    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = self(pixels)
+        return embeddings, self.logits(embeddings).softmax(dim=1)
+
+    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.infer(pixels)[0]
+
+    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.infer(pixels)[1]
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(M, D) unit rows. Texts longer than the context are cut, and counted aloud; empty ones are a DataError."""
+        empty = [f"text {i + 1}" for i, text in enumerate(texts) if not text.strip()]
+        if empty:
+            raise DataError(f"{len(empty)} texts are empty.", faults=empty, mend="a query needs at least a word")
+        say_cut(self, texts)
+        return torch.cat([self.encode(self.tokens(part)) for part in _parts(texts, self.recipe.batch_size)])
+
+    def save(self, run: Run) -> None:
+        from safetensors.torch import save_file
+
+        write_json_atomic(
+            run.path(_ARCHITECTURE),
+            {"model_cfg": self.architecture.config, "preprocess_cfg": {"mean": self.preprocess.mean, "std": self.preprocess.std}},
+        )
+        kept = {name: value.contiguous().cpu() for name, value in self.state_dict().items() if name not in self.from_base}
+        with atomic_path(run.path(MODEL)) as temporary:
+            save_file(kept, temporary)
+
+    @classmethod
+    def load(cls, run: Run, recipe: ClipLoraRecipe, taxonomy: Taxonomy, device: torch.device) -> ClipLora:
+        from safetensors.torch import load_file
+
+        model = cls(read_architecture(str(run.path(_ARCHITECTURE))), recipe, taxonomy)
+        kept = load_file(run.path(MODEL))
+        if recipe.tune != "full":
+            found, filled = load_clip_weights(model.backbone, recipe.backbone)
+            trained_on = run.manifest["weights"]
+            if found.get("sha256") != trained_on.get("sha256"):
+                raise RunError(
+                    "The base weights are not those the run was trained on.", where=found.get("path"), mend=f"bring back {trained_on.get('weights')}"
+                )
+            _choose_what_learns(model, filled)
+        differing = model.load_state_dict(kept, strict=False)
+        lost = [name for name in differing.missing_keys if name not in model.from_base]
+        if lost or differing.unexpected_keys:
+            raise RuntimeError(f"its tensors are not those of the recipe: {', '.join([*lost, *differing.unexpected_keys][:4])}")
+        if recipe.tune == "lora":
+            merged(model.backbone)
+        return model.requires_grad_(False).to(device).eval()
+
+    @classmethod
+    def fit(
+        cls, train: Catalog, val: Catalog, recipe: ClipLoraRecipe, run: Run, *, device: torch.device, resume: bool = False
+    ) -> tuple[ClipLora, Fit]:
+        if recipe.backbone.weights == "none" and recipe.tune != "full":
+            raise UsageError(
+                f"tune = {recipe.tune!r} learns a few weights beside pretrained ones, and there are none.",
+                mend="--weights FILE or hub, or --set tune=full to learn everything from random weights",
+            )
+        torch.manual_seed(recipe.seed)
+        model = cls(read_architecture(recipe.backbone.name), recipe, train.taxonomy)
+        origin, filled = load_clip_weights(model.backbone, recipe.backbone)
+        _choose_what_learns(model, filled)
+        model.to(device)
+        texts = _Texts(model, train)
+        fitted = _train(model, texts, train, val, run, filled, device, resume)
+        return model.eval(), Fit(fitted.scores, fitted.epoch, origin)
+
+
+# ---------------------------------------------------------------- training
+
+
+def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
+    """Freeze what `tune` says, of the parameters that the base weights filled (`load_clip_weights`).
+
+    What no weights file filled, such as a text tower that starts fresh, is learned whatever is tuned.
+    """
+    recipe = model.recipe
+    if recipe.tune == "lora":
+        towers = recipe.lora.towers if filled == "" else tuple(t for t in recipe.lora.towers if t == "image")
+        add_lora(model.backbone, recipe.lora.model_copy(update={"towers": towers}))
+    for name, parameter in model.backbone.named_parameters():
+        from_base = filled is not None and name.startswith(filled) and "lora_" not in name
+        parameter.requires_grad_(recipe.tune == "full" or not from_base)
+        if not parameter.requires_grad:
+            model.from_base.add(f"backbone.{name}")
+    # The temperature is learned with the contrast, and only then.
+    model.backbone.logit_scale.requires_grad_(recipe.texts.contrast > 0)
+    model.from_base.discard("backbone.logit_scale")
+
+
+class _Texts:
+    """The class prompts and finding texts of a training set, as tokens, and which finding is true of which image."""
+
+    def __init__(self, model: ClipLora, train: Catalog) -> None:
+        settings = model.recipe.texts
+        taxonomy = train.taxonomy
+        prompts = [[p for language in settings.languages for p in c.prompts.get(language, ())] for c in taxonomy.classes]
+        unnamed = [c.name for c, own in zip(taxonomy.classes, prompts) if not own]
+        if unnamed and settings.contrast:
+            raise DataError(
+                f"{len(unnamed)} classes have no prompt in {', '.join(settings.languages)}.",
+                faults=unnamed,
+                mend="write prompts.en or prompts.vi into taxonomy.toml, or --set texts.contrast=0",
+            )
+        self.class_of_prompt = torch.tensor([i for i, own in enumerate(prompts) for _ in own])
+        self.prompt_tokens = model.tokens([p for own in prompts for p in own])
+        self.n_classes = len(taxonomy)
+        keys = [self._keys(train, row, settings) for row in train.frame.to_dict("records")]
+        vocabulary = sorted({key for own in keys for key in own})
+        place = {key: i for i, key in enumerate(vocabulary)}
+        self.finding_tokens = model.tokens(vocabulary) if vocabulary else None
+        self.sided = torch.tensor([names_a_side(key) for key in vocabulary], dtype=torch.bool)
+        self.true_of = torch.zeros(len(train), len(vocabulary), dtype=torch.bool)
+        for i, own in enumerate(keys):
+            self.true_of[i, [place[key] for key in own]] = True
+        say_cut(model, [*(p for own in prompts for p in own), *vocabulary])
+        if "vi" in settings.languages and model.recipe.backbone.weights != "none" and settings.contrast:
+            console.say(f"Note: a pretrained text tower, if it {ENGLISH_ONLY}.")
+
+    @staticmethod
+    def _keys(train: Catalog, row: dict, settings: TextSettings) -> list[str]:
+        if not settings.findings or not settings.contrast:
+            return []
+        texts = [key for language in settings.languages for key in finding_keys(row.get(f"text_{language}") or "")]
+        english = [key for key in row["findings"] if not key.startswith("pair:")] if "en" in settings.languages else []
+        return list(dict.fromkeys([*texts, *english]))
+
+    def batch(self, pick: torch.Tensor, targets: torch.Tensor, flipped: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of one finding a image, and (N, C + M) which class prompts and findings are true of the images.
+
+        A finding that names a side is not true of a flipped image.
+        """
+        classes = F.one_hot(targets, self.n_classes).bool()
+        true_of = self.true_of[pick] & ~(flipped[:, None] & self.sided)
+        draws = torch.rand(true_of.shape, generator=generator).masked_fill(~true_of, -1)
+        drawn = draws.argmax(dim=1)[true_of.any(dim=1)].unique() if true_of.shape[1] else torch.empty(0, dtype=torch.long)
+        return drawn, torch.cat([classes, true_of[:, drawn]], dim=1)
+
+
+def _train(model: ClipLora, texts: _Texts, train: Catalog, val: Catalog, run: Run, filled: str | None, device: torch.device, resume: bool):
+    recipe, settings = model.recipe, model.recipe.train
+    pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
+    val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
+    targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
+    classes_per_batch = max(1, settings.batch_size // recipe.images_per_class)
+    text_features = _text_features(model, texts)
+
+    def losses(epoch: int) -> Iterator[torch.Tensor]:
+        generator = epoch_generator(recipe.seed, epoch)
+        for pick in class_batches(targets, classes_per_batch, recipe.images_per_class, generator):
+            seen = torch.from_numpy(pixels[pick.numpy()])
+            seen, wanted, flipped = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
+            embeddings = model(seen.to(device))
+            if recipe.mix:
+                embeddings = mix_same_class(embeddings, wanted.to(device), generator)
+            loss = F.cross_entropy(model.logits(embeddings), wanted.to(device), label_smoothing=settings.label_smoothing)
+            if recipe.texts.contrast:
+                drawn, positives = texts.batch(pick, wanted, flipped, generator)
+                scale = clamped_scale(model.backbone.logit_scale)
+                loss = loss + recipe.texts.contrast * multi_positive_contrast(embeddings, text_features(drawn), positives.to(device), scale)
+            yield loss
+
+    @torch.no_grad()
+    def validate(model: nn.Module) -> dict[str, float]:
+        logits = [model.logits(model(batch.to(device))).cpu() for batch in batched(val_pixels, recipe.batch_size)]
+        return classification_scores(torch.cat(logits), val_targets)
+
+    steps = len(class_batches(targets, classes_per_batch, recipe.images_per_class, torch.Generator().manual_seed(0)))
+    slow = {
+        name
+        for name, _ in model.named_parameters()
+        if "lora_" in name or filled is not None and name.startswith(f"backbone.{filled}") and not name.endswith("logit_scale")
+    }
+    return fit(model, losses, steps, validate, settings, run, monitor=MONITOR, seed=recipe.seed, resume=resume, pretrained=slow)
+
+
+def _text_features(model: ClipLora, texts: _Texts) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from drawn findings to (C + M, D) unit rows: class prompts averaged on the sphere, then findings.
+
+    A text tower that does not learn is asked once.
+    """
+    visual = {id(p) for p in model.backbone.visual.parameters()}
+    learns = any(p.requires_grad for n, p in model.backbone.named_parameters() if id(p) not in visual and n != "logit_scale")
+
+    def encode(tokens: torch.Tensor | None) -> torch.Tensor:
+        return torch.cat([model.encode(part) for part in tokens.split(model.recipe.batch_size)])
+
+    fixed = None
+    if not learns and model.recipe.texts.contrast:
+        with torch.no_grad():
+            fixed = encode(texts.prompt_tokens), None if texts.finding_tokens is None else encode(texts.finding_tokens)
+
+    def features(drawn: torch.Tensor) -> torch.Tensor:
+        prompts = fixed[0] if fixed else model.encode(texts.prompt_tokens)
+        member = F.one_hot(texts.class_of_prompt, texts.n_classes).to(prompts)
+        classes = F.normalize(member.T @ prompts, dim=1)
+        if not len(drawn):
+            return classes
+        findings = fixed[1][drawn] if fixed else model.encode(texts.finding_tokens[drawn])
+        return torch.cat([classes, findings])
+
+    return features
+
+
+def say_cut(model: ClipLora, texts: Sequence[str]) -> None:
+    """Tell how many texts are longer than the text tower's context, and cut."""
+    n = texts_cut(model.tokenizer, texts, model.context_length)
+    if n:
+        console.warn(f"{n} of {len(texts)} texts are longer than the {model.context_length} tokens of the text tower and are cut.")
+
+
+def _parts(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), size):
+        yield texts[start : start + size]

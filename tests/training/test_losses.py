@@ -1,0 +1,150 @@
+"""The contrastive loss against double loops in float64, by hand, and against CLIP's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
+from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
+
+ClipLoss = pytest.importorskip("open_clip").loss.ClipLoss
+
+
+def unit(n: int, seed: int, dim: int = 6) -> torch.Tensor:
+    return F.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def random_positives(n: int, m: int, seed: int) -> torch.Tensor:
+    return torch.rand(n, m, generator=torch.Generator().manual_seed(seed)) < 0.4
+
+
+def one_direction(rows: list[list[float]], columns: list[list[float]], positives: list[list[bool]], scale: float) -> float:
+    """The formula, in loops over Python's floats."""
+    losses = []
+    for row, true in zip(rows, positives):
+        scores = [scale * sum(a * b for a, b in zip(row, column)) for column in columns]
+        total = math.log(sum(map(math.exp, scores)))
+        if any(true):
+            losses.append(-sum(s - total for s, hit in zip(scores, true) if hit) / sum(true))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 99), st.sampled_from([1.0, 14.3, 100.0]))
+def test_contrast_is_the_double_loop(n, m, seed, scale):
+    images, texts, positives = unit(n, seed), unit(m, seed + 100), random_positives(n, m, seed)
+    x, t, p = images.double().tolist(), texts.double().tolist(), positives.tolist()
+    wanted = (one_direction(x, t, p, scale) + one_direction(t, x, positives.T.tolist(), scale)) / 2
+    assert multi_positive_contrast(images, texts, positives, scale).item() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
+def test_contrast_by_hand():
+    """Two images, three texts, scale 1; the second image has two true texts, the third text is nobody's.
+
+    Image 1 has scores (1, 0, 0), image 2 (0, 1, 0), with e + 2 below the fraction; text 1 is true of
+    both images, with scores (1, 0); text 2 of the second, with scores (0, 1).
+    """
+    images, texts = torch.eye(3)[:2], torch.eye(3)
+    positives = torch.tensor([[True, False, False], [True, True, False]])
+    to_texts = ((math.log(math.e + 2) - 1) + (math.log(math.e + 2) - 0.5)) / 2
+    to_images = ((math.log(math.e + 1) - 0.5) + (math.log(math.e + 1) - 1)) / 2
+    found = multi_positive_contrast(images, texts, positives, 1.0)
+    assert found.item() == pytest.approx((to_texts + to_images) / 2, rel=1e-6)
+
+
+def test_one_positive_a_row_is_clips_loss():
+    images, texts = unit(11, 0), unit(11, 1)
+    wanted = ClipLoss()(images, texts, torch.tensor(14.3))
+    assert multi_positive_contrast(images, texts, torch.eye(11, dtype=torch.bool), 14.3).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_the_order_of_images_and_texts_is_nothing():
+    images, texts, positives = unit(7, 0), unit(5, 1), random_positives(7, 5, 2)
+    rows, columns = torch.randperm(7), torch.randperm(5)
+    shuffled = multi_positive_contrast(images[rows], texts[columns], positives[rows][:, columns], 10.0)
+    assert shuffled.item() == pytest.approx(multi_positive_contrast(images, texts, positives, 10.0).item(), rel=1e-5)
+
+
+def test_images_and_texts_may_be_exchanged():
+    images, texts, positives = unit(7, 0), unit(5, 1), random_positives(7, 5, 2)
+    exchanged = multi_positive_contrast(texts, images, positives.T, 10.0)
+    assert exchanged.item() == pytest.approx(multi_positive_contrast(images, texts, positives, 10.0).item(), rel=1e-6)
+
+
+def test_rows_without_positives_count_for_nothing_but_as_negatives():
+    images, texts = unit(3, 0), unit(3, 1)
+    positives = torch.tensor([[True, False, False], [False, False, False], [False, False, True]])
+    log_texts, log_images = (s.log_softmax(dim=1) for s in (images @ texts.T, texts @ images.T))
+    wanted = -(log_texts[0, 0] + log_texts[2, 2] + log_images[0, 0] + log_images[2, 2]) / 4
+    assert multi_positive_contrast(images, texts, positives, 1.0).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("n, m", [(3, 2), (0, 2), (3, 0)])
+def test_no_positives_at_all_give_zero_with_a_graph(n, m):
+    images, texts = unit(n, 0).requires_grad_(), unit(m, 1).requires_grad_()
+    loss = multi_positive_contrast(images, texts, torch.zeros(n, m, dtype=torch.bool), 10.0)
+    assert loss.item() == 0
+    loss.backward()
+    assert images.grad.abs().sum() == 0 and texts.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_computed_in_float32(autocast):
+    images, texts, positives = unit(7, 0).bfloat16(), unit(5, 1).bfloat16(), random_positives(7, 5, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = multi_positive_contrast(images, texts, positives, 100.0)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, multi_positive_contrast(images.float(), texts.float(), positives, 100.0))
+
+
+def test_gradients_are_finite_and_right():
+    images, texts, positives = unit(4, 0).requires_grad_(), unit(3, 1).requires_grad_(), random_positives(4, 3, 2)
+    logarithm = torch.tensor(math.log(10.0), requires_grad=True)
+    multi_positive_contrast(images, texts, positives, clamped_scale(logarithm)).backward()
+    step = 1e-2
+    with torch.no_grad():
+        for x, loss in (
+            (images, lambda moved: multi_positive_contrast(moved, texts, positives, 10.0)),
+            (texts, lambda moved: multi_positive_contrast(images, moved, positives, 10.0)),
+            (logarithm, lambda moved: multi_positive_contrast(images, texts, positives, moved.exp())),
+        ):
+            towards = x.grad / x.grad.norm()
+            slope = (loss(x + step * towards) - loss(x - step * towards)) / (2 * step)
+            assert slope.item() == pytest.approx(x.grad.norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_are_finite_at_the_largest_scale(seed):
+    images, texts = unit(7, seed).requires_grad_(), unit(5, seed + 1).requires_grad_()
+    multi_positive_contrast(images, texts, random_positives(7, 5, seed), 100.0).backward()
+    assert torch.isfinite(images.grad).all() and torch.isfinite(texts.grad).all()
+
+
+def test_one_step_brings_true_matches_closer():
+    images, texts, positives = unit(6, 0).requires_grad_(), unit(4, 1), random_positives(6, 4, 2)
+    loss = multi_positive_contrast(images, texts, positives, 10.0)
+    loss.backward()
+    with torch.no_grad():
+        assert multi_positive_contrast(images - 0.01 * images.grad, texts, positives, 10.0) < loss
+
+
+@pytest.mark.parametrize("logarithm, wanted", [(0.0, 1.0), (math.log(14.3), 14.3), (math.log(100), 100.0), (5.0, 100.0), (500.0, 100.0)])
+def test_scale_is_clamped_and_can_come_down_again(logarithm, wanted):
+    parameter = torch.nn.Parameter(torch.tensor(logarithm))
+    scale = clamped_scale(parameter)
+    assert scale.item() == pytest.approx(wanted, rel=1e-5)
+    scale.backward()
+    assert parameter.grad.item() == pytest.approx(wanted, rel=1e-5)
+    assert parameter.item() == pytest.approx(logarithm)
+
+
+def test_scale_in_bfloat16_and_with_another_maximum():
+    parameter = torch.nn.Parameter(torch.tensor(4.0, dtype=torch.bfloat16))
+    assert clamped_scale(parameter, maximum=20.0).item() == pytest.approx(20.0, rel=1e-5)
+    assert clamped_scale(parameter).dtype == torch.float32
