@@ -30,8 +30,11 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration")
 parser.add_argument("--batch", type=int, default=8, help="images, and texts, a pass")
 parser.add_argument("--repeats", type=int, default=3, help="the fastest of these counts")
+parser.add_argument("--threads", type=int, help="1 is the steadiest on a machine that others use too; default: torch's own choice")
 parser.add_argument("--out", help="a JSON file for the numbers")
 args = parser.parse_args()
+if args.threads:
+    torch.set_num_threads(args.threads)
 
 torch.manual_seed(0)
 stock = open_clip.create_model(args.model, pretrained=None)

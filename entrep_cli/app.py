@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import inspect
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -13,7 +17,7 @@ import typer
 
 from entrep_cli import __version__, console
 from entrep_cli.commands import demo, embed, evaluate, index, predict, search, split, synth, train, validate
-from entrep_cli.errors import EntrepError
+from entrep_cli.errors import EntrepError, Interrupted
 
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command
 # imports what it needs when it runs, so that `entrep --help` stays fast.
@@ -47,7 +51,8 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        print(f"entrep {__version__}")
+        console.plain(f"entrep {__version__}")
+        console.document({"version": __version__})
         raise typer.Exit()
 
 
@@ -61,7 +66,7 @@ def _options(
 
     First example: entrep demo
     """
-    console.set_mode("json" if json else "quiet" if quiet else "human")
+    # `main` has set the mode from the flags: an error in the command line itself must keep to it too.
 
 
 def _register(function: Callable[..., dict[str, Any]], panel: str, short: str) -> None:
@@ -73,7 +78,9 @@ def _register(function: Callable[..., dict[str, Any]], panel: str, short: str) -
         if result.get("ok") is False:
             raise typer.Exit(1)
 
-    app.command(short_help=short, rich_help_panel=panel)(command)
+    # The lines of a docstring are not those of a terminal; its paragraphs are.
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(function) or "").split("\n\n"))
+    app.command(help=text, short_help=short, rich_help_panel=panel)(command)
 
 
 for _panel, _commands in PANELS.items():
@@ -84,20 +91,35 @@ for _panel, _commands in PANELS.items():
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 data or run at fault, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # `entrep split --json` means the same as `entrep --json split`.
-    flags = [a for a in arguments if a in GLOBAL_FLAGS]
-    arguments = flags + [a for a in arguments if a not in GLOBAL_FLAGS]
-    console.set_mode("human")
+    # `entrep split --json` means the same as `entrep --json split`; what follows `--` is no option.
+    own = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [a for a in arguments[:own] if a in GLOBAL_FLAGS]
+    arguments = flags + [a for i, a in enumerate(arguments) if i >= own or a not in GLOBAL_FLAGS]
+    console.set_mode("json" if "--json" in flags else "quiet" if flags else "human")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name must not end a command on an ASCII terminal
+    with contextlib.suppress(ValueError):  # not in the main thread: a caller's own business
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app(arguments, prog_name="entrep")
     except SystemExit as error:
         if error.code == 130:
-            console.error("Interrupted. Nothing half written was kept.\n`entrep train --resume` goes on with a training.")
+            _fail(Interrupted("Interrupted. Nothing half written was kept."))
+        # typer has told a person what is wrong with the command line; a program is told here.
+        told = getattr(error.__context__, "format_message", None)
+        if told:
+            console.document(_error_document(EntrepError(told(), mend="see the command's --help")))
         raise
     except Exception as error:
         if os.environ.get("ENTREP_DEBUG") == "1":
             raise
         _fail(_explained(error))
+
+
+def _terminated(*_: object) -> None:
+    """`kill` ends a command as an interrupt does: what was begun is taken away on the way out."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _explained(error: Exception) -> EntrepError:
@@ -110,11 +132,13 @@ def _explained(error: Exception) -> EntrepError:
 
 
 def _fail(error: EntrepError) -> None:
-    console.document(
-        {"ok": False, "error": {"what": error.what, "where": error.where, "mend": error.mend, "faults": list(error.faults)}}
-    )
+    console.document(_error_document(error))
     console.error(str(error))
     raise SystemExit(error.exit_code)
+
+
+def _error_document(error: EntrepError) -> dict[str, Any]:
+    return {"ok": False, "error": {"what": error.what, "where": error.where, "mend": error.mend, "faults": list(error.faults)}}
 
 
 def _from_os(error: OSError) -> EntrepError:
@@ -122,6 +146,7 @@ def _from_os(error: OSError) -> EntrepError:
     mends = {
         errno.ENOSPC: ("The disk is full.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER; nothing half written was kept"),
         errno.EDQUOT: ("Your disk quota is used up.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER"),
+        errno.EFBIG: ("The file is larger than is allowed here.", "raise the limit (`ulimit -f`), or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EROFS: ("The disk is read-only.", "write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EACCES: ("Permission denied.", "check who owns the file, or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EEXIST: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),

@@ -74,10 +74,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     out.print(drawn)
 
 
+def plain(text: str) -> None:
+    """A text on stdout as it is, a file's content for example; nothing in the json mode."""
+    if mode != "json":
+        print(text, end="" if text.endswith("\n") else "\n", flush=True)
+
+
 def document(value: dict[str, Any]) -> None:
     """The command's one JSON document, in json mode only."""
     if mode == "json":
-        print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+        # What the output's encoding cannot hold (half a surrogate pair of a file name, say) JSON can escape.
+        text = json.dumps(value, ensure_ascii=False, indent=2)
+        try:
+            text.encode(sys.stdout.encoding)
+        except UnicodeEncodeError:
+            text = json.dumps(value, indent=2)
+        print(text, flush=True)
 
 
 def next_commands(*commands: str) -> None:
@@ -108,7 +120,8 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[.
             def advance(n: int = 1, note: str = "") -> None:
                 nonlocal done
                 done += n
-                rate = f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s"
+                # Beside a note there is no room for the rate in 80 columns; the time left stays.
+                rate = "" if note else f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s"
                 bar.update(task, advance=n, rate=rate, note=visible(note))
 
             yield advance
@@ -120,10 +133,11 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[.
             nonlocal done, last
             done += n
             now = time.monotonic()
-            if now - last >= 15:
+            if done and now - last >= 15:
                 last = now
                 rate = done / (now - start)
-                say(f"{what}: {done}/{total}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left {note}".rstrip())
+                left = f"{(total - done) / rate:.0f} s left"
+                say(", ".join(filter(None, [f"{what}: {done}/{total}", f"{rate:.1f} {unit}/s", left, note])))
 
         yield advance
 

@@ -66,3 +66,9 @@ class UsageError(EntrepError):
     """The command line or the recipe asks for something that does not exist."""
 
     exit_code = 2
+
+
+class Interrupted(EntrepError):
+    """The user stopped the command."""
+
+    exit_code = 130

@@ -66,13 +66,18 @@ def cache_dir(kind: str) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a unique temporary path beside `path`; it takes the name `path` if the block succeeds.
 
-    A reader sees the old file or the new one, never a part; two writers never share a temp name.
+    A reader sees the old file or the new one, never a part; two writers never share a temp name. An
+    error of the file system names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -192,7 +197,7 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
 
     Without a name the run is called after its method, numbered where that name is taken. A name that
     exists is refused unless `overwrite` (the old run is removed when the new one is complete) or
-    `resume` is given.
+    `resume` is given. A folder that is neither empty nor a run is never touched.
     """
     root = runs_dir()
     if name is not None and (not _RUN_NAME.fullmatch(name) or name.lower() in _TAKEN):
@@ -201,7 +206,7 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
         candidates = [root / name] if name else sorted(_unfinished(root), key=lambda p: p.stat().st_mtime)
         if not candidates or not candidates[-1].is_dir():
             raise RunError("There is no unfinished run to go on with.", where=root, mend="leave out --resume")
-        run = Run(candidates[-1])
+        run = Run(_own(candidates[-1]))
         if run.complete:
             raise RunError(
                 f"Run {run.name!r} is complete; there is nothing to resume.",
@@ -210,26 +215,27 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
             )
         return run
     if name is None:
-        name, number = method, 1
-        while (root / name).exists():
+        number = 1
+        while not _made(folder := root / (method if number == 1 else f"{method}-{number}")):
             number += 1
-            name = f"{method}-{number}"
+        return Run(folder)
     folder = root / name
-    if folder.exists():
-        if not overwrite:
-            raise RunError(
-                f"There is a run {name!r} already.",
-                where=folder,
-                mend="choose another --name, replace it with --overwrite" + ("" if Run(folder).complete else ", or go on with --resume"),
-            )
-        run = Run(folder)
-        if run.complete:
-            shutil.rmtree(run._replaced, ignore_errors=True)
-            folder.rename(run._replaced)
-        else:
-            shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return Run(folder)
+    if _made(folder):
+        return Run(folder)
+    run = Run(_own(folder))
+    if not overwrite:
+        raise RunError(
+            f"There is a run {name!r} already.",
+            where=folder,
+            mend="choose another --name, replace it with --overwrite" + ("" if run.complete else ", or go on with --resume"),
+        )
+    if run.complete:
+        shutil.rmtree(run._replaced, ignore_errors=True)
+        folder.rename(run._replaced)
+    else:
+        shutil.rmtree(folder)
+    folder.mkdir()
+    return run
 
 
 def open_run(name: str | None = None) -> Run:
@@ -243,8 +249,7 @@ def open_run(name: str | None = None) -> Run:
         run.manifest  # noqa: B018 - raises where not even the last one can be read
         return run
     for folder in (root / name, Path(name)):
-        # Any folder has a name: only one with the marks of a run is a run, whole or half.
-        if any((folder / file).is_file() for file in (MANIFEST, CONFIG, CHECKPOINT)):
+        if _is_run(folder):
             run = Run(folder)
             run.manifest  # noqa: B018 - raises where the run is half written
             return run
@@ -257,7 +262,29 @@ def open_run(name: str | None = None) -> Run:
 
 
 _RUN_NAME = re.compile(r"\w[\w.+-]*")
-_TAKEN = ("cache", "split.csv", "split.json")
+_TAKEN = ("cache", "evaluation", "split.csv", "split.json")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder bears the marks of a run, whole or half; a name alone says nothing."""
+    return any((folder / file).is_file() for file in (MANIFEST, CONFIG, CHECKPOINT))
+
+
+def _own(folder: Path) -> Path:
+    """The folder, if it may be written to or replaced as a run."""
+    if _is_run(folder) or folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir()):
+        return folder
+    raise RunError("What has this name is no run, and is left alone.", where=folder, mend="choose another --name")
+
+
+def _made(folder: Path) -> bool:
+    """Make the folder; False where the name is taken, perhaps by another training of this moment."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _complete(root: Path) -> list[Run]:

@@ -12,6 +12,8 @@ from entrep_cli.commands import options
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.workspace import MANIFEST, Run, data_dir, data_dir_exists, open_run, runs_dir, write_json_atomic
 
+RETRIEVALS_A_TABLE = 2  # more do not fit beside each other into 80 columns
+
 
 def evaluate(
     data: options.Data = None,
@@ -61,87 +63,94 @@ def _evaluate_part(part: str, fold: int | None, mask_groups: bool, data: Path | 
             mend="make the same split again (its settings are in run.json), or train again",
         )
     own_fold = manifest["split"]["fold"]
-    images = catalog.subset(split.images(part, own_fold if fold is None else fold))
+    fold = own_fold if fold is None else fold
+    notes = []
+    if fold != own_fold:
+        notes.append(f"run {opened.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
+    images = catalog.subset(split.images(part, fold))
     if not len(images):
         raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
     model = load_model(opened, device)
     seen = embeddings_of(opened, TRAIN, catalog_items(catalog), model).named(images.images)
     scores = score_part(images, seen, mask_groups=mask_groups)
-    title = f"run {opened.name}, part {part}" + ("" if own_fold is None else f", fold {own_fold if fold is None else fold}")
-    return _show(title, opened.path("evaluation", part), scores.classification, scores.retrieval, mask_groups, [])
+    title = f"run {opened.name}, part {part}" + ("" if fold is None else f", fold {fold}")
+    stem = opened.path("evaluation", part if fold == own_fold else f"{part}-fold-{fold}")
+    return _show(title, stem, catalog.taxonomy, scores.classification, scores.retrieval, mask_groups, notes)
 
 
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
-    from entrep_cli.data.layouts import read_sources
-    from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
-    from entrep_cli.errors import DataError
+    from entrep_cli.data.queries import known_labels
+    from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.submission.tracks import read_submission, track_of
-    from entrep_cli.submission.truth import read_truth, score_submission
+    from entrep_cli.submission.truth import score_submission, truth_taxonomy
 
     name = track_of(track).name
     read = read_submission(submission)
     root = data_dir(data) if data is not None or data_dir_exists() else None
-    labels: dict[str, str] = {}
-    if root is not None:
-        try:
-            labels = {row.image: row.label for source in read_sources(root) for row in source.rows if row.label}
-        except DataError:
-            console.warn(f"{root} holds no labelled dataset; training images among the answers have no known class")
+    labels, taxonomy = known_labels(root) if root is not None else ({}, None)
+    if root is not None and not labels:
+        console.warn(f"{root} holds no labelled dataset; training images among the answers have no known class")
     own = Run(submission.resolve().parent.parent)
     if run_name is not None or (own.folder / MANIFEST).is_file():
         taxonomy = Taxonomy.from_dict((open_run(run_name) if run_name else own).manifest["taxonomy"])
-    elif labels:
-        taxonomy = choose_taxonomy(labels.values(), root)
-    else:
-        taxonomy = choose_taxonomy(str(value) for value in read_truth(truth).values() if track == 1)
-        console.warn(f"class ids are taken from the truth file itself ({taxonomy.name}); name the run or the dataset to be sure")
+    elif not labels:
+        taxonomy = truth_taxonomy(truth, track)
+        console.warn(f"class ids are taken from the truth itself ({taxonomy.name}); name the run or the dataset to be sure")
     scores = score_submission(read, truth, track, taxonomy, labels)
     folder = own.folder if (own.folder / MANIFEST).is_file() else runs_dir()
     title = f"{submission.name}, track {track}, {name}"
-    return _show(title, folder / "evaluation" / submission.stem, scores.classification, scores.retrieval, None, scores.notes)
+    return _show(title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes)
 
 
-def _show(title: str, stem: Path, classification, retrieval: dict, mask_groups: bool | None, notes: list[str]) -> dict[str, Any]:
-    """Tables, the confusion matrix as PNG, and all numbers as JSON in the run."""
+def _show(
+    title: str, stem: Path, taxonomy, classification, retrieval: dict, mask_groups: bool | None, notes: list[str]
+) -> dict[str, Any]:
+    """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes}
     if classification is not None:
         from entrep_cli.report.figures import confusion_png
 
         table = classification.as_dict()
+        picture = confusion_png(classification.confusion, classification.class_names, stem.with_name(f"{stem.name}.png"), title)
+        document |= {"classification": table, "figure": str(picture)}
+    document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
+    path = stem.with_name(f"{stem.name}.json")
+    write_json_atomic(path, document)
+
+    if classification is not None:
         console.table(
             f"Classification: {title} ({table['n_items']} images)",
             ["class", "precision", "recall", "F1", "images"],
             [tuple(row.values()) for row in table["per_class"]],
         )
+        # Ids for the columns: names would not fit beside each other.
+        ids = [str(c.id) for c in taxonomy.classes] + ["none"]
         console.table(
-            "Confusion matrix (rows are the truth)",
-            ["", *classification.class_names],
-            [(name, *row) for name, row in zip(classification.class_names, table["confusion"])],
+            "Confusion matrix (rows are the truth, columns the answered class ids)",
+            ["", *ids[: classification.n_classes]],
+            [(f"{name} ({id_})", *row) for name, id_, row in zip(classification.class_names, ids, table["confusion"])],
         )
         console.table(
             "Overall, with 95% intervals",
             ["score", "value"],
             [("accuracy", classification.accuracy), ("macro F1", classification.macro_f1), ("weighted F1", classification.weighted_f1)],
         )
-        picture = confusion_png(classification.confusion, classification.class_names, stem.with_suffix(".png"), title)
-        document |= {"classification": table, "figure": str(picture)}
-    if retrieval:
-        masked = "" if mask_groups is None else f" (own group {'masked' if mask_groups else 'not masked'})"
-        means = {name: scores.means for name, scores in retrieval.items()}
+    masked = "" if mask_groups is None else f" (own group {'masked' if mask_groups else 'not masked'})"
+    names = list(retrieval)
+    for start in range(0, len(names), RETRIEVALS_A_TABLE):
+        shown = {name: retrieval[name] for name in names[start : start + RETRIEVALS_A_TABLE]}
+        means = {name: scores.means for name, scores in shown.items()}
         scored = dict.fromkeys(key for values in means.values() for key, value in values.items() if value.value == value.value)
         console.table(
             f"Retrieval{masked}: {title}",
             ["relevance by", *means],
             [
                 *((key, *(str(values.get(key, "-")) for values in means.values())) for key in scored),
-                ("queries", *(int(scores.scored.sum()) for scores in retrieval.values())),
-                ("left out, nothing relevant", *(scores.n_without_relevant for scores in retrieval.values())),
+                ("queries", *(int(scores.scored.sum()) for scores in shown.values())),
+                ("left out, nothing relevant", *(scores.n_without_relevant for scores in shown.values())),
             ],
         )
-    document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
     for note in notes:
-        console.say(f"Note: {note}.")
-    path = stem.with_suffix(".json")
-    write_json_atomic(path, document)
+        console.warn(note)
     console.say(f"Written: {path}" + (f", {document['figure']}" if "figure" in document else ""))
     return document

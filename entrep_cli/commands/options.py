@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -27,3 +28,8 @@ MaskGroups = Annotated[
     bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's own group are left out of the answers.")
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
+
+
+def flags(**given: object) -> str:
+    """Options as they are typed, each after a blank: ` --data 'my data' --run dinov2`; without those that are None."""
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)

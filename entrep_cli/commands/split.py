@@ -51,7 +51,7 @@ def split(
         ["class", *heads, "total"],
         [*rows, ("total", *totals)],
     )
-    console.next_commands("entrep train" + (f" --data {data}" if data else "") + (" --fold 0" if folds else ""))
+    console.next_commands(f"entrep train{options.flags(data=data, fold=0 if folds else None)}")
     return {
         "split": str(path),
         "layouts": catalog.layouts,

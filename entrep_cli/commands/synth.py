@@ -40,5 +40,5 @@ def synth(
         ["class", "train", "test"],
         [*((name, train[name], test[name]) for name in train), ("total", sum(train.values()), sum(test.values()))],
     )
-    console.next_commands(f"entrep split --data {folder}")
+    console.next_commands(f"entrep split{options.flags(data=folder)}")
     return summary

@@ -9,8 +9,8 @@ import typer
 
 from entrep_cli import console
 from entrep_cli.commands import options
-from entrep_cli.errors import UsageError
-from entrep_cli.workspace import data_dir, new_run
+from entrep_cli.errors import Interrupted, UsageError
+from entrep_cli.workspace import CHECKPOINT, CONFIG, data_dir, new_run
 
 
 def train(
@@ -42,6 +42,11 @@ def train(
     from entrep_cli.methods import DEFAULT_METHOD, method_class
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
 
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
+    begun = new_run(method or DEFAULT_METHOD, name, resume=True) if resume else None
+    if begun and not recipe and begun.path(CONFIG).is_file():
+        recipe = str(begun.path(CONFIG))
     base = read_recipe(recipe) if recipe else {}
     wanted = method or base.get("method") or DEFAULT_METHOD
     if base.get("method", wanted) != wanted:
@@ -53,8 +58,8 @@ def train(
     }
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:
-        print(recipe_toml(settings), end="")
-        return {}
+        console.plain(recipe_toml(settings))
+        return {"recipe": settings.model_dump(mode="json", exclude_none=True)}
 
     from entrep_cli.commands.split import say_catalog
     from entrep_cli.data.splits import read_catalog_and_split
@@ -63,17 +68,20 @@ def train(
     catalog, split = read_catalog_and_split(data_dir(data))
     say_catalog(catalog)
     split.images("train", fold)  # a fault in --fold must show before a folder is made
-    run = new_run(wanted, name, overwrite=overwrite, resume=resume)
+    run = begun or new_run(wanted, name, overwrite=overwrite)
     try:
         _, manifest = train_run(catalog, split, settings, run, device=device, fold=fold, resume=resume)
-    except BaseException:
+    except BaseException as error:
         run.remove_if_empty()
+        if isinstance(error, KeyboardInterrupt) and run.path(CHECKPOINT).is_file():
+            again = f"`entrep train --resume{options.flags(name=run.name, data=data, fold=fold)}`"
+            raise Interrupted("Interrupted; the training is kept up to its last checkpoint.", where=run.folder, mend=f"go on with {again}") from None
         raise
     console.table(
         f"Run {run.name}: best of validation in epoch {manifest['epoch']}",
         ["score", "value"],
         list(manifest["validation"].items()),
     )
-    place = f" --data {data}" if data else ""
-    console.next_commands(*(f"entrep {command}{place} --run {run.name}" for command in ("evaluate", "embed", "predict --track 1")))
+    place = options.flags(data=data, run=run.name)
+    console.next_commands(*(f"entrep {command}{place}" for command in ("evaluate", "embed", "predict --track 1")))
     return {"run": run.name, "folder": str(run.folder), **manifest}

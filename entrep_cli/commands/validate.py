@@ -26,31 +26,26 @@ def validate(
     Check anybody's submission and list every fault with its mend. Nothing is extracted or executed.
     Exit code 1 where there is a fault.
     """
-    from entrep_cli.data.layouts import find_test_sets, read_sources
-    from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
-    from entrep_cli.errors import DataError
-    from entrep_cli.data.queries import named_test_set
+    from entrep_cli.data.layouts import find_test_sets
+    from entrep_cli.data.queries import known_labels, lies_alone, named_test_set
+    from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import read_queries, track_of
 
     wanted = track_of(track)
     root = data_dir(data) if data is not None or queries is None and data_dir_exists() else None
     tests = find_test_sets(root) if root else []
-    test_set = named_test_set(queries) if queries else tests[0] if len(tests) == 1 else None
-    asked = None
-    if test_set is not None:
-        path = queries if queries is not None and queries.is_file() else test_set.queries.get(track)
-        if path is not None:
-            asked = read_queries(path, track, known_names=test_set.images, warn=console.warn)
-    rows = []
-    if root is not None:
-        try:
-            rows = [row for source in read_sources(root) for row in source.rows]
-        except DataError:
-            pass  # a folder with nothing but test images is enough to check against
+    file_named = queries is not None and queries.is_file()
+    if file_named and lies_alone(queries):
+        test_set = None
+    else:
+        test_set = named_test_set(queries) if queries else tests[0] if len(tests) == 1 else None
+    path = queries if file_named else test_set.queries.get(track) if test_set else None
+    asked = read_queries(path, track, known_names=test_set.images if test_set else None, warn=console.warn) if path else None
+    names, taxonomy = known_images(root) if root is not None else (set(), None)
     # Which gallery the boards search is not stated: any image of the dataset may be answered.
-    gallery = {row.image for row in rows}.union(*(t.images for t in tests), test_set.images if test_set else ()) or None
-    taxonomy = choose_taxonomy((row.label for row in rows if row.label), root) if rows else Taxonomy.entrep()
+    gallery = names.union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    taxonomy = taxonomy or Taxonomy.entrep()
     classes = {c.name: c.id for c in taxonomy.classes}
     report = check_submission(file, track, queries=asked, gallery=gallery, classes=classes)
     console.table(

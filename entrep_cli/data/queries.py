@@ -1,13 +1,13 @@
-"""Which test folder is asked: the dataset's own, or the one that `--queries` names; and its groups."""
+"""What a dataset tells without an image being opened: its test folder, its groups, its labels."""
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-from entrep_cli.data.files import read_text
-from entrep_cli.data.layouts import TestSet, find_test_sets, read_test_folder
+from entrep_cli.data.files import read_table
+from entrep_cli.data.images import SUFFIXES
+from entrep_cli.data.layouts import IMAGE_FOLDERS, TestSet, find_test_sets, read_sources, read_test_folder
+from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
 from entrep_cli.errors import DataError
 
 
@@ -24,21 +24,59 @@ def only_test_set(root: Path) -> TestSet:
     return found[0]
 
 
-def named_test_set(place: Path) -> TestSet:
-    """What `--queries` names: a folder of images, or one query file beside its images."""
+def named_test_set(place: Path, root: Path | None = None) -> TestSet:
+    """What `--queries` names: a folder of images, or one query file beside its images.
+
+    A query file that lies alone asks of the images of the test folder of the dataset `root`.
+    """
     if place.is_dir():
         return read_test_folder(place)
+    if place.suffix.lower() in SUFFIXES:
+        raise DataError("An image is no query file.", where=place, mend="name the folder it lies in, or a file that lists queries")
     if place.is_file():
-        return read_test_folder(place.parent)
+        return only_test_set(root) if root is not None and lies_alone(place) else read_test_folder(place.parent)
     raise DataError("There is no such folder or query file.", where=place, mend="--queries FOLDER or --queries FILE.csv")
 
 
+def lies_alone(file: Path) -> bool:
+    """Whether a query file has no image beside it, nor in the image folder beside it."""
+    folders = [file.parent, *(file.parent / name for name in IMAGE_FOLDERS)]
+    return not any(path.suffix.lower() in SUFFIXES for folder in folders if folder.is_dir() for path in folder.iterdir())
+
+
 def read_groups(folder: Path) -> dict[str, str]:
-    """Group by image name from a folder's `groups.csv`; empty where it has none."""
+    """Group by image name from a folder's `groups.csv`; empty where it has none.
+
+    Raises:
+        DataError: not a table of images and groups, or an image in two groups; all are listed.
+    """
     path = folder / "groups.csv"
     if not path.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    if not {"image", "group"} <= set(rows.fieldnames or ()):
+    table = read_table(path)
+    if not {"image", "group"} <= set(table.columns):
         raise DataError("groups.csv needs a header with the columns image and group.", where=path)
-    return {row["image"]: row["group"] for row in rows if row["image"] and row["group"]}
+    groups: dict[str, str] = {}
+    faults = list(table.faults)
+    for line, row in table.rows:
+        if row["image"] and row["group"] and groups.setdefault(row["image"], row["group"]) != row["group"]:
+            faults.append(f"line {line}: {row['image']!r} stands twice, in different groups")
+    if faults:
+        raise DataError("The groups cannot be used.", where=path, faults=faults, mend="write one line for each image")
+    return groups
+
+
+def known_labels(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
+    """The label of each labelled image by its name, and the classes; {} and None in a folder without labels.
+
+    Raises:
+        DataError: a `taxonomy.toml` that does not hold.
+    """
+    try:
+        sources = read_sources(root)
+    except DataError:
+        sources = []  # nothing but test images
+    labels = {row.image: row.label for source in sources for row in source.rows if row.label}
+    # As in `Catalog.read`: the dataset folder's own taxonomy, else the one beside the labels.
+    folder = next((f for f in (root, *(s.folder for s in sources)) if (f / "taxonomy.toml").is_file()), None)
+    return labels, choose_taxonomy(labels.values(), folder) if labels or folder else None

@@ -1,0 +1,195 @@
+"""One model for three tracks: what learns, what is saved, what a loss pulls together."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.images import pixel_digest
+from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
+from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe, _Texts
+from entrep_cli.models.clip import Architecture, build_clip
+from entrep_cli.recipes.recipe import build_recipe, parse_assignments
+from entrep_cli.workspace import Run
+
+PROMPTS = {"en": ("{} edge",), "vi": ("cạnh {}",)}
+TAXONOMY = Taxonomy(
+    "sides",
+    tuple(
+        ClassInfo(name, i, "r", mirror, {k: tuple(p.format(name) for p in v) for k, v in PROMPTS.items()})
+        for i, (name, mirror) in enumerate([("left", "right"), ("right", "left"), ("top", "top")])
+    ),
+)
+CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+CONV = {**CLIP, "custom_text": True, "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}}
+CPU = torch.device("cpu")
+
+
+def draw(label: str, seed: int) -> np.ndarray:
+    image = np.random.default_rng(seed).integers(0, 90, (32, 32, 3), dtype=np.uint8)
+    image[{"left": np.s_[:, :10], "right": np.s_[:, -10:], "top": np.s_[:10, :]}[label]] += 150
+    return image
+
+
+@pytest.fixture
+def catalog(tmp_path) -> Catalog:
+    rows = []
+    for i in range(36):
+        label = TAXONOMY.names[i % 3]
+        path = tmp_path / f"{i:02}.png"
+        Image.fromarray(draw(label, i)).save(path)
+        text = "bright spot" if i % 2 else "left scar"
+        rows.append(
+            {"image": path.name, "path": str(path), "label": label, "group": path.name, "text_en": text, "text_vi": ""}
+            | {"findings": (text, "pair:a|b"), "digest": pixel_digest(Image.open(path))}
+        )
+    return Catalog(pd.DataFrame(rows), TAXONOMY)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    """An architecture of each kind and weights for it."""
+    torch.manual_seed(7)
+    found = {}
+    for name, config in (("vit", CLIP), ("conv", CONV)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+        model = build_clip(Architecture(config), 32)
+        state = model.state_dict() if name == "vit" else model.visual.trunk.state_dict()
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / f"{name}.safetensors")
+        found |= {name: str(tmp_path / f"{name}.json"), f"{name}-weights": str(tmp_path / f"{name}.safetensors")}
+    return found
+
+
+def recipe(files, kind: str, *assignments: str, weights: str | None = None) -> ClipLoraRecipe:
+    levels = {"vit": "[1,2]", "conv": "[4,5]"}[kind]
+    base = ["image.size=32", f"fusion.levels={levels}", "train.epochs=1", "train.batch_size=12", "batch_size=16"]
+    base += [f"backbone.name={files[kind]}", f"backbone.weights={weights or files[kind + '-weights']}"]
+    return build_recipe(ClipLoraRecipe, parse_assignments([*base, *assignments]))
+
+
+def fit(catalog, made, run):
+    run.folder.mkdir(exist_ok=True)
+    train, val = catalog.subset(catalog.images[:24]), catalog.subset(catalog.images[24:])
+    return ClipLora.fit(train, val, made, run, device=CPU)
+
+
+def pixels(n: int = 3) -> torch.Tensor:
+    return torch.from_numpy(np.stack([draw(TAXONOMY.names[i % 3], 100 + i).transpose(2, 0, 1) for i in range(n)]))
+
+
+def finished(model, fitted, run) -> None:
+    model.save(run)
+    run.finish({"weights": fitted.weights})
+
+
+@pytest.mark.parametrize(
+    "kind, tune, weights",
+    [("vit", "lora", None), ("vit", "head", None), ("vit", "full", "none"), ("conv", "full", None), ("conv", "head", None)],
+)
+def test_a_saved_model_answers_the_same(catalog, files, tmp_path, kind, tune, weights):
+    made, run = recipe(files, kind, f"tune={tune}", weights=weights), Run(tmp_path / "run")
+    model, fitted = fit(catalog, made, run)
+    finished(model, fitted, run)
+    again = ClipLora.load(run, made, TAXONOMY, CPU)
+    for a, b in zip((*model.infer(pixels()), model.embed_texts(["a", "b c"])), (*again.infer(pixels()), again.embed_texts(["a", "b c"]))):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert model.embed_images(pixels()).shape == (3, 32)
+    assert torch.allclose(model.embed_texts(["a"]).norm(dim=1), torch.ones(1))
+
+
+def test_lora_saves_adapters_fusion_and_head_alone(catalog, files, tmp_path):
+    made, run = recipe(files, "vit", "tune=lora"), Run(tmp_path / "run")
+    model, fitted = fit(catalog, made, run)
+    finished(model, fitted, run)
+    names = set(load_file(run.path("model.safetensors")))
+    assert any("lora_A" in n for n in names) and {"head.weight", "fusion.level_logits"} <= names
+    assert not any(n.endswith("base_layer.weight") or "token_embedding" in n for n in names)
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # q, k, v of 2 blocks in 2 towers: r (in + out) = 2 * 64 each; head 32 * 3 + 3; 2 levels; slerp; temperature.
+    assert learned == 12 * 2 * 64 + 99 + 2 + 1 + 1
+
+
+def test_other_base_weights_are_refused(catalog, files, tmp_path):
+    made, run = recipe(files, "vit", "tune=lora"), Run(tmp_path / "run")
+    model, fitted = fit(catalog, made, run)
+    finished(model, fitted, run)
+    state = load_file(files["vit-weights"])
+    save_file({**state, "ln_final.bias": state["ln_final.bias"] + 1}, files["vit-weights"])
+    with pytest.raises(RunError, match="base weights"):
+        ClipLora.load(run, made, TAXONOMY, CPU)
+
+
+def test_frozen_weights_stay_and_fresh_ones_learn(catalog, files, tmp_path):
+    made = recipe(files, "conv", "tune=head")
+    model, _ = fit(catalog, made, Run(tmp_path / "run"))
+    trunk = load_file(files["conv-weights"])
+    assert all(torch.equal(v, model.backbone.visual.trunk.state_dict()[k]) for k, v in trunk.items())
+    learns = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert "backbone.text.token_embedding.weight" in learns and "backbone.visual.head.proj.weight" in learns
+    assert not any(n.startswith("backbone.visual.trunk.") for n in learns)
+
+
+def test_low_rank_over_random_weights_is_refused(catalog, files, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        fit(catalog, recipe(files, "vit", weights="none"), Run(tmp_path / "run"))
+    assert "tune=full" in caught.value.mend
+
+
+def test_findings_are_positives_of_their_own_images(catalog, files):
+    model = ClipLora(Architecture(CLIP), recipe(files, "vit"), TAXONOMY)
+    texts = _Texts(model, catalog)
+    assert texts.true_of.shape == (36, 2)  # "bright spot" and "left scar"; pairs are no texts
+    pick, targets = torch.arange(6), torch.from_numpy(catalog.targets[:6])
+    still = torch.zeros(6, dtype=torch.bool)
+    drawn, positives = texts.batch(pick, targets, still, torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [0, 1] and positives.shape == (6, 3 + 2)
+    for i in range(6):
+        assert positives[i, :3].tolist() == [c == targets[i] for c in range(3)]
+        assert positives[i, 3:].tolist() == [i % 2 == 1, i % 2 == 0]
+    # A flipped image no longer shows a scar on the left.
+    drawn, positives = texts.batch(pick, targets, ~still, torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [0] and positives[:, 3].tolist() == [False, True] * 3
+
+
+def test_languages_are_a_choice(catalog, files):
+    for language, prompts in (("en", ["left edge", "right edge", "top edge"]), ("vi", ["cạnh left", "cạnh right", "cạnh top"])):
+        model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages=['{language}']"), TAXONOMY)
+        assert torch.equal(_Texts(model, catalog).prompt_tokens, model.tokens(prompts))
+
+
+def test_a_class_without_prompts_is_named(catalog, files):
+    bare = Taxonomy("bare", tuple(ClassInfo(c.name, c.id, c.region, c.mirror) for c in TAXONOMY.classes))
+    model = ClipLora(Architecture(CLIP), recipe(files, "vit"), bare)
+    with pytest.raises(DataError) as caught:
+        _Texts(model, Catalog(catalog.frame, bare))
+    assert caught.value.faults == ("left", "right", "top")
+
+
+def test_empty_and_long_texts(files, capsys):
+    model = ClipLora(Architecture(CLIP), recipe(files, "vit"), TAXONOMY).eval()
+    with pytest.raises(DataError) as caught:
+        model.embed_texts(["a", " ", ""])
+    assert caught.value.faults == ("text 2", "text 3")
+    model.embed_texts(["word " * 40, "short"])
+    assert "1 of 2 texts are longer than the 16 tokens" in capsys.readouterr().err
+
+
+def test_it_learns_all_three_answers_from_scratch(catalog, files, tmp_path):
+    made = recipe(files, "conv", "tune=full", "freeze_norm=false", "train.epochs=25", "train.learning_rate=3e-3", "augment.blur=0", weights="none")
+    model, fitted = fit(catalog, made, Run(tmp_path / "run"))
+    assert fitted.validation["val_accuracy"] > 0.8
+    images = model.embed_images(pixels(6))
+    prompts = model.embed_texts(["left edge", "right edge", "top edge"])
+    assert (images @ prompts.T).argmax(dim=1).tolist() == [0, 1, 2, 0, 1, 2]
