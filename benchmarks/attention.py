@@ -89,7 +89,8 @@ with torch.no_grad():
     unmerged = {tower: encode(adapted, tower, n=2) for tower in inputs}
     moved = {tower: gap(unmerged[tower], encode(explicit.eval(), tower, n=2)) for tower in inputs}
     merged(adapted)
-    lora = {tower: gap(encode(adapted, tower, n=2), unmerged[tower]) | {"moved by adapters": moved[tower]["difference"]} for tower in inputs}
+    after = {tower: gap(encode(adapted, tower, n=2), unmerged[tower]) for tower in inputs}
+    lora = {tower: {**after[tower], "moved by adapters": moved[tower]["difference"]} for tower in inputs}
 print(f"LoRA: {n_trained} trained parameters; merged against unmerged: {lora}")
 del adapted
 

@@ -2,9 +2,9 @@
 
 LoRA belongs on `nn.Linear` only: peft (to 0.21.2) on `nn.MultiheadAttention` applies the delta of
 `out_proj` twice, ignores dropout and cannot choose q or v. So `explicit_attention` gives each
-attention its own `q`, `k`, `v` and `out` first, over `scaled_dot_product_attention`. On a CPU that
-is no slower either, and many times faster where the stock one leaves its fast path: in bfloat16
-under autocast, and with a mask (benchmarks/attention.py).
+attention its own `q`, `k`, `v` and `out` first, over `scaled_dot_product_attention`. On a CPU it
+is about as fast as the stock one, and many times faster where that one is slow in bfloat16: under
+autocast, and with a mask (benchmarks/attention.py).
 """
 
 from __future__ import annotations
