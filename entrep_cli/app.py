@@ -96,8 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [a for a in arguments[:own] if a in GLOBAL_FLAGS]
     arguments = flags + [a for i, a in enumerate(arguments) if i >= own or a not in GLOBAL_FLAGS]
     console.set_mode("json" if "--json" in flags else "quiet" if flags else "human")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as `>&-` does
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not end a command on an ASCII terminal
     with contextlib.suppress(ValueError):  # not in the main thread: a caller's own business
         signal.signal(signal.SIGTERM, _terminated)
@@ -106,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as error:
         if error.code == 130:
             _fail(Interrupted("Interrupted. Nothing half written was kept."))
+        if isinstance(error.__context__, BrokenPipeError):  # `entrep ... | head -1`: nothing is at fault
+            raise SystemExit(141) from None  # as of any tool that SIGPIPE ends
         # typer has told a person what is wrong with the command line; a program is told here.
         told = getattr(error.__context__, "format_message", None)
         if told:
@@ -132,7 +137,8 @@ def _explained(error: Exception) -> EntrepError:
 
 
 def _fail(error: EntrepError) -> None:
-    console.document(_error_document(error))
+    with contextlib.suppress(OSError):  # stdout itself may be what is full
+        console.document(_error_document(error))
     console.error(str(error))
     raise SystemExit(error.exit_code)
 
@@ -146,7 +152,10 @@ def _from_os(error: OSError) -> EntrepError:
     mends = {
         errno.ENOSPC: ("The disk is full.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER; nothing half written was kept"),
         errno.EDQUOT: ("Your disk quota is used up.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER"),
-        errno.EFBIG: ("The file is larger than is allowed here.", "raise the limit (`ulimit -f`), or write elsewhere with ENTREP_RUNS=FOLDER"),
+        errno.EFBIG: (
+            "The file is larger than is allowed here.",
+            "raise the limit (`ulimit -f`), or write elsewhere with ENTREP_RUNS=FOLDER",
+        ),
         errno.EROFS: ("The disk is read-only.", "write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EACCES: ("Permission denied.", "check who owns the file, or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EEXIST: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),

@@ -54,6 +54,14 @@ class DataError(EntrepError):
     """The dataset, a submission or a truth file is at fault."""
 
 
+def together(errors: Sequence[DataError]) -> DataError:
+    """Several errors as one that lists the faults of all; a single one as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    faults = [f"{error.where}: {fault}" for error in errors for fault in error.faults or [error.what]]
+    return DataError(f"The data have {len(faults)} faults.", faults=faults, mend=errors[0].mend)
+
+
 class RunError(EntrepError):
     """A run folder, its weights, or a split is missing, half written or does not fit."""
 

@@ -26,14 +26,22 @@ CONFIG = "config.toml"
 MODEL = "model.safetensors"
 METRICS = "metrics.csv"
 CHECKPOINT = "checkpoint.pt"
+SPLIT = "split.json"
 
 
 # ---------------------------------------------------------------- places
 
 
-def data_dir(option: Path | None = None) -> Path:
-    """The dataset folder: the option, else `ENTREP_DATA`, else `data`; DataError where it is none."""
-    folder = option or Path(os.environ.get("ENTREP_DATA") or "data")
+def data_dir(option: Path | None = None, *, of_split: bool = True) -> Path:
+    """The dataset folder: the option, else `ENTREP_DATA`, else the one that was split, else `data`.
+
+    Args:
+        of_split: False leaves the dataset of the last split out, for a new split.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    folder = option or _default_data_dir(of_split)
     if not folder.is_dir():
         what = "The dataset folder is a file." if folder.exists() else "There is no dataset folder."
         raise DataError(
@@ -46,7 +54,16 @@ def data_dir(option: Path | None = None) -> Path:
 
 def data_dir_exists() -> bool:
     """Whether the dataset folder stands where it is looked for without `--data`."""
-    return Path(os.environ.get("ENTREP_DATA") or "data").is_dir()
+    return _default_data_dir().is_dir()
+
+
+def _default_data_dir(of_split: bool = True) -> Path:
+    if named := os.environ.get("ENTREP_DATA"):
+        return Path(named)
+    if of_split:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return Path(json.loads((runs_dir() / SPLIT).read_text("utf-8"))["data"])
+    return Path("data")
 
 
 def runs_dir() -> Path:
@@ -75,8 +92,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None
+        if error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

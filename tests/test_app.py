@@ -95,8 +95,10 @@ def test_a_full_disk_is_a_sentence(monkeypatch, capsys):
 
 
 def test_interrupt_is_130(monkeypatch, capsys):
-    code, _, err = failing(monkeypatch, capsys, KeyboardInterrupt())
-    assert code == 130 and "--resume" in err
+    for flags in ([], ["--json"]):
+        code, out, err = failing(monkeypatch, capsys, KeyboardInterrupt(), *flags)
+        assert code == 130 and "Interrupted" in err
+        assert (json.loads(out)["ok"] is False) if flags else not out
 
 
 def test_a_bug_names_itself(monkeypatch, capsys):

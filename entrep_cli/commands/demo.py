@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,8 @@ import typer
 
 from entrep_cli import console
 from entrep_cli.errors import RunError
+
+TRUTHS = {1: "truth_cls.json", 2: "truth_i2i.json"}
 
 
 def demo(
@@ -35,41 +38,44 @@ def demo(
     from entrep_cli.commands.validate import validate
 
     if folder.exists() and any(folder.iterdir()):
-        raise RunError("The demo's folder is not empty.", where=folder, mend=f"remove it (rm -r {folder}) or name another: entrep demo FOLDER")
-    data, test = folder / "data", folder / "data" / "test"
+        mend = f"remove it (rm -r {shlex.quote(str(folder))}) or name another: entrep demo FOLDER"
+        raise RunError("The demo's folder is not empty.", where=folder, mend=mend)
+    data, test, runs = folder / "data", folder / "data" / "test", folder / "runs"
     started = time.monotonic()
     before = os.environ.get("ENTREP_RUNS")
-    os.environ["ENTREP_RUNS"] = str(folder / "runs")
-    zips = {track: folder / "runs" / "dinov2" / "submissions" / f"track{track}.zip" for track in (1, 2)}
-    results: dict[str, Any] = {}
+    os.environ["ENTREP_RUNS"] = str(runs)
+    zips = {track: runs / "dinov2" / "submissions" / f"track{track}.zip" for track in TRUTHS}
+    scored: dict[int, dict[str, Any]] = {}
 
-    def step(line: str, command, **arguments: Any) -> None:
-        console.say("", f"$ entrep {line}")
-        results[line] = command(**arguments)
+    def step(line: list[object], command, **arguments: Any) -> dict[str, Any]:
+        console.say("", f"$ entrep {shlex.join(map(str, line))}")
+        return command(**arguments)
 
     try:
-        step(f"synth {data} --images {images} --test-images {test_images}", synth, folder=data, images=images, test_images=test_images)
-        console.say("", f"$ export ENTREP_DATA={data} ENTREP_RUNS={folder / 'runs'}")
-        step("split", split, data=data)
-        step("train dinov2 --recipe dinov2-tiny", train, method="dinov2", recipe="dinov2-tiny", data=data)
-        step("evaluate", evaluate, data=data)
-        step("embed", embed, data=data)
-        step("index", index)
+        line = ["synth", data, "--images", images, "--test-images", test_images]
+        step(line, synth, folder=data, images=images, test_images=test_images)
+        console.say("", f"$ export ENTREP_DATA={shlex.quote(str(data))} ENTREP_RUNS={shlex.quote(str(runs))}")
+        step(["split"], split, data=data)
+        step(["train", "dinov2", "--recipe", "dinov2-tiny"], train, method="dinov2", recipe="dinov2-tiny", data=data)
+        step(["evaluate"], evaluate, data=data)
+        step(["embed"], embed, data=data)
+        step(["index"], index)
         query = sorted((test / "imgs").iterdir())[0]
         sheet = folder / "search.png"
-        step(f"search {query} --top-k 5 --mask-groups --save {sheet}", search, query=str(query), top_k=5, mask_groups=True, save=sheet)
-        for track, truth in ((1, "truth_cls.json"), (2, "truth_i2i.json")):
-            masked = {"mask_groups": True} if track == 2 else {}
-            step(f"predict --track {track}" + (" --mask-groups" if masked else ""), predict, track=track, data=data, **masked)
-            step(f"validate {zips[track]} --track {track}", validate, file=zips[track], track=track, data=data)
-            line = f"evaluate --submission {zips[track]} --truth {test / truth} --track {track}"
-            step(line, evaluate, submission=zips[track], truth=test / truth, track=track, data=data)
+        line = ["search", query, "--top-k", 5, "--mask-groups", "--save", sheet]
+        step(line, search, query=str(query), top_k=5, mask_groups=True, save=sheet)
+        for track, truth in TRUTHS.items():
+            masked = track == 2
+            line = ["predict", "--track", track, *(["--mask-groups"] if masked else [])]
+            step(line, predict, track=track, data=data, mask_groups=masked)
+            step(["validate", zips[track], "--track", track], validate, file=zips[track], track=track, data=data)
+            line = ["evaluate", "--submission", zips[track], "--truth", test / truth, "--track", track]
+            scored[track] = step(line, evaluate, submission=zips[track], truth=test / truth, track=track, data=data)
     finally:
         if before is None:
             del os.environ["ENTREP_RUNS"]
         else:
             os.environ["ENTREP_RUNS"] = before
-    scored = {track: results[f"evaluate --submission {zips[track]} --truth {test / truth} --track {track}"] for track, truth in ((1, "truth_cls.json"), (2, "truth_i2i.json"))}
     classes = scored[1]["classification"]
     by_class = scored[2]["retrieval"]["class"]
     console.table(
@@ -89,4 +95,5 @@ def demo(
         "entrep train dinov2 --data YOUR_DATA",
         "entrep --help",
     )
-    return {"folder": str(folder), "submissions": {str(t): str(z) for t, z in zips.items()}, "scores": {str(t): s for t, s in scored.items()}}
+    submissions = {str(track): str(path) for track, path in zips.items()}
+    return {"folder": str(folder), "submissions": submissions, "scores": {str(track): scores for track, scores in scored.items()}}

@@ -28,14 +28,27 @@ def embed(
     """
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.layouts import find_test_sets, read_test_folder
+    from entrep_cli.errors import DataError, together
     from entrep_cli.methods.runs import load_model
     from entrep_cli.retrieval.embeddings import embeddings_of
     from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 
     root, opened = data_dir(data), open_run(run)
-    sets = {TRAIN: catalog_items(Catalog.read(root))}
-    for test_set in [*find_test_sets(root), *map(read_test_folder, folder or [])]:
-        sets[set_name(test_set, root)] = folder_items(test_set)
+    missing = [str(place) for place in folder or () if not place.is_dir()]
+    if missing:
+        raise DataError("There is no such folder to embed.", faults=missing, mend="name folders of images with --folder")
+    sets, faulty = {}, []
+    try:
+        sets[TRAIN] = catalog_items(Catalog.read(root))
+    except DataError as error:
+        faulty.append(error)
+    for test_set in [*find_test_sets(root), *map(read_test_folder, folder or ())]:
+        try:
+            sets[set_name(test_set, root)] = folder_items(test_set)
+        except DataError as error:
+            faulty.append(error)
+    if faulty:
+        raise together(faulty)
     model = load_model(opened, device)
     done = {name: embeddings_of(opened, name, items, model) for name, items in sets.items()}
     rows = [(name, len(e), e.vectors.shape[1]) for name, e in done.items()]

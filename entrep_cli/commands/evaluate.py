@@ -79,7 +79,7 @@ def _evaluate_part(part: str, fold: int | None, mask_groups: bool, data: Path | 
 
 
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
-    from entrep_cli.data.queries import known_labels
+    from entrep_cli.data.queries import known_images
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.submission.tracks import read_submission, track_of
     from entrep_cli.submission.truth import score_submission, truth_taxonomy
@@ -87,13 +87,14 @@ def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path |
     name = track_of(track).name
     read = read_submission(submission)
     root = data_dir(data) if data is not None or data_dir_exists() else None
-    labels, taxonomy = known_labels(root) if root is not None else ({}, None)
+    known, taxonomy = known_images(root) if root is not None else ({}, None)
+    labels = {name: label for name, label in known.items() if label}
     if root is not None and not labels:
         console.warn(f"{root} holds no labelled dataset; training images among the answers have no known class")
     own = Run(submission.resolve().parent.parent)
     if run_name is not None or (own.folder / MANIFEST).is_file():
         taxonomy = Taxonomy.from_dict((open_run(run_name) if run_name else own).manifest["taxonomy"])
-    elif not labels:
+    elif taxonomy is None:
         taxonomy = truth_taxonomy(truth, track)
         console.warn(f"class ids are taken from the truth itself ({taxonomy.name}); name the run or the dataset to be sure")
     scores = score_submission(read, truth, track, taxonomy, labels)
@@ -102,9 +103,7 @@ def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path |
     return _show(title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes)
 
 
-def _show(
-    title: str, stem: Path, taxonomy, classification, retrieval: dict, mask_groups: bool | None, notes: list[str]
-) -> dict[str, Any]:
+def _show(title: str, stem: Path, taxonomy, classification, retrieval: dict, mask_groups: bool | None, notes: list[str]) -> dict[str, Any]:
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes}
     if classification is not None:

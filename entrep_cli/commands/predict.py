@@ -10,7 +10,7 @@ import typer
 from entrep_cli import console
 from entrep_cli.commands import options
 from entrep_cli.errors import DataError, UsageError
-from entrep_cli.workspace import data_dir, open_run
+from entrep_cli.workspace import data_dir, data_dir_exists, open_run
 
 
 def predict(
@@ -48,8 +48,11 @@ def predict(
     if tta and track != 1:
         raise UsageError("--tta averages class probabilities; it is for track 1.", mend="leave it out")
     out = out or opened.path("submissions", f"track{track}.zip")
-    if out.suffix != ".zip":
+    if out.suffix.lower() != ".zip":
         raise UsageError(f"A submission is a zip, not {out.name!r}.", mend=f"--out {out.with_suffix('.zip')}")
+    # Queries of one's own need no dataset, unless its training images are the gallery.
+    needed = queries is None or data is not None or gallery in ("train", "all") or data_dir_exists()
+    root = data_dir(data) if needed else None
     from entrep_cli.methods.runs import load_model
     from entrep_cli.submission.answers import answer_track
 
@@ -57,7 +60,7 @@ def predict(
     if tta and min(model.taxonomy.mirrors) < 0:
         raise UsageError("--tta needs a mirror for every class; the taxonomy does not know them all.", mend="name them in taxonomy.toml")
     found = answer_track(
-        opened, model, data_dir(data), track, queries=queries, gallery=gallery, top_k=top_k, flip=tta, mask_groups=mask_groups, warn=console.warn
+        opened, model, root, track, queries=queries, gallery=gallery, top_k=top_k, flip=tta, mask_groups=mask_groups, warn=console.warn
     )
     write_submission(out, track, found.answers, found.ranked)
     classes = {c.name: c.id for c in model.taxonomy.classes}
@@ -72,8 +75,14 @@ def predict(
     else:
         rows.insert(1, (f"gallery ({gallery})", len(found.gallery)))
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
-    place = f" --data {data}" if data else ""
     truth = found.folder / track_of(track).truth_file
-    known = [f"entrep evaluate{place} --submission {out} --truth {truth} --track {track}"] if truth.is_file() else []
-    console.next_commands(*known, f"entrep validate {out} --track {track}{place}")
-    return {"run": opened.name, "track": track, "submission": str(out), "ranked": str(out.with_suffix(".csv")), "queries": len(found.queries), "validated": True}
+    if truth.is_file():
+        console.next_commands(f"entrep evaluate{options.flags(data=data, submission=out, truth=truth, track=track)}")
+    return {
+        "run": opened.name,
+        "track": track,
+        "submission": str(out),
+        "ranked": str(out.with_suffix(".csv")),
+        "queries": len(found.queries),
+        "validated": True,
+    }

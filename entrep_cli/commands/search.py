@@ -25,24 +25,31 @@ def search(
     Show the indexed images most like an image, best first. The image itself and its exact copies are
     never among the answers.
     """
-    from entrep_cli.data.images import pixel_digest, read_image
+    from entrep_cli.data.catalog import name_group
+    from entrep_cli.data.images import SUFFIXES, ImageError, pixel_digest, raise_image_faults, read_image
     from entrep_cli.errors import UsageError
     from entrep_cli.methods import methods_with_text
     from entrep_cli.methods.runs import load_model
     from entrep_cli.retrieval.embeddings import Items, embed_items
     from entrep_cli.retrieval.search import nearest, open_run_index
 
+    path = Path(query)
+    if save is not None and (save.suffix.lower() != ".png" or save.exists() and path.exists() and save.samefile(path)):
+        raise UsageError(f"The sheet cannot be {str(save)!r}.", mend="name a new file that ends in .png with --save")
     opened = open_run(run)
     index, gallery = open_run_index(opened)
-    path = Path(query)
     model = load_model(opened, device)
     group = ""
     if path.is_file():
-        digest = pixel_digest(read_image(path))
+        try:
+            digest = pixel_digest(read_image(path))
+        except ImageError as error:
+            raise_image_faults([error], path.parent)
         vectors = embed_items(model, Items.of(image=[path.name], path=[str(path)]), what="the query").vectors
         known = gallery.items.group[gallery.items.digest == digest]
-        group = str(known[0]) if mask_groups and len(known) else ""
-    elif path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp") or not type(model).has_text_tower:
+        if mask_groups:
+            group = str(known[0]) if len(known) else name_group(path.name, "auto")
+    elif path.suffix.lower() in SUFFIXES or not type(model).has_text_tower:
         able = ", ".join(methods_with_text()) or "none of this version"
         raise UsageError(
             f"There is no image {query!r}, and {opened.manifest['method']} cannot search by text.",
@@ -55,15 +62,19 @@ def search(
         {"rank": place, "image": str(gallery.items.image[row]), "label": str(gallery.items.label[row]), "score": float(score)}
         for place, (row, score) in enumerate(zip(found.indices[0], found.scores[0]), 1)
     ]
+    if save is not None:
+        from entrep_cli.report.figures import contact_sheet
+
+        cases = [
+            (Path(gallery.items.path[row]), f"{a['rank']}. {a['label'] or a['image']}  {a['score']:.2f}")
+            for row, a in zip(found.indices[0], answers)
+        ]
+        contact_sheet(path if path.is_file() else None, query, cases, save)
     console.table(
         f"Nearest to {query} (run {opened.name})",
         ["image", "rank", "label", "score"],
         [(a["image"], a["rank"], a["label"] or "-", a["score"]) for a in answers],
     )
     if save is not None:
-        from entrep_cli.report.figures import contact_sheet
-
-        cases = [(Path(gallery.items.path[row]), f"{a['rank']}. {a['label'] or a['image']}  {a['score']:.2f}") for row, a in zip(found.indices[0], answers)]
-        contact_sheet(path if path.is_file() else None, query, cases, save)
         console.say(f"Sheet: {save}")
     return {"run": opened.name, "query": query, "answers": answers, **({"sheet": str(save)} if save else {})}

@@ -36,10 +36,11 @@ def split(
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.splits import make_split, write_split
 
-    catalog = Catalog.read(data_dir(data), groups=groups)
+    root = data_dir(data, of_split=False)
+    catalog = Catalog.read(root, groups=groups)
     say_catalog(catalog)
     made = make_split(catalog, ratios=shares, folds=folds, seed=seed, small_to_train=small_to_train)
-    path = write_split(made)
+    path = write_split(made, root)
 
     counts = made.counts(catalog)
     rows = [(name, *row.values(), sum(row.values())) for name, row in counts.items()]

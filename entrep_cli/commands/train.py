@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -18,7 +17,8 @@ def train(
     data: options.Data = None,
     recipe: Annotated[Optional[str], typer.Option(help="A built-in recipe by name, or a TOML file.", show_default=False)] = None,
     set_: Annotated[
-        Optional[list[str]], typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False)
+        Optional[list[str]],
+        typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False),
     ] = None,
     backbone: Annotated[Optional[str], typer.Option(help="A timm model by name.", show_default=False)] = None,
     weights: Annotated[
@@ -26,7 +26,9 @@ def train(
     ] = None,
     epochs: Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)] = None,
     seed: Annotated[Optional[int], typer.Option(help="Same seed, same run.", min=0, show_default=False)] = None,
-    fold: Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)] = None,
+    fold: Annotated[
+        Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)
+    ] = None,
     name: Annotated[Optional[str], typer.Option(help="The run's name (default: the method's).", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
@@ -50,7 +52,9 @@ def train(
     base = read_recipe(recipe) if recipe else {}
     wanted = method or base.get("method") or DEFAULT_METHOD
     if base.get("method", wanted) != wanted:
-        raise UsageError(f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']} --recipe {recipe}")
+        raise UsageError(
+            f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']} --recipe {recipe}"
+        )
     short = {
         "backbone": {k: v for k, v in (("name", backbone), ("weights", weights)) if v is not None},
         "train": {} if epochs is None else {"epochs": epochs},
@@ -75,7 +79,9 @@ def train(
         run.remove_if_empty()
         if isinstance(error, KeyboardInterrupt) and run.path(CHECKPOINT).is_file():
             again = f"`entrep train --resume{options.flags(name=run.name, data=data, fold=fold)}`"
-            raise Interrupted("Interrupted; the training is kept up to its last checkpoint.", where=run.folder, mend=f"go on with {again}") from None
+            raise Interrupted(
+                "Interrupted; the training is kept up to its last checkpoint.", where=run.folder, mend=f"go on with {again}"
+            ) from None
         raise
     console.table(
         f"Run {run.name}: best of validation in epoch {manifest['epoch']}",

@@ -16,7 +16,8 @@ def validate(
     file: Annotated[Path, typer.Argument(help="A zip, or the JSON in it.")],
     track: Annotated[int, typer.Option(help="1 classification, 2 image-to-image, 3 text-to-image.")],
     queries: Annotated[
-        Optional[Path], typer.Option(help="The query file, or the folder that holds it (default: the dataset's test folder).", show_default=False)
+        Optional[Path],
+        typer.Option(help="The query file, or the folder that holds it (default: the dataset's test folder).", show_default=False),
     ] = None,
     data: options.Data = None,
     limit: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=1)] = 5,
@@ -27,7 +28,7 @@ def validate(
     Exit code 1 where there is a fault.
     """
     from entrep_cli.data.layouts import find_test_sets
-    from entrep_cli.data.queries import known_labels, lies_alone, named_test_set
+    from entrep_cli.data.queries import known_images, lies_alone, named_test_set
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import read_queries, track_of
@@ -42,9 +43,9 @@ def validate(
         test_set = named_test_set(queries) if queries else tests[0] if len(tests) == 1 else None
     path = queries if file_named else test_set.queries.get(track) if test_set else None
     asked = read_queries(path, track, known_names=test_set.images if test_set else None, warn=console.warn) if path else None
-    names, taxonomy = known_images(root) if root is not None else (set(), None)
+    known, taxonomy = known_images(root) if root is not None else ({}, None)
     # Which gallery the boards search is not stated: any image of the dataset may be answered.
-    gallery = names.union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    gallery = set(known).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
     taxonomy = taxonomy or Taxonomy.entrep()
     classes = {c.name: c.id for c in taxonomy.classes}
     report = check_submission(file, track, queries=asked, gallery=gallery, classes=classes)

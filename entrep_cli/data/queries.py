@@ -66,8 +66,10 @@ def read_groups(folder: Path) -> dict[str, str]:
     return groups
 
 
-def known_labels(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
-    """The label of each labelled image by its name, and the classes; {} and None in a folder without labels.
+def known_images(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
+    """The label ("" where there is none) of each image of the label files by its name, and the classes.
+
+    Without labels the classes are those of a `taxonomy.toml`, or None.
 
     Raises:
         DataError: a `taxonomy.toml` that does not hold.
@@ -76,7 +78,8 @@ def known_labels(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
         sources = read_sources(root)
     except DataError:
         sources = []  # nothing but test images
-    labels = {row.image: row.label for source in sources for row in source.rows if row.label}
+    images = {row.image: row.label for source in sources for row in source.rows}
+    labels = [label for label in images.values() if label]
     # As in `Catalog.read`: the dataset folder's own taxonomy, else the one beside the labels.
     folder = next((f for f in (root, *(s.folder for s in sources)) if (f / "taxonomy.toml").is_file()), None)
-    return labels, choose_taxonomy(labels.values(), folder) if labels or folder else None
+    return images, choose_taxonomy(labels, folder) if labels or folder else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from entrep_cli.data.catalog import Catalog, GroupRule
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.workspace import file_sha256, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import SPLIT, file_sha256, runs_dir, write_json_atomic, write_text_atomic
 
 PARTS = ("train", "val", "test")
 
@@ -217,8 +217,11 @@ def split_path() -> Path:
     return runs_dir() / "split.csv"
 
 
-def write_split(split: Split) -> Path:
-    """Write `runs/split.csv` (image, part or fold), then `split.json` that says how it was made."""
+def write_split(split: Split, data: Path | None = None) -> Path:
+    """Write `runs/split.csv` (image, part or fold), then `split.json` that says how it was made.
+
+    With `data`, the dataset folder, the commands that follow find the dataset without being told.
+    """
     path = split_path()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -226,7 +229,7 @@ def write_split(split: Split) -> Path:
     writer.writerows(sorted(split.assignment.items()))
     write_text_atomic(path, text.getvalue())
     write_json_atomic(
-        path.with_suffix(".json"),
+        path.with_name(SPLIT),
         {
             "seed": split.seed,
             "ratios": list(split.ratios),
@@ -234,6 +237,7 @@ def write_split(split: Split) -> Path:
             "groups": split.group_rule,
             "catalog": split.catalog,
             "sha256": file_sha256(path),
+            **({"data": str(data.absolute())} if data else {}),
         },
     )
     return path
@@ -272,12 +276,12 @@ def read_split(catalog: Catalog) -> Split:
 
 def _read_manifest() -> dict:
     path = split_path()
-    if not path.is_file() or not path.with_suffix(".json").is_file():
+    if not path.is_file() or not path.with_name(SPLIT).is_file():
         raise RunError("There is no split yet.", where=path, mend="make one: `entrep split`")
     try:
-        made = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        made = json.loads(path.with_name(SPLIT).read_text("utf-8"))
         if {"seed", "ratios", "folds", "groups", "catalog", "sha256"} <= set(made):
             return made
     except (ValueError, TypeError):
         pass
-    raise RunError("The split's description is damaged.", where=path.with_suffix(".json"), mend="make it again: `entrep split`")
+    raise RunError("The split's description is damaged.", where=path.with_name(SPLIT), mend="make it again: `entrep split`")

@@ -95,7 +95,8 @@ def build_recipe(kind: type[R], *tables: dict[str, Any]) -> R:
     Raises:
         UsageError: unknown keys (with the nearest known one) and wrong values, all at once.
     """
-    merged: dict[str, Any] = {}
+    # The method's own defaults lie under the tables: a section given in part keeps its other defaults.
+    merged = kind().model_dump()
     for table in tables:
         merged = _merge(merged, table)
     try:

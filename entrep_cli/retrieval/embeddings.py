@@ -2,7 +2,8 @@
 
 `<run>/embeddings/<set>/` holds `vectors.npy` (N, D) float32 unit rows, `probabilities.npy` (N, C)
 float32, `items.csv` (one line an image) and, written last, `manifest.json` with their hashes and the
-fingerprints of the model and of what went in.
+fingerprint of the model and of the pixels that went in. Paths, labels and groups are no part of it:
+where only they change, the list of images is written anew and the vectors stay.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.errors import RunError
-from entrep_cli.workspace import MODEL, Run, atomic_path, file_sha256, fingerprint, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import METRICS, Run, file_sha256, fingerprint, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
@@ -82,14 +82,14 @@ class Embeddings:
 
     @classmethod
     def joined(cls, sets: Sequence[Embeddings]) -> Embeddings:
-        """Several sets as one; an image name that comes again is left out."""
+        """Several sets as one; an image that comes again, of the same name and pixels, is left out."""
         whole = cls(
             Items(*(np.concatenate([getattr(s.items, c) for s in sets]) for c in _COLUMNS)),
             np.concatenate([s.vectors for s in sets]),
             np.concatenate([s.probabilities for s in sets]),
         )
-        _, first = np.unique(whole.items.image.astype(str), return_index=True)
-        return whole.take(np.sort(first))
+        first = {key: i for i, key in reversed(list(enumerate(zip(whole.items.image, whole.items.digest))))}
+        return whole.take(sorted(first.values()))
 
 
 def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool = False) -> Embeddings:
@@ -134,17 +134,27 @@ def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool 
 def embeddings_of(run: Run, name: str, items: Items, model: Model, *, flip: bool = False) -> Embeddings:
     """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept."""
     folder = run.path("embeddings", name)
-    wanted = _fingerprint(run, items, flip)
-    if (folder / "manifest.json").is_file() and _manifest(folder).get("fingerprint") == wanted:
-        return read_embeddings(run, name)
+    wanted = _fingerprint(run, items, model, flip)
+    if set_fingerprint(run, name) == wanted:
+        kept = read_embeddings(run, name)
+        if kept.items.rows() != items.rows():
+            _write(folder, items, {}, wanted, flip)
+        return replace(kept, items=items)
     embeddings = embed_items(model, items, what=f"{name} images", flip=flip)
-    _write(folder, embeddings, wanted)
+    arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
+    _write(folder, items, arrays, wanted, flip)
     return embeddings
 
 
 def embedded_sets(run: Run) -> list[str]:
-    """Names of the sets that are embedded whole."""
-    return sorted(path.parent.name for path in run.path("embeddings").glob("*/manifest.json"))
+    """Names of the sets that are embedded whole; not those of test-time augmentation, whose vectors stand there already."""
+    folders = [path.parent for path in run.path("embeddings").glob("*/manifest.json")]
+    return sorted(folder.name for folder in folders if not _manifest(folder).get("flip"))
+
+
+def set_fingerprint(run: Run, name: str) -> str:
+    """Changes with the model and with the images of a set; "" where it is not embedded whole."""
+    return str(_manifest(run.path("embeddings", name)).get("fingerprint", ""))
 
 
 def read_embeddings(run: Run, name: str) -> Embeddings:
@@ -168,36 +178,42 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
     return Embeddings(items, vectors, probabilities)
 
 
-def _write(folder: Path, embeddings: Embeddings, wanted: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # old vectors beside new items would be worse than none
-    folder.mkdir(parents=True)
-    for file, array in zip(_FILES, (embeddings.vectors, embeddings.probabilities)):
-        with atomic_path(folder / file) as temporary, open(temporary, "wb") as opened:
-            np.save(opened, array.astype(np.float32), allow_pickle=False)
+def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], wanted: str, flip: bool) -> None:
+    """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for file, array in arrays.items():
+        content = io.BytesIO()
+        np.save(content, array.astype(np.float32), allow_pickle=False)
+        write_bytes_atomic(folder / file, content.getbuffer())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows(embeddings.items.rows())
+    writer.writerows(items.rows())
     write_text_atomic(folder / "items.csv", text.getvalue())
     write_json_atomic(
         folder / "manifest.json",
         {
             "fingerprint": wanted,
-            "images": len(embeddings),
-            "dimensions": int(embeddings.vectors.shape[1]),
+            "images": len(items),
+            "flip": flip,
             "sha256": {file: file_sha256(folder / file) for file in _FILES},
         },
     )
 
 
 def _manifest(folder: Path) -> dict:
+    """The manifest of a set; {} where there is none or it is damaged."""
     try:
-        return json.loads((folder / "manifest.json").read_text("utf-8"))
-    except ValueError:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError):
         return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _fingerprint(run: Run, items: Items, flip: bool) -> str:
-    """Of the model and of what goes in; the model's file hash covers its weights, the manifest the rest."""
+def _fingerprint(run: Run, items: Items, model: Model, flip: bool) -> str:
+    """Of the run's model and settings, by their hashes, and of the names and pixels of the images."""
     manifest = run.manifest
-    return fingerprint([manifest["files"].get(MODEL), manifest["preprocess"], manifest["taxonomy"], flip, items.rows()])
+    hashes = {name: sha256 for name, sha256 in manifest["files"].items() if name != METRICS}
+    pixels = list(zip(items.image, items.digest))
+    preprocess = [model.preprocess.fingerprint, model.preprocess.as_dict()]
+    return fingerprint([hashes, manifest["taxonomy"], preprocess, flip, pixels])

@@ -7,10 +7,10 @@ import json
 import numpy as np
 
 from entrep_cli.errors import RunError
-from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, read_embeddings
+from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, read_embeddings, set_fingerprint
 from entrep_cli.retrieval.index import build_index, load_index, save_index, search_index
 from entrep_cli.retrieval.ranking import Ranking
-from entrep_cli.workspace import Run, file_sha256, write_json_atomic
+from entrep_cli.workspace import Run, write_json_atomic
 
 
 def gallery_of(run: Run) -> Embeddings:
@@ -26,7 +26,7 @@ def build_run_index(run: Run) -> dict:
     gallery = gallery_of(run)
     sha256 = save_index(build_index(gallery.vectors), run.path("index", "index.faiss"))
     manifest = {
-        "sets": _set_hashes(run),
+        "sets": _fingerprints(run),
         "images": len(gallery),
         "dimensions": int(gallery.vectors.shape[1]),
         "sha256": sha256,
@@ -41,10 +41,14 @@ def open_run_index(run: Run):
     mend = f"`entrep index --run {run.name}`"
     if not path.is_file():
         raise RunError(f"Run {run.name!r} has no index.", where=path.parent, mend=mend)
-    manifest = json.loads(path.read_text("utf-8"))
-    if manifest.get("sets") != _set_hashes(run):
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        sets, sha256 = manifest["sets"], manifest["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError("The index is damaged.", where=path, mend=mend) from error
+    if sets != _fingerprints(run):
         raise RunError("The index is older than the embeddings.", where=path.parent, mend=mend)
-    return load_index(run.path("index", "index.faiss"), manifest["sha256"]), gallery_of(run)
+    return load_index(run.path("index", "index.faiss"), sha256), gallery_of(run)
 
 
 def nearest(index, gallery: Embeddings, query: np.ndarray, k: int, *, digest: str = "", group: str = "") -> Ranking:
@@ -66,5 +70,5 @@ def nearest(index, gallery: Embeddings, query: np.ndarray, k: int, *, digest: st
         wanted *= 4
 
 
-def _set_hashes(run: Run) -> dict[str, str]:
-    return {name: file_sha256(run.path("embeddings", name, "manifest.json")) for name in embedded_sets(run)}
+def _fingerprints(run: Run) -> dict[str, str]:
+    return {name: set_fingerprint(run, name) for name in embedded_sets(run)}

@@ -9,6 +9,7 @@ from entrep_cli.data.images import raise_image_faults
 from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.queries import read_groups
+from entrep_cli.data.texts import fold
 from entrep_cli.retrieval.embeddings import Items
 from entrep_cli.workspace import fingerprint
 
@@ -31,10 +32,11 @@ def folder_items(test_set: TestSet) -> Items:
     probes, faults = probe_images(paths)
     raise_image_faults(faults, test_set.folder)
     groups = read_groups(test_set.folder)
+    groups = {fold(name): group for name, group in groups.items()} | groups
     return Items.of(
         image=names,
         path=[str(path.absolute()) for path in paths],
-        group=[groups.get(name) or name_group(name, "auto") for name in names],
+        group=[groups.get(name) or groups.get(fold(name)) or name_group(name, "auto") for name in names],
         digest=[probe[0] for probe in probes],
     )
 

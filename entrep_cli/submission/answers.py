@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Answers:
 def answer_track(
     run: Run,
     model: Model,
-    data: Path,
+    data: Path | None,
     track: int,
     *,
     queries: Path | None = None,
@@ -60,7 +61,8 @@ def answer_track(
     """Answer all queries of a track.
 
     Args:
-        data: the dataset folder; its test folder is asked where `queries` is None.
+        data: the dataset folder; its test folder is asked where `queries` is None, its training images
+            are searched by `train` and `all`. None where neither is wanted.
         queries: a folder of images (with query files, or each image is a query), or one query file.
         gallery: where tracks 2 and 3 search: `queries`, `test`, `train`, `all`, or a folder.
         flip: test-time augmentation by the label-aware flip, for track 1.
@@ -69,7 +71,7 @@ def answer_track(
     Raises:
         DataError: faulty queries, or a gallery in which a query has no candidate; all are listed.
     """
-    test_set = named_test_set(queries) if queries else only_test_set(data)
+    test_set = named_test_set(queries, data) if queries else only_test_set(data)
     asked = _queries(test_set, track, queries, warn)
     if track == 1:
         seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
@@ -134,20 +136,31 @@ def _named(embeddings: Embeddings, asked: list[str]) -> Embeddings:
     return embeddings.named([files[query] for query in asked])
 
 
-def _test_embeddings(run: Run, model: Model, data: Path, test_set: TestSet, flip: bool = False) -> Embeddings:
-    name = set_name(test_set, data if data.is_dir() else None)
+def _test_embeddings(run: Run, model: Model, data: Path | None, test_set: TestSet, flip: bool = False) -> Embeddings:
+    name = set_name(test_set, data)
     return embeddings_of(run, f"{name}-flip" if flip else name, folder_items(test_set), model, flip=flip)
 
 
-def _gallery(run: Run, model: Model, data: Path, test_set: TestSet, gallery: str, asked: list[str]) -> Embeddings:
+def _gallery(run: Run, model: Model, data: Path | None, test_set: TestSet, gallery: str, asked: list[str]) -> Embeddings:
     if gallery not in GALLERIES:
         if not Path(gallery).is_dir():
             raise UsageError(f"There is no gallery {gallery!r}.", mend=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
         return _test_embeddings(run, model, data, read_test_folder(Path(gallery)))
+    # Labels and images are read, and their faults told, before anything is computed.
+    train = catalog_items(Catalog.read(data)) if gallery in ("train", "all") else None
     sets = []
-    if gallery in ("queries", "test", "all"):
+    if gallery != "train":
         test = _test_embeddings(run, model, data, test_set)
         sets.append(_named(test, asked) if gallery == "queries" and asked else test)
-    if gallery in ("train", "all"):
-        sets.append(embeddings_of(run, TRAIN, catalog_items(Catalog.read(data)), model))
-    return Embeddings.joined(sets)
+    if train is not None:
+        sets.append(embeddings_of(run, TRAIN, train, model))
+    pool = Embeddings.joined(sets)
+    twice = [name for name, n in Counter(pool.items.image).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} names in the gallery stand for two images, and an answer is a name.",
+            where=data,
+            faults=twice,
+            mend="rename one of each, or search in --gallery test or train alone",
+        )
+    return pool

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from entrep_cli.data.files import read_json, read_text
 from entrep_cli.data.queries import read_groups
-from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
 from entrep_cli.errors import DataError
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores
@@ -49,11 +50,23 @@ def read_truth(path: Path) -> dict[str, str | int]:
     value = read_json(path, dict, faults)
     if not faults and not value:
         faults.append("it is empty")
-    if not faults:
-        faults += [f"{k!r}: {v!r} is no name and no class id" for k, v in value.items() if isinstance(v, bool) or not isinstance(v, (str, int))]
+    faults += [f"{k!r}: {v!r:.60} is no name and no class id" for k, v in value.items() if type(v) not in (str, int)]
     if faults:
-        raise DataError("The truth file cannot be used.", where=path, faults=faults)
+        raise DataError("The truth file cannot be used.", where=path, faults=faults, mend='write {"query": class or file name, ...}')
     return value
+
+
+def truth_taxonomy(truth_path: Path, track: int) -> Taxonomy:
+    """Classes from nothing but a truth file: its own in track 1, else those of `truth_cls.json` beside it.
+
+    Class ids in it stand for themselves; of names it is as in `choose_taxonomy`.
+    """
+    path = truth_path if track == 1 else truth_path.with_name(track_of(1).truth_file)
+    values = list(read_truth(path).values()) if track == 1 or path.is_file() else []
+    ids = sorted({value for value in values if isinstance(value, int)})
+    if not ids:
+        return choose_taxonomy(values)
+    return Taxonomy("ids of the truth", tuple(ClassInfo(str(value), value, str(value)) for value in ids))
 
 
 def score_submission(
@@ -61,94 +74,135 @@ def score_submission(
 ) -> SubmissionScores:
     """Score a submission.
 
-    Every truth entry counts: a query without an answer is a miss. Groups come from `groups.csv`
-    beside the truth file and make the intervals; where answers lie in the query's own group, the
-    retrieval is scored a second time with those answers taken out of the ranked list.
+    Every truth entry counts: a query without an answer is a miss. Only where tracks 2 and 3 are
+    scored by `truth_cls.json` itself, which names more images than were asked, queries without an
+    answer are left out. Groups come from `groups.csv` beside the truth file and make the intervals;
+    where answers lie in the query's own group, the retrieval is scored a second time with those
+    answers taken out of the ranked list. A query for which no image is right is left out.
 
     Raises:
-        DataError: the truth file is faulty, or has no query of the submission.
+        DataError: the truth file is faulty, or it or the answers are of another track.
     """
     truth = read_truth(truth_path)
+    by_class_only = track != 1 and truth_path.name == track_of(1).truth_file
+    if track != 1 and not by_class_only:
+        faults = [f"{query!r}: {value!r} is no file name" for query, value in truth.items() if not isinstance(value, str)]
+        if faults:
+            raise DataError("The truth is of another track.", where=truth_path, faults=faults, mend=f"--truth {track_of(track).truth_file}")
     missing = [query for query in truth if query not in submission.answers]
     extra = [query for query in submission.answers if query not in truth]
     if len(missing) == len(truth):
         raise DataError(
             "The truth file knows none of the submission's queries.", where=truth_path, mend="is it of another track or another test set?"
         )
+    kind, kind_name = (int, "class ids") if track == 1 else (str, "file names")
+    if not any(isinstance(submission.answers.get(query), kind) for query in truth):
+        raise DataError(f"The answers are no {kind_name}.", where=submission.path, mend="is the submission of another track?")
     notes = []
-    if missing:
+    if missing and not by_class_only:
         notes.append(f"{len(missing)} queries have no answer and count as wrong")
     if extra:
         notes.append(f"{len(extra)} answers are to queries that the truth file does not know; they do not count")
     groups = read_groups(truth_path.parent)
     if track == 1:
-        scores, more = _score_classes(submission, truth, taxonomy, groups)
-        return SubmissionScores(scores, {}, notes + more)
-
+        classification, more = _score_classes(submission, truth, truth_path, taxonomy, groups)
+        return SubmissionScores(classification, {}, notes + more)
     labels = dict(train_labels or {})
     beside = truth_path.with_name(track_of(1).truth_file)
     if beside.is_file():
-        labels |= {name: _class_name(value, taxonomy) for name, value in read_truth(beside).items()}
-    by_class_only = truth_path.name == track_of(1).truth_file
+        known = read_truth(beside)
+        labels |= zip(known, _class_names(known, taxonomy, beside))
+    named = {} if by_class_only else {query: str(answer) for query, answer in truth.items()}
+    queries = [query for query in truth if query in submission.answers] if by_class_only else list(truth)
+    retrieval, more = _score_answers(submission, queries, named, track, labels, groups)
+    return SubmissionScores(None, retrieval, notes + more)
+
+
+def _score_answers(
+    submission: Submission, queries: list[str], named: Mapping[str, str], track: int, labels: Mapping[str, str], groups: Mapping[str, str]
+) -> tuple[dict[str, RetrievalScores], list[str]]:
+    """Tracks 2 and 3, and notes. `named` holds the image that the truth names for each query, or nothing at all."""
+    notes = []
     ranked = _ranked(submission)
     if ranked is None:
         notes.append("no ranked CSV lies beside the submission: only the first answers are scored")
         ranked = {query: [str(answer)] for query, answer in submission.answers.items()}
-    depth = max((len(answers) for answers in ranked.values()), default=1)
-    queries = [query for query in truth if not by_class_only or query in submission.answers]
+    depth = max(map(len, ranked.values()))
     # A text has the class and the group of the image that the truth names for it.
-    shown = {query: query if track == 2 else str(truth[query]) for query in queries}
-    own = {q: [bool(groups.get(a)) and groups.get(a) == groups.get(shown[q]) for a in ranked.get(q, [])] for q in queries}
-    n_own = sum(own[q][0] for q in queries if own[q])
-
-    relevances = {}
-    if not by_class_only:
-        relevances["finding"] = {q: [a == truth[q] for a in ranked.get(q, [])] for q in queries}
-    if labels:
-        labelled = [q for q in queries if labels.get(shown[q])]
-        relevances["class"] = {q: [labels.get(a) == labels[shown[q]] for a in ranked.get(q, [])] for q in labelled}
-        unknown = sum(a not in labels for q in labelled for a in ranked.get(q, [])[:1])
+    shown = {query: query if track == 2 else named[query] for query in queries}
+    relevant = {"finding": {query: {named[query]} - {query} for query in queries}} if named else {}
+    labelled = [query for query in queries if labels.get(shown[query])]
+    if labelled:
+        of_class: dict[str, set[str]] = {}
+        for name, label in labels.items():
+            of_class.setdefault(label, set()).add(name)
+        relevant["class"] = {query: of_class[labels[shown[query]]] - {query} for query in labelled}
+        unknown = sum(answer not in labels for query in labelled for answer in ranked.get(query, ())[:1])
         if unknown:
             notes.append(f"{unknown} answers have no known class and count as wrong")
+
+    def masked(query: str, images: Iterable[str]) -> list[str]:
+        """Those that are not of the query's own group."""
+        group = groups.get(query)
+        return [image for image in images if not group or groups.get(image) != group]
+
+    others = {query: masked(query, answers) for query, answers in ranked.items()}
+    leaks = track == 2 and any(others[query] != ranked[query] for query in queries if query in ranked)
     retrieval = {}
-    for relevance, hits in relevances.items():
-        retrieval[relevance] = _scores(hits, relevance, shown, groups, depth)
-        if n_own and track == 2:
-            kept = {q: [h for h, mine in zip(hits[q], own[q]) if not mine] for q in hits}
-            retrieval[f"{relevance}, own group masked"] = _scores(kept, relevance, shown, groups, depth)
-    if n_own and track == 2:
+    for relevance, right in relevant.items():
+        keys = _group_keys([shown[query] for query in right], groups)
+        retrieval[relevance] = _scores(ranked, right, relevance, keys, depth)
+        if leaks:
+            right = {query: set(masked(query, images)) for query, images in right.items()}
+            retrieval[f"{relevance}, own group masked"] = _scores(others, right, relevance, keys, depth)
+    if leaks:
+        n_own = sum(others[query][:1] != ranked[query][:1] for query in queries if query in ranked)
         notes.append(f"{n_own} first answers are frames of the query's own group: a leak, unless the board wants them")
-    return SubmissionScores(None, retrieval, notes)
+        notes.append("masked scores are lower bounds: the lists were cut before masking (`predict --mask-groups` masks first)")
+    return retrieval, notes
 
 
 def _score_classes(
-    submission: Submission, truth: Mapping[str, str | int], taxonomy: Taxonomy, groups: Mapping[str, str]
+    submission: Submission, truth: Mapping[str, str | int], where: Path, taxonomy: Taxonomy, groups: Mapping[str, str]
 ) -> tuple[ClassificationScores, list[str]]:
     index_of_id = {c.id: i for i, c in enumerate(taxonomy.classes)}
-    wanted = np.array(taxonomy.indices(_class_name(value, taxonomy) for value in truth.values()))
+    wanted = np.array(taxonomy.indices(_class_names(truth, taxonomy, where)))
     # One more class holds what is no class at all, so that it counts as wrong and not as missing.
     answers = [submission.answers.get(query) for query in truth]
     given = np.array([index_of_id.get(a, len(taxonomy)) if isinstance(a, int) else len(taxonomy) for a in answers])
     names, notes = list(taxonomy.names), []
     if (given == len(taxonomy)).any():
         names.append("(no answer)")
-        notes.append(f"{(given == len(taxonomy)).sum()} answers are no class id")
+    strange = sum(answer is not None for answer, index in zip(answers, given) if index == len(taxonomy))
+    if strange:
+        notes.append(f"{strange} answers are no class id of {taxonomy.name} and count as wrong")
     return ClassificationScores(wanted, given, names, _group_keys(list(truth), groups)), notes
 
 
-def _scores(hits: Mapping[str, list[bool]], relevance: str, shown: Mapping[str, str], groups: Mapping[str, str], depth: int) -> RetrievalScores:
-    first = np.array([row.index(True) + 1 if True in row else 0 for row in hits.values()])
-    keys = _group_keys([shown[query] for query in hits], groups)
-    # How many relevant images the gallery holds is not known here, so there is no average precision.
-    return RetrievalScores(first, np.full(len(first), np.nan), np.ones(len(first), int), relevance, keys, depth)
+def _scores(
+    ranked: Mapping[str, list[str]], relevant: Mapping[str, set[str]], relevance: str, groups: list[str] | None, depth: int
+) -> RetrievalScores:
+    """Scores of the queries in `relevant`, which holds the images that are right for each."""
+    hits = [[answer in right for answer in ranked.get(query, ())] for query, right in relevant.items()]
+    first = np.array([row.index(True) + 1 if True in row else 0 for row in hits])
+    n_relevant = np.array([len(right) for right in relevant.values()])
+    # The gallery is not known here, and with it how many right answers it holds: no average precision.
+    return RetrievalScores(first, np.full(len(first), np.nan), n_relevant, relevance, groups, depth)
 
 
-def _class_name(value: str | int, taxonomy: Taxonomy) -> str:
-    by_id = {c.id: c.name for c in taxonomy.classes}
-    name = by_id.get(value, str(value)) if isinstance(value, int) else value
-    if name not in taxonomy.names:
-        raise DataError(f"The truth has the class {value!r}, which the taxonomy does not.", faults=[f"classes: {', '.join(taxonomy.names)}"])
-    return name
+def _class_names(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Path) -> list[str]:
+    """The class of each entry, names and ids as names; DataError that lists each value that is neither."""
+    named = {c.id: c.name for c in taxonomy.classes} | {name: name for name in taxonomy.names}
+    strange = Counter(value for value in truth.values() if value not in named)
+    if strange:
+        listed = ", ".join(f"{c.name} ({c.id})" for c in taxonomy.classes)
+        raise DataError(
+            f"The truth has classes that the taxonomy {taxonomy.name!r} does not.",
+            where=where,
+            faults=[f"{value!r:.60}, {n} time{'s' * (n > 1)}" for value, n in strange.items()],
+            mend=f"is it the truth of another track or of another dataset? The classes are {listed}",
+        )
+    return [named[value] for value in truth.values()]
 
 
 def _group_keys(names: list[str], groups: Mapping[str, str]) -> list[str] | None:
@@ -167,4 +221,4 @@ def _ranked(submission: Submission) -> dict[str, list[str]] | None:
     for row in rows:
         ranked.setdefault(row["query"], []).append(row["answer"])
     agree = all(ranked.get(q, [None])[0] == str(a) for q, a in submission.answers.items())
-    return ranked if agree else None
+    return {query: ranked[query] for query in submission.answers} if agree else None
