@@ -31,7 +31,7 @@ TAXONOMY = Taxonomy(
 CLIP = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
 CONV = {**CLIP, "custom_text": True, "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}}
 CPU = torch.device("cpu")
@@ -117,8 +117,8 @@ def test_lora_saves_adapters_fusion_and_head_alone(catalog, files, tmp_path):
     assert any("lora_A" in n for n in names) and {"head.weight", "fusion.level_logits"} <= names
     assert not any(n.endswith("base_layer.weight") or "token_embedding" in n for n in names)
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # q, k, v of 2 blocks in 2 towers: r (in + out) = 2 * 64 each; head 32 * 3 + 3; 2 levels; slerp; temperature.
-    assert learned == 12 * 2 * 64 + 99 + 2 + 1 + 1
+    # q, k, v of 2 blocks: r (in + out) each, widths 32 and 16; head 32 * 3 + 3; 2 levels; slerp; temperature.
+    assert learned == 6 * 2 * 64 + 6 * 2 * 32 + 99 + 2 + 1 + 1
 
 
 def test_other_base_weights_are_refused(catalog, files, tmp_path):

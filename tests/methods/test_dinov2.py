@@ -124,6 +124,11 @@ def test_views_carry_the_mirror_class_when_flipped(catalog):
     assert flipped.tolist() == [TAXONOMY.mirrors[t] for t in plain.tolist()] != plain.tolist()
 
 
+def test_a_section_given_in_part_keeps_the_methods_other_defaults():
+    made = recipe("train.epochs=3")
+    assert (made.train.epochs, made.train.balance, made.train.average) == (3, "none", 0.99)
+
+
 def test_every_method_keeps_the_contract():
     for name in METHODS:
         kind = method_class(name)
