@@ -180,8 +180,9 @@ class Run:
                 self._replaced.rename(self.folder)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write `run.json`, with the hash of every model file: from now on the run is complete."""
-        files = {path.name: file_sha256(path) for path in sorted(self.folder.iterdir()) if path.name in (MODEL, CONFIG, METRICS)}
+        """Write `run.json`, with the hash of every file of the model: from now on the run is complete."""
+        paths = (path for path in sorted(self.folder.iterdir()) if path.is_file() and path.suffix != ".tmp")
+        files = {path.name: file_sha256(path) for path in paths if path.name not in (MANIFEST, CHECKPOINT)}
         finished = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         write_json_atomic(self.folder / MANIFEST, {**manifest, "files": files, "finished": finished})
         shutil.rmtree(self._replaced, ignore_errors=True)

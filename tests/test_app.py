@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import typer
@@ -72,6 +73,66 @@ def test_json_errors_are_one_document(tmp_path):
         document = json.loads(done.stdout)
         assert done.returncode == 1 and document["ok"] is False
         assert document["error"]["where"] == str(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("arguments", [["predict"], ["split", "--no-such-option"], ["no-such-command"], ["synth", "x", "--images", "two"], []])
+def test_json_is_one_document_where_the_command_line_is_wrong(arguments):
+    done = run("--json", *arguments)
+    document = json.loads(done.stdout)
+    assert done.returncode == 2 and document["ok"] is False and document["error"]["what"]
+    assert json.loads(run("--json", "--version").stdout)["version"]
+
+
+def test_what_follows_two_dashes_is_no_option(tmp_path):
+    done = run("split", "--data", str(tmp_path), "--", "--json")
+    assert done.returncode == 2 and done.stdout == "" and "--json" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_fault(tmp_path):
+    """`entrep ... | head -1` ends as any other tool, without a word on stderr."""
+    line = [sys.executable, "-m", "entrep_cli", "--json", "train", "--show-recipe"]
+    done = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.close()
+    assert done.wait() == 141 and done.stderr.read() == b""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_the_terminal_cannot_write(tmp_path, encoding):
+    name = str(tmp_path / "ả\udcff")
+    for flags in ([], ["--json"]):
+        done = run(*flags, "split", "--data", name, env={"ENTREP_RUNS": str(tmp_path), "PYTHONIOENCODING": encoding})
+        assert done.returncode == 1 and "Traceback" not in done.stderr and "no dataset folder" in done.stderr
+    if encoding == "ascii":
+        assert json.loads(done.stdout)["error"]["where"] == name
+
+
+def test_kill_takes_away_what_was_begun(tmp_path):
+    line = [sys.executable, "-m", "entrep_cli", "synth", str(tmp_path / "data"), "--images", "400"]
+    drawing = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".data*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    drawing.terminate()
+    assert drawing.wait(30) == 143 and list(tmp_path.iterdir()) == []
+
+
+def test_help_is_set_in_paragraphs(capsys):
+    """The line ends of a docstring are no line ends of a terminal."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the model, its settings and its learning curve." in text
+
+
+def test_progress_fits_beside_a_note(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("Training", 4, "epochs") as advance:
+        now[0] = 20
+        advance(1, "val 0.5")
+        now[0] = 21
+        advance(1, "val 0.6")
+    assert capsys.readouterr().err == "Training: 1/4, 0.1 epochs/s, 60 s left, val 0.5\n"
 
 
 def failing(monkeypatch, capsys, error: BaseException, *flags: str) -> tuple[int, str, str]:

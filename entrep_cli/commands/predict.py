@@ -33,17 +33,17 @@ def predict(
     it. What is written is checked by the same code as `entrep validate`. Answers come from the
     images, never from label files.
     """
-    from entrep_cli.methods import method_class, methods_with_text
+    from entrep_cli.methods import WITH_TEXT
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import track_of, write_submission
 
     name = track_of(track).name
     opened = open_run(run)
     method = opened.manifest["method"]
-    if track == 3 and not method_class(method).has_text_tower:
-        able = ", ".join(methods_with_text()) or "none in this version"
+    if track == 3 and method not in WITH_TEXT:
         raise UsageError(
-            f"Run {opened.name!r} cannot answer track 3: {method} has no text tower.", mend=f"train a method that has one ({able})"
+            f"Run {opened.name!r} cannot answer track 3: {method} has no text tower.",
+            mend=f"train a method that has one: `entrep train {WITH_TEXT[0]}`",
         )
     if tta and track != 1:
         raise UsageError("--tta averages class probabilities; it is for track 1.", mend="leave it out")

@@ -13,7 +13,7 @@ from entrep_cli.workspace import open_run
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="An image file.")],
+    query: Annotated[str, typer.Argument(help="An image file; with a text tower, also a finding such as 'a spur on the septum'.")],
     run: options.RunName = None,
     top_k: options.TopK = 10,
     mask_groups: options.MaskGroups = False,
@@ -28,7 +28,7 @@ def search(
     from entrep_cli.data.catalog import name_group
     from entrep_cli.data.images import SUFFIXES, ImageError, pixel_digest, raise_image_faults, read_image
     from entrep_cli.errors import UsageError
-    from entrep_cli.methods import methods_with_text
+    from entrep_cli.methods import WITH_TEXT
     from entrep_cli.methods.runs import load_model
     from entrep_cli.retrieval.embeddings import Items, embed_items
     from entrep_cli.retrieval.search import nearest, open_run_index
@@ -49,11 +49,12 @@ def search(
         known = gallery.items.group[gallery.items.digest == digest]
         if mask_groups:
             group = str(known[0]) if len(known) else name_group(path.name, "auto")
-    elif path.suffix.lower() in SUFFIXES or not type(model).has_text_tower:
-        able = ", ".join(methods_with_text()) or "none of this version"
+    elif path.suffix.lower() in SUFFIXES:
+        raise UsageError(f"There is no image {query!r}.", mend="name an image file, or write a finding as text")
+    elif opened.manifest["method"] not in WITH_TEXT:
         raise UsageError(
             f"There is no image {query!r}, and {opened.manifest['method']} cannot search by text.",
-            mend=f"name an image file; methods with a text tower: {able}",
+            mend=f"name an image file, or train a method with a text tower: `entrep train {WITH_TEXT[0]}`",
         )
     else:
         digest, vectors = "", model.embed_texts([query]).cpu().numpy()

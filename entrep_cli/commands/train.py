@@ -13,7 +13,7 @@ from entrep_cli.workspace import CHECKPOINT, CONFIG, data_dir, new_run
 
 
 def train(
-    method: Annotated[Optional[str], typer.Argument(help="dinov2 (default).", show_default=False)] = None,
+    method: Annotated[Optional[str], typer.Argument(help="dinov2 (default) or clip-lora.", show_default=False)] = None,
     data: options.Data = None,
     recipe: Annotated[Optional[str], typer.Option(help="A built-in recipe by name, or a TOML file.", show_default=False)] = None,
     set_: Annotated[

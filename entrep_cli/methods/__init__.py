@@ -27,6 +27,7 @@ METHODS = {
     "clip-lora": "entrep_cli.methods.clip_lora:ClipLora",
     "dinov2": "entrep_cli.methods.dinov2:Dinov2",
 }
+WITH_TEXT = ("clip-lora",)  # the methods whose models can embed texts
 DEFAULT_METHOD = "dinov2"
 
 
@@ -82,8 +83,3 @@ def method_class(name: str) -> type:
         )
     module, attribute = METHODS[name].split(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def methods_with_text() -> list[str]:
-    """The methods whose models can embed texts."""
-    return [name for name in METHODS if method_class(name).has_text_tower]

@@ -12,7 +12,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import UsageError
-from entrep_cli.methods import METHODS, method_class, methods_with_text
+from entrep_cli.methods import METHODS, WITH_TEXT, method_class
 from entrep_cli.methods import dinov2 as module
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
@@ -134,7 +134,7 @@ def test_every_method_keeps_the_contract():
         kind = method_class(name)
         assert kind.Recipe.model_fields["method"].default == name
         assert all(callable(getattr(kind, f)) for f in ("infer", "embed_images", "embed_texts", "classify", "save", "load", "fit"))
-    assert set(methods_with_text()) <= set(METHODS)
+    assert [name for name in METHODS if method_class(name).has_text_tower] == list(WITH_TEXT)
     with pytest.raises(UsageError) as caught:
         method_class("dino")
     assert "dinov2" in caught.value.mend

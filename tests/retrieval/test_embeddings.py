@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import DataError, RunError
+from entrep_cli.retrieval import embeddings
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of, read_embeddings
 from entrep_cli.retrieval.search import build_run_index, nearest, open_run_index
 from entrep_cli.workspace import Run
@@ -90,6 +92,67 @@ def test_kept_until_images_or_model_change(items, run):
     assert model.n_seen == seen + 4
 
 
+def test_other_labels_groups_and_places_keep_the_vectors(items, run):
+    """Where the pixels are the same, nothing is computed, the list is written anew and the index stays good."""
+    model = Mean()
+    embeddings_of(run, "test", items, model)
+    build_run_index(run)
+    seen = model.n_seen
+    moved = replace(items, label=np.array(list("abcde"), dtype=object), path=np.array([f"/gone/{i}" for i in range(5)], dtype=object))
+    again = embeddings_of(run, "test", moved, model)
+    assert model.n_seen == seen and again.items.rows() == moved.rows()
+    assert read_embeddings(run, "test").items.rows() == moved.rows()
+    assert open_run_index(run)[1].items.label.tolist() == list("abcde")
+    repainted = replace(items, digest=np.array(["other", *items.digest[1:]], dtype=object))
+    embeddings_of(run, "test", repainted, model)
+    assert model.n_seen == seen + 5
+
+
+def test_settings_and_preprocessing_are_part_of_what_is_kept(items, run):
+    model = Mean()
+    embeddings_of(run, "test", items, model)
+    model.preprocess = Preprocess(16)
+    embeddings_of(run, "test", items, model)
+    assert model.n_seen == 10
+    run.path("config.toml").write_text("embedding = 'both'")  # another view of the same weights
+    run.finish({"preprocess": {}, "taxonomy": {}})
+    embeddings_of(run, "test", items, model)
+    assert model.n_seen == 15
+
+
+def test_a_write_that_fails_leaves_no_set(items, run, monkeypatch):
+    embeddings_of(run, "test", items.take([0, 1]), Mean())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "write_text_atomic", full)
+        with pytest.raises(OSError):
+            embeddings_of(run, "test", items, Mean())
+    assert embedded_sets(run) == []  # half old and half new would be worse than none
+    embeddings_of(run, "test", items, Mean())
+    assert len(read_embeddings(run, "test")) == 5
+
+
+def test_the_flip_is_no_part_of_the_gallery(items, run):
+    embeddings_of(run, "test", items, Mean())
+    build_run_index(run)
+    embeddings_of(run, "test-flip", items, Mean(), flip=True)
+    assert embedded_sets(run) == ["test"]
+    open_run_index(run)  # as good as before
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sets": {}}', "null"])
+def test_a_damaged_index_is_told(items, run, content):
+    embeddings_of(run, "test", items, Mean())
+    build_run_index(run)
+    run.path("index", "manifest.json").write_text(content)
+    with pytest.raises(RunError) as caught:
+        open_run_index(run)
+    assert "entrep index" in caught.value.mend
+
+
 def test_round_trip(items, run):
     made = embeddings_of(run, "test", items, Mean())
     read = read_embeddings(run, "test")
@@ -129,6 +192,8 @@ def test_joined_sets_count_a_name_once(items):
     whole = embed_items(Mean(), items)
     joined = Embeddings.joined([whole.take([0, 1, 2]), whole.take([2, 3])])
     assert joined.items.image.tolist() == ["0.png", "1.png", "2.png", "3.png"]
+    namesake = replace(whole, items=replace(whole.items, digest=np.array(["other"] * 5, dtype=object)))
+    assert len(Embeddings.joined([whole, namesake])) == 10  # two pictures of one name are two
 
 
 def test_nearest_against_a_naive_search(items, run):

@@ -1,0 +1,166 @@
+"""Answers of a run, with a model that sees nothing but the mean colour of an image."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from entrep_cli.data.images import Preprocess
+from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
+from entrep_cli.errors import DataError, UsageError
+from entrep_cli.retrieval.embeddings import embedded_sets
+from entrep_cli.submission.answers import answer_track
+from entrep_cli.workspace import Run
+
+RGB = Taxonomy("rgb", (ClassInfo("red", 4, "x", "red"), ClassInfo("green", 7, "x", "green"), ClassInfo("blue", 2, "x", "blue")))
+
+
+class Colour(nn.Module):
+    """The colour is the embedding, and its shares are the probabilities, in the order of the ids: blue, red, green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taxonomy, self.preprocess = RGB, Preprocess(4)
+        self.recipe = type("R", (), {"batch_size": 4})()
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def infer(self, pixels):
+        colour = pixels.float().mean(dim=(2, 3))
+        return nn.functional.normalize(colour, dim=1), (colour / colour.sum(dim=1, keepdim=True))[:, [2, 0, 1]]
+
+    def embed_texts(self, texts):
+        named = torch.tensor([[float(name in text) for name in ("red", "green", "blue")] for text in texts])
+        return nn.functional.normalize(named, dim=1)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.path("model.safetensors").write_bytes(b"weights")
+    run.finish({"preprocess": {}, "taxonomy": {}})
+    return run
+
+
+def paint(path: Path, *colour: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), colour).save(path)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Test images from red to blue; two are of one patient by their names, and r1 is r0's pixels again."""
+    test = tmp_path / "data" / "test"
+    patient = "9_202501020304050607_"
+    for name, colour in {
+        "r0.png": (250, 10, 10),
+        "r1.png": (250, 10, 10),
+        f"{patient}a.png": (240, 30, 10),
+        f"{patient}b.png": (240, 34, 10),
+        "g.png": (10, 250, 10),
+        "b.png": (10, 10, 250),
+    }.items():
+        paint(test / "imgs" / name, *colour)
+    (test / "cls.csv").write_text(f"b.png\nr0.png\n{patient}a.png\n")
+    (test / "i2i.csv").write_text(f"r0.png\n{patient}a.png\nb.png\n")
+    (test / "t2i.csv").write_text("a green field\nred and blue, both\n")
+    return tmp_path / "data"
+
+
+A, B = "9_202501020304050607_a.png", "9_202501020304050607_b.png"
+
+
+def test_track_1_answers_ids_in_the_order_asked(run, data):
+    found = answer_track(run, Colour(), data, 1)
+    assert list(found.answers.items()) == [("b.png", 2), ("r0.png", 4), (A, 4)]
+    assert [(rank, answer) for query, rank, answer, _ in found.ranked if query == A] == [(1, 4), (2, 7), (3, 2)]
+    assert found.gallery is None and found.folder == data / "test"
+
+
+def test_track_2_masks_itself_its_copies_and_its_group(run, data):
+    found = answer_track(run, Colour(), data, 2)
+    assert found.answers == {"r0.png": A, A: B, "b.png": B}
+    # Blue and green are equally far from red: ties break by gallery order.
+    assert [answer for query, _, answer, _ in found.ranked if query == "r0.png"] == [A, B, "b.png", "g.png"]
+    assert answer_track(run, Colour(), data, 2, mask_groups=True).answers[A] == "r0.png"
+    assert answer_track(run, Colour(), data, 2, gallery="queries").answers == {"r0.png": A, A: "r0.png", "b.png": A}
+    assert len(answer_track(run, Colour(), data, 2, top_k=1).ranked) == 3
+
+
+def test_groups_csv_goes_before_names_and_knows_no_case(run, data):
+    (data / "test" / "groups.csv").write_text(f"image,group\n{A.upper()},x\nR0.PNG,x\n")
+    found = answer_track(run, Colour(), data, 2, mask_groups=True)
+    assert found.answers[A] == B and found.answers["r0.png"] == B
+
+
+def test_track_3_answers_texts(run, data):
+    found = answer_track(run, Colour(), data, 3)
+    assert found.answers["a green field"] == "g.png" and list(found.answers) == ["a green field", "red and blue, both"]
+
+
+def test_queries_elsewhere_need_no_dataset(run, data):
+    found = answer_track(run, Colour(), None, 2, queries=data / "test" / "imgs")
+    assert set(found.answers) == {p.name for p in (data / "test" / "imgs").iterdir()}
+
+
+def test_a_query_file_that_lies_alone_asks_of_the_dataset(run, data, tmp_path):
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "mine.csv").write_text("g.png\n")
+    assert answer_track(run, Colour(), data, 1, queries=tmp_path / "alone" / "mine.csv").answers == {"g.png": 7}
+
+
+def test_a_gallery_folder(run, data, tmp_path):
+    paint(tmp_path / "more" / "purple.png", 200, 0, 200)
+    found = answer_track(run, Colour(), data, 2, gallery=str(tmp_path / "more"))
+    assert set(found.answers.values()) == {"purple.png"} and found.gallery == ["purple.png"]
+    with pytest.raises(UsageError, match="no gallery"):
+        answer_track(run, Colour(), data, 2, gallery="nowhere")
+
+
+def test_the_training_images_as_gallery(run, data):
+    for name, colour in {"x.png": (0, 0, 255), "y.png": (255, 0, 0), "copy.png": (10, 10, 250)}.items():
+        paint(data / "train" / "imgs" / name, *colour)
+    (data / "train" / "cls.json").write_text('{"x.png": "throat", "y.png": "throat", "copy.png": "throat"}')
+    found = answer_track(run, Colour(), data, 2, gallery="train")
+    # b.png stands among them under another name: a copy is no answer.
+    assert found.answers == {"r0.png": "y.png", A: "y.png", "b.png": "x.png"}
+    assert set(answer_track(run, Colour(), data, 2, gallery="all").gallery) == {p.name for p in data.rglob("*.png")}
+
+
+def test_a_name_of_two_pictures_is_no_answer(run, data):
+    paint(data / "train" / "imgs" / "g.png", 1, 2, 3)
+    shutil.copy(data / "test" / "imgs" / "b.png", data / "train" / "imgs" / "b.png")  # one picture under one name: one image
+    (data / "train" / "cls.json").write_text('{"g.png": "throat", "b.png": "throat"}')
+    with pytest.raises(DataError, match="stand for two images") as caught:
+        answer_track(run, Colour(), data, 2, gallery="all")
+    assert list(caught.value.faults) == ["g.png"]
+
+
+def test_faults_of_the_gallery_show_before_anything_is_computed(run, data):
+    (data / "train").mkdir()
+    (data / "train" / "cls.json").write_text('{"gone.png": "throat"}')
+    with pytest.raises(DataError):
+        answer_track(run, Colour(), data, 2, gallery="all")
+    assert embedded_sets(run) == []
+
+
+def test_no_candidate_is_told_with_the_queries(run, data):
+    for name in ("g.png", "b.png", A, B):
+        (data / "test" / "imgs" / name).unlink()
+    (data / "test" / "i2i.csv").write_text("r0.png\nr1.png\n")
+    with pytest.raises(DataError, match="2 queries have no candidate") as caught:
+        answer_track(run, Colour(), data, 2)
+    assert list(caught.value.faults) == ["r0.png", "r1.png"]
+
+
+def test_the_flip_is_a_set_of_its_own_and_no_gallery(run, data):
+    plain, flipped = (answer_track(run, Colour(), data, 1, flip=flip) for flip in (False, True))
+    assert [row[:3] for row in plain.ranked] == [row[:3] for row in flipped.ranked]
+    assert np.allclose([row[3] for row in plain.ranked], [row[3] for row in flipped.ranked])
+    assert embedded_sets(run) == ["test"] and (run.folder / "embeddings" / "test-flip").is_dir()
