@@ -75,7 +75,9 @@ def test_json_errors_are_one_document(tmp_path):
         assert document["error"]["where"] == str(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("arguments", [["predict"], ["split", "--no-such-option"], ["no-such-command"], ["synth", "x", "--images", "two"], []])
+@pytest.mark.parametrize(
+    "arguments", [["predict"], ["split", "--no-such-option"], ["no-such-command"], ["synth", "x", "--images", "two"], []]
+)
 def test_json_is_one_document_where_the_command_line_is_wrong(arguments):
     done = run("--json", *arguments)
     document = json.loads(done.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -146,8 +147,9 @@ def test_tables_fit_a_terminal_of_80_columns(trained, phantom, entrep, monkeypat
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     done = entrep("evaluate", "--part", "train")
-    assert done.code == 0 and max(map(len, done.out.splitlines())) <= 80
-    assert "nose-right (0)" in done.out and "vc-closed (5)" in done.out
+    text = re.sub(r"\x1b\[[0-9;]*m", "", done.out)
+    assert done.code == 0 and max(map(len, text.splitlines())) <= 80
+    assert "nose-right (0)" in text and "vc-closed (5)" in text and re.search(r"recall@1 +0\.\d{3} \[0", text)
 
 
 @pytest.mark.parametrize("name", ["sheet.jpg", "query.png"])
@@ -165,7 +167,9 @@ def test_an_image_that_cannot_be_read_is_named(trained, entrep, tmp_path):
     assert done.code == 1 and done.json["error"]["faults"][0].startswith("torn.png: ") and done.json["error"]["mend"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to be somebody else")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to be somebody else"
+)
 def test_a_read_only_dataset_and_runs_of_somebody_else(phantom, tmp_path):
     shared = Path(tmp_path.parents[1])
     for folder in (shared, *tmp_path.relative_to(shared).parents):
@@ -173,7 +177,18 @@ def test_a_read_only_dataset_and_runs_of_somebody_else(phantom, tmp_path):
     tmp_path.chmod(0o755)
     runs = tmp_path / "runs"
     runs.mkdir(mode=0o755)
-    line = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "entrep_cli", "split", "--data", str(phantom)]
+    line = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        sys.executable,
+        "-m",
+        "entrep_cli",
+        "split",
+        "--data",
+        str(phantom),
+    ]
     done = subprocess.run(line, env={**os.environ, "ENTREP_RUNS": str(runs)}, capture_output=True, text=True)
     if "split.csv" in done.stderr:  # else the interpreter itself is out of reach of others
         assert done.returncode == 1 and f"where: {runs / 'split.csv'}" in done.stderr and "mend: " in done.stderr

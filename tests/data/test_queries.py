@@ -31,7 +31,11 @@ def test_what_queries_may_name(tmp_path):
     alone.write_text("a\n")
     assert lies_alone(alone) and not lies_alone(made.test / "cls.csv") and not lies_alone(made.test / "imgs" / "new.csv")
     assert set(named_test_set(alone, made.root).images) == images
-    for place, said in ((alone, "no images"), (tmp_path / "gone.csv", "no such folder"), (made.image("test_throat_000.png"), "An image is no")):
+    for place, said in (
+        (alone, "no images"),
+        (tmp_path / "gone.csv", "no such folder"),
+        (made.image("test_throat_000.png"), "An image is no"),
+    ):
         with pytest.raises(DataError, match=said):
             named_test_set(place)
 

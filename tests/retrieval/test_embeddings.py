@@ -25,9 +25,7 @@ class Mean(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.taxonomy = Taxonomy.from_dict(
-            {"classes": [{"name": "a", "id": 0, "mirror": "b"}, {"name": "b", "id": 1, "mirror": "a"}]}
-        )
+        self.taxonomy = Taxonomy.from_dict({"classes": [{"name": "a", "id": 0, "mirror": "b"}, {"name": "b", "id": 1, "mirror": "a"}]})
         self.preprocess = Preprocess(8)
         self.recipe = type("R", (), {"batch_size": 2})()
         self.anchor = nn.Parameter(torch.zeros(1))
