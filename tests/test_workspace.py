@@ -90,6 +90,20 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert everything(tmp_path) == {"f": b"1"}
 
 
+def test_an_error_names_the_file_that_was_meant(tmp_path):
+    """Neither the temporary name nor, of a full disk, none at all."""
+    for raised in (OSError(28, "No space left on device"), PermissionError(13, "Permission denied")):
+        with pytest.raises(OSError) as error:
+            with atomic_path(tmp_path / "f") as temporary:
+                raised.filename = None if raised.errno == 28 else str(temporary)
+                raise raised
+        assert error.value.filename == str(tmp_path / "f")
+    with pytest.raises(FileNotFoundError) as error:
+        with atomic_path(tmp_path / "f"):
+            (tmp_path / "what is read").read_text()
+    assert error.value.filename == str(tmp_path / "what is read")
+
+
 def test_text_is_utf8_with_lf(tmp_path):
     write_json_atomic(tmp_path / "a.json", {"ả": "\u2028"})
     assert (tmp_path / "a.json").read_bytes() == '{\n  "ả": "\u2028"\n}\n'.encode()
@@ -197,6 +211,45 @@ def test_a_training_that_never_began_leaves_nothing():
     kept = train()
     kept.remove_if_empty()
     assert kept.complete
+
+
+@pytest.mark.parametrize("more", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_that_is_no_run_is_never_touched(more):
+    (runs_dir() / "demo" / "data").mkdir(parents=True)
+    (runs_dir() / "demo" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is no run"):
+        new_run("dinov2", "demo", **more)
+    assert everything(runs_dir()) == {"demo/notes.txt": b"mine"}
+    # What a training leaves that was killed before its first write is as good as nothing.
+    half = new_run("dinov2", "half")
+    half.path(".config.toml.123-ab.tmp").write_text("ha")
+    assert everything(new_run("dinov2", "half", overwrite=True).folder) == {}
+
+
+def test_trainings_that_begin_at_the_same_moment(monkeypatch):
+    """The folder is made in one step: who comes second takes the next name."""
+    mkdir = Path.mkdir
+
+    def beaten(self, *arguments, **more):
+        if self.name == "dinov2":
+            mkdir(self, exist_ok=True)  # another process, just now
+        mkdir(self, *arguments, **more)
+
+    runs_dir().mkdir(parents=True)
+    monkeypatch.setattr(Path, "mkdir", beaten)
+    assert new_run("dinov2", None).name == "dinov2-2"
+
+
+def test_every_file_of_the_model_is_hashed():
+    run = new_run("clip-lora", "m")
+    for file in (CONFIG, MODEL, METRICS, "clip.json", CHECKPOINT, ".model.safetensors.1-ab.tmp"):
+        run.path(file).write_text(file)
+    run.finish({})
+    assert set(run.manifest["files"]) == {CONFIG, MODEL, METRICS, "clip.json"}
+    run.path("clip.json").write_text("other")
+    with pytest.raises(RunError) as error:
+        run.check_files()
+    assert error.value.faults == ("clip.json was changed after training",)
 
 
 def test_resuming():

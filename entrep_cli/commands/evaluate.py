@@ -100,12 +100,21 @@ def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path |
     scores = score_submission(read, truth, track, taxonomy, labels)
     folder = own.folder if (own.folder / MANIFEST).is_file() else runs_dir()
     title = f"{submission.name}, track {track}, {name}"
-    return _show(title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes)
+    return _show(title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes, scores.chance)
 
 
-def _show(title: str, stem: Path, taxonomy, classification, retrieval: dict, mask_groups: bool | None, notes: list[str]) -> dict[str, Any]:
+def _show(
+    title: str,
+    stem: Path,
+    taxonomy,
+    classification,
+    retrieval: dict,
+    mask_groups: bool | None,
+    notes: list[str],
+    chance: dict[str, float] | None = None,
+) -> dict[str, Any]:
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
-    document: dict[str, Any] = {"title": title, "notes": notes}
+    document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {})}
     if classification is not None:
         from entrep_cli.report.figures import confusion_png
 
@@ -145,6 +154,7 @@ def _show(title: str, stem: Path, taxonomy, classification, retrieval: dict, mas
             ["relevance by", *means],
             [
                 *((key, *(str(values.get(key, "-")) for values in means.values())) for key in scored),
+                *([("recall@1 by chance", *(f"{chance[name]:.3f}" if name in chance else "-" for name in shown))] if chance else []),
                 ("queries", *(int(scores.scored.sum()) for scores in shown.values())),
                 ("left out, nothing relevant", *(scores.n_without_relevant for scores in shown.values())),
             ],

@@ -10,7 +10,9 @@ import typer
 
 Data = Annotated[
     Optional[Path],
-    typer.Option("--data", help="The dataset folder (default: $ENTREP_DATA, else data). It is only read.", show_default=False),
+    typer.Option(
+        "--data", help="The dataset folder (default: $ENTREP_DATA, else that of the split, else data). It is only read.", show_default=False
+    ),
 ]
 RunName = Annotated[
     Optional[str],

@@ -8,6 +8,7 @@ from entrep_cli.data.files import read_table
 from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.layouts import IMAGE_FOLDERS, TestSet, find_test_sets, read_sources, read_test_folder
 from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
 
 
@@ -64,6 +65,18 @@ def read_groups(folder: Path) -> dict[str, str]:
     if faults:
         raise DataError("The groups cannot be used.", where=path, faults=faults, mend="write one line for each image")
     return groups
+
+
+def read_findings(folder: Path) -> dict[str, set[str]]:
+    """The findings of each image by name, from the texts in a folder's `groups.csv`; empty where it has none."""
+    path = folder / "groups.csv"
+    if not path.is_file():
+        return {}
+    table = read_table(path)
+    texts = [column for column in ("text", "text_en", "text_vi") if column in table.columns]
+    if not texts or "image" not in table.columns:
+        return {}
+    return {row["image"]: {key for column in texts for key in finding_keys(row[column])} for _, row in table.rows}
 
 
 def known_images(root: Path) -> tuple[dict[str, str], Taxonomy | None]:

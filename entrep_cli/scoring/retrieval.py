@@ -28,7 +28,7 @@ from entrep_cli.retrieval.ranking import Exclusions, Keys, match_codes, ranked_b
 from entrep_cli.scoring.intervals import Interval, bootstrap_many
 
 RECALL_AT = (1, 5, 10)
-RELEVANCE_NAMES = ("class", "finding", "group")
+RELEVANCE_NAMES = ("class", "finding", "group", "pair")
 
 RelevanceOf = tuple[Keys, Keys] | Callable[[slice], np.ndarray]
 
@@ -41,7 +41,7 @@ class RetrievalScores:
         first_rank: (Q,) int, rank of the first relevant answer from 1; 0 where none was seen.
         average_precision: (Q,) float; of a query without a relevant item it is not read.
         n_relevant: (Q,) int, relevant items in the gallery, masked ones left out.
-        relevance: what made an answer relevant: 'class', 'finding' or 'group'.
+        relevance: what made an answer relevant: 'class', 'finding', 'group', or 'pair' (the one image named in a truth file).
         groups: (Q,) exam keys for the intervals; None for independent queries.
         depth: None where every relevant item was seen; else only the top `depth` answers were, and
             the two rank scores are 'within the top depth' and named so (`mrr@10`, `map@10`).
@@ -185,7 +185,7 @@ def score_retrieval(
         relevance_of: labels (query_labels (Q,), gallery_labels (G,)), relevant where equal and not
             missing; or a function from a slice of the queries to (q, G) bool, for several labels an
             item.
-        name: of the relevance, 'class', 'finding' or 'group'.
+        name: of the relevance, one of `RELEVANCE_NAMES`.
         exclude: masks as in `rank`; a masked item is neither answer nor relevant.
         groups: (Q,) exam keys for the intervals.
         block_size: queries at a time; it cannot change the scores.

@@ -2,9 +2,10 @@
 
     scores = score_submission(submission, Path("test/truth_i2i.json"), 2, taxonomy)
 
-Relevance in tracks 2 and 3 is named: `finding` is the pair that the truth file names, `class` is a
-label shared with the query, read from `truth_cls.json` beside it (and from the labels handed in for
-answers out of the training images). The boards' own rule is not published (challenge.md, Scores).
+Relevance in tracks 2 and 3 is named: `pair` is the one image that the truth file names; `finding` any
+that shares a finding with the query, where `groups.csv` beside it has texts; `class` any of its class,
+by `truth_cls.json` beside it (and by the labels handed in, for answers out of the training images).
+The boards' own rule is not published (challenge.md, Scores).
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from entrep_cli.data.files import read_json, read_text
-from entrep_cli.data.queries import read_groups
+from entrep_cli.data.queries import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
+from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores
@@ -35,11 +37,13 @@ class SubmissionScores:
         classification: of track 1, else None.
         retrieval: of tracks 2 and 3, by name: the relevance, and whether own-group answers count.
         notes: what a reader of the numbers must know, one line each.
+        chance: Recall@1 of a test image drawn at random, by the name of the relevance.
     """
 
     classification: ClassificationScores | None
     retrieval: dict[str, RetrievalScores]
     notes: list[str]
+    chance: dict[str, float] = field(default_factory=dict)
 
 
 def read_truth(path: Path) -> dict[str, str | int]:
@@ -114,14 +118,20 @@ def score_submission(
         labels |= zip(known, _class_names(known, taxonomy, beside))
     named = {} if by_class_only else {query: str(answer) for query, answer in truth.items()}
     queries = [query for query in truth if query in submission.answers] if by_class_only else list(truth)
-    retrieval, more = _score_answers(submission, queries, named, track, labels, groups)
-    return SubmissionScores(None, retrieval, notes + more)
+    scores = _score_answers(submission, queries, named, track, labels, groups, read_findings(truth_path.parent))
+    return replace(scores, notes=notes + scores.notes)
 
 
 def _score_answers(
-    submission: Submission, queries: list[str], named: Mapping[str, str], track: int, labels: Mapping[str, str], groups: Mapping[str, str]
-) -> tuple[dict[str, RetrievalScores], list[str]]:
-    """Tracks 2 and 3, and notes. `named` holds the image that the truth names for each query, or nothing at all."""
+    submission: Submission,
+    queries: list[str],
+    named: Mapping[str, str],
+    track: int,
+    labels: Mapping[str, str],
+    groups: Mapping[str, str],
+    findings: Mapping[str, set[str]],
+) -> SubmissionScores:
+    """Tracks 2 and 3. `named` holds the image that the truth names for each query, or nothing at all."""
     notes = []
     ranked = _ranked(submission)
     if ranked is None:
@@ -130,7 +140,12 @@ def _score_answers(
     depth = max(map(len, ranked.values()))
     # A text has the class and the group of the image that the truth names for it.
     shown = {query: query if track == 2 else named[query] for query in queries}
-    relevant = {"finding": {query: {named[query]} - {query} for query in queries}} if named else {}
+    relevant = {"pair": {query: {named[query]} - {query} for query in queries}} if named else {}
+    wanted = {query: findings.get(query, set()) if track == 2 else set(finding_keys(query)) for query in queries}
+    if findings:
+        alike = {query: {image for image, keys in findings.items() if keys & wanted[query]} - {query} for query in queries}
+        if any(alike.values()):
+            relevant["finding"] = {query: images for query, images in alike.items() if images}
     labelled = [query for query in queries if labels.get(shown[query])]
     if labelled:
         of_class: dict[str, set[str]] = {}
@@ -159,7 +174,13 @@ def _score_answers(
         n_own = sum(others[query][:1] != ranked[query][:1] for query in queries if query in ranked)
         notes.append(f"{n_own} first answers are frames of the query's own group: a leak, unless the board wants them")
         notes.append("masked scores are lower bounds: the lists were cut before masking (`predict --mask-groups` masks first)")
-    return retrieval, notes
+    # The images that a test folder is known to have: those of its groups or of its labels.
+    known = set(groups) | set(findings) | {shown[query] for query in queries}
+    chance = {
+        relevance: float(np.mean([len(images & known) / max(len(known - {query}), 1) for query, images in right.items()]))
+        for relevance, right in relevant.items()
+    }
+    return SubmissionScores(None, retrieval, notes, chance)
 
 
 def _score_classes(

@@ -147,7 +147,9 @@ def test_evaluate_a_submission_by_hand(trained, phantom, entrep, tmp_path):
     ids = {"nose-right": 0, "nose-left": 1, "ear-right": 2, "ear-left": 3, "vc-open": 4, "vc-closed": 5, "throat": 6}
     given = {name: ids[label] if i % 2 else (ids[label] + 1) % 7 for i, (name, label) in enumerate(truth.items())}
     (tmp_path / "mine.json").write_text(json.dumps(given))
-    done = entrep("evaluate", "--submission", tmp_path / "mine.json", "--truth", phantom / "test" / "truth_cls.json", "--track", 1, "--json")
+    done = entrep(
+        "evaluate", "--submission", tmp_path / "mine.json", "--truth", phantom / "test" / "truth_cls.json", "--track", 1, "--json"
+    )
     assert done.code == 0
     assert done.json["classification"]["accuracy"]["value"] == (len(truth) // 2) / len(truth)
 
@@ -159,9 +161,11 @@ def test_evaluate_tells_a_leak(trained, phantom, entrep, tmp_path):
     own = {q: next((g for g in groups if groups[g] == groups[q] and g != q), truth[q]) for q in truth}
     n_own = sum(groups[a] == groups[q] for q, a in own.items())
     (tmp_path / "mine.json").write_text(json.dumps(own))
-    done = entrep("evaluate", "--submission", tmp_path / "mine.json", "--truth", phantom / "test" / "truth_i2i.json", "--track", 2, "--json")
+    done = entrep(
+        "evaluate", "--submission", tmp_path / "mine.json", "--truth", phantom / "test" / "truth_i2i.json", "--track", 2, "--json"
+    )
     assert n_own > 0 and any(note.startswith(f"{n_own} first answers are frames") for note in done.json["notes"])
-    masked = done.json["retrieval"]["finding, own group masked"]["recall@1"]["value"]
+    masked = done.json["retrieval"]["pair, own group masked"]["recall@1"]["value"]
     assert masked == pytest.approx((len(truth) - n_own) / len(truth))
 
 

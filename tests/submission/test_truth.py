@@ -128,9 +128,9 @@ def test_image_to_image_by_finding_and_by_class(tmp_path):
     named = truth(tmp_path, "truth_i2i.json", {"p": "r", "r": "q", "s": "t"})
     ranked = {"p": ["s", "r", "q"], "r": ["q", "p", "s"], "s": ["p", "q", "r"]}
     scored = score_submission(submission(tmp_path, {q: row[0] for q, row in ranked.items()}, ranked), named, 2, ABC)
-    assert set(scored.retrieval) == {"finding", "class"} and scored.notes == []
+    assert set(scored.retrieval) == {"pair", "class"} and scored.notes == []
     # First right answers: p at 2, r at 1, s nowhere within 3.
-    assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 3, "mrr@3": (1 / 2 + 1 + 0) / 3})
+    assert means(scored.retrieval["pair"]) == pytest.approx({"recall@1": 1 / 3, "mrr@3": (1 / 2 + 1 + 0) / 3})
     assert means(scored.retrieval["class"]) == pytest.approx({"recall@1": 1 / 3, "mrr@3": (1 / 2 + 1 + 0) / 3})
 
 
@@ -140,10 +140,10 @@ def test_own_group_answers_are_counted_and_masked(tmp_path):
     ranked = {"p": ["q", "r", "s"], "q": ["r", "p", "s"], "s": ["t", "p", "q"]}
     scored = score_submission(submission(tmp_path, {q: row[0] for q, row in ranked.items()}, ranked), named, 2, ABC)
     assert scored.notes[0].startswith("1 first answers are frames of the query's own group")
-    assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 3, "mrr@3": (1 / 2 + 1 / 2 + 1) / 3})
+    assert means(scored.retrieval["pair"]) == pytest.approx({"recall@1": 1 / 3, "mrr@3": (1 / 2 + 1 / 2 + 1) / 3})
     assert means(scored.retrieval["class"])["recall@1"] == 1
     # Masked, p's r moves to the first place, and q is left out: what the truth names is of its own exam.
-    masked = scored.retrieval["finding, own group masked"]
+    masked = scored.retrieval["pair, own group masked"]
     assert means(masked)["recall@1"] == 1 and masked.n_without_relevant == 1
     by_class = scored.retrieval["class, own group masked"]
     assert means(by_class)["recall@1"] == 1 and by_class.n_without_relevant == 0
@@ -175,21 +175,21 @@ def test_training_images_among_the_answers_have_the_labels_handed_in(tmp_path):
 def test_labels_that_know_no_query_leave_the_finding_scores(tmp_path):
     named = truth(tmp_path, "truth_i2i.json", {"p": "r", "s": "t"})
     scored = score_submission(submission(tmp_path, {"p": "r", "s": "p"}), named, 2, ABC, {"old.png": "ant"})
-    assert set(scored.retrieval) == {"finding"} and means(scored.retrieval["finding"])["recall@1"] == 1 / 2
+    assert set(scored.retrieval) == {"pair"} and means(scored.retrieval["pair"])["recall@1"] == 1 / 2
 
 
 def test_a_query_without_answer_is_a_miss(tmp_path):
     named = truth(tmp_path, "truth_i2i.json", {"p": "r", "s": "t"})
     # The list beside it may know more than was submitted: only the submission counts.
     scored = score_submission(submission(tmp_path, {"p": "r"}, {"p": ["r"], "s": ["t"]}), named, 2, ABC)
-    assert means(scored.retrieval["finding"])["recall@1"] == 1 / 2
+    assert means(scored.retrieval["pair"])["recall@1"] == 1 / 2
     assert scored.notes == ["1 queries have no answer and count as wrong"]
 
 
 def test_a_ranked_list_of_another_submission_is_not_read(tmp_path):
     named = truth(tmp_path, "truth_i2i.json", {"p": "r"})
     scored = score_submission(submission(tmp_path, {"p": "s"}, {"p": ["t", "r"]}), named, 2, ABC)
-    assert means(scored.retrieval["finding"]) == {"recall@1": 0, "mrr@1": 0}
+    assert means(scored.retrieval["pair"]) == {"recall@1": 0, "mrr@1": 0}
     assert scored.notes == ["no ranked CSV lies beside the submission: only the first answers are scored"]
 
 
@@ -199,8 +199,8 @@ def test_text_to_image(tmp_path):
     named = truth(tmp_path, "truth_t2i.json", {"a spur": "p", "wax, left": "s"})
     ranked = {"a spur": ["q", "p"], "wax, left": ["p", "q"]}
     scored = score_submission(submission(tmp_path, {q: row[0] for q, row in ranked.items()}, ranked), named, 3, ABC)
-    assert set(scored.retrieval) == {"finding", "class"} and scored.notes == []
-    assert means(scored.retrieval["finding"]) == {"recall@1": 0, "mrr@2": 1 / 4}
+    assert set(scored.retrieval) == {"pair", "class"} and scored.notes == []
+    assert means(scored.retrieval["pair"]) == {"recall@1": 0, "mrr@2": 1 / 4}
     assert means(scored.retrieval["class"]) == {"recall@1": 1 / 2, "mrr@2": 1 / 2}
     assert scored.retrieval["class"].groups == ["1", "3"]
 
@@ -217,3 +217,27 @@ def test_text_to_image(tmp_path):
 def test_another_track_is_refused_and_not_scored_as_wrong(tmp_path, track, answers, content, said):
     with pytest.raises(DataError, match=said):
         score_submission(submission(tmp_path, answers), truth(tmp_path, "t.json", content), track, ABC)
+
+
+def test_findings_are_shared_through_the_texts_of_groups_csv(tmp_path):
+    """Of a, b, c, d: a and b share a spur, c has mucus. Query texts: one of two images, one of one, one of none."""
+    rows = [
+        ("image", "group", "text_en", "text_vi"),
+        ("a", "1", "Spur, mucus", ""),
+        ("b", "2", "spur", "gai"),
+        ("c", "3", "MUCUS", ""),
+        ("d", "4", "", ""),
+    ]
+    with open(tmp_path / "groups.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    path = truth(tmp_path, "truth_t2i.json", {"spur": "a", "gai": "b", "wax": "d"})
+    lists = {"spur": ["b", "a"], "gai": ["a", "b"], "wax": ["d", "a"]}
+    scored = score_submission(submission(tmp_path, {q: row[0] for q, row in lists.items()}, lists), path, 3, ABC)
+    assert means(scored.retrieval["pair"]) == pytest.approx({"recall@1": 1 / 3, "mrr@2": (1 / 2 + 1 / 2 + 1) / 3})
+    assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 2, "mrr@2": 3 / 4})  # "wax" is true of none
+    assert scored.chance == pytest.approx({"pair": 1 / 4, "finding": (2 / 4 + 1 / 4) / 2})
+
+    path = truth(tmp_path, "truth_i2i.json", {"a": "b", "b": "a"})
+    lists = {"a": ["c", "b"], "b": ["c", "a"]}
+    scored = score_submission(submission(tmp_path, {q: row[0] for q, row in lists.items()}, lists), path, 2, ABC)
+    assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 2, "mrr@2": 3 / 4})  # c shares mucus with a alone
