@@ -55,8 +55,7 @@ def _evaluate_part(part: str, fold: int | None, mask_groups: bool, data: Path | 
     manifest = opened.manifest
     if manifest["data"]["catalog"] != catalog.fingerprint:
         raise RunError(f"Run {opened.name!r} was trained on other data.", where=opened.folder, mend="name its dataset with --data")
-    made = {"seed": split.seed, "ratios": list(split.ratios), "folds": split.folds}
-    if {key: manifest["split"][key] for key in made} != made:
+    if manifest["split"]["fingerprint"] != split.fingerprint:
         raise RunError(
             f"Run {opened.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
             where=opened.folder,

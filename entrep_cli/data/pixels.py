@@ -75,16 +75,30 @@ def load_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Prepr
     """
     key = fingerprint([preprocess.fingerprint, *digests])
     path = cache_dir("pixels") / f"{key}.npy"
-    if not path.is_file():
-        shape = (len(paths), 3, preprocess.size, preprocess.size)
-        with console.progress(f"Decoding {what}", len(paths)) as advance, atomic_path(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for i, pixels in enumerate(decode_images(paths, preprocess)):
-                array[i] = pixels
-                advance()
-            array.flush()
-            del array
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    shape = (len(paths), 3, preprocess.size, preprocess.size)
+    if (kept := _map(path, shape)) is not None:
+        return kept
+    with console.progress(f"Decoding {what}", len(paths)) as advance, atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # Written, not mapped: on a full disk a write is an error to tell, a touched map page kills the process.
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for pixels in decode_images(paths, preprocess):
+            file.write(pixels.tobytes())
+            advance()
+    return _map(path, shape)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A kept array as a memory map; None where there is none, or a damaged one, which is removed."""
+    try:
+        kept = np.load(path, mmap_mode="r", allow_pickle=False)
+        if kept.shape == shape:
+            return kept
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):
+        pass
+    path.unlink()
+    return None
 
 
 def _stat_key(path: Path) -> str:

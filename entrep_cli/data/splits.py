@@ -14,7 +14,7 @@ import numpy as np
 
 from entrep_cli.data.catalog import Catalog, GroupRule
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.workspace import SPLIT, file_sha256, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import SPLIT, file_sha256, fingerprint, runs_dir, write_json_atomic, write_text_atomic
 
 PARTS = ("train", "val", "test")
 
@@ -40,6 +40,11 @@ class Split:
     @property
     def parts(self) -> list[str]:
         return [str(i) for i in range(self.folds)] if self.folds else list(PARTS)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when an image stands in another part."""
+        return fingerprint(sorted(self.assignment.items()))
 
     def counts(self, catalog: Catalog) -> dict[str, dict[str, int]]:
         """Images of each class in each part."""

@@ -45,7 +45,7 @@ from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import class_batches
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, atomic_path, write_json_atomic
+from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
 
 _ARCHITECTURE = "clip.json"
 
@@ -159,15 +159,14 @@ class ClipLora(nn.Module):
         return torch.cat([self.encode(self.tokens(part)) for part in _parts(texts, self.recipe.batch_size)])
 
     def save(self, run: Run) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         write_json_atomic(
             run.path(_ARCHITECTURE),
             {"model_cfg": self.architecture.config, "preprocess_cfg": {"mean": self.preprocess.mean, "std": self.preprocess.std}},
         )
         kept = {name: value.contiguous().cpu() for name, value in self.state_dict().items() if name not in self.from_base}
-        with atomic_path(run.path(MODEL)) as temporary:
-            save_file(kept, temporary)
+        write_bytes_atomic(run.path(MODEL), save(kept))
 
     @classmethod
     def load(cls, run: Run, recipe: ClipLoraRecipe, taxonomy: Taxonomy, device: torch.device) -> ClipLora:

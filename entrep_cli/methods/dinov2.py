@@ -8,6 +8,7 @@ on the same features.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, fingerprint
+from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, fingerprint, write_bytes_atomic
 
 
 class Dinov2Recipe(Recipe):
@@ -105,10 +106,9 @@ class Dinov2(nn.Module):
         )
 
     def save(self, run: Run) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        with atomic_path(run.path(MODEL)) as temporary:
-            save_file({k: v.contiguous().cpu() for k, v in self.state_dict().items()}, temporary)
+        write_bytes_atomic(run.path(MODEL), save({k: v.contiguous().cpu() for k, v in self.state_dict().items()}))
 
     @classmethod
     def load(cls, run: Run, recipe: Dinov2Recipe, taxonomy: Taxonomy, device: torch.device) -> Dinov2:
@@ -200,14 +200,18 @@ def _view_features(model: Dinov2, part: Catalog, origin: dict, view: int, device
     """
     recipe = model.recipe
     targets = torch.from_numpy(part.targets)
-    view_key = [view, recipe.seed, recipe.augment.model_dump(), model.taxonomy.mirrors, part.targets.tolist()] if view else []
+    # Augmentation draws batch by batch, so the size of a batch is part of what a view is.
+    view_key = [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), model.taxonomy.mirrors, part.targets.tolist()] if view else []
     seed_key = recipe.seed if "sha256" not in origin else 0  # random weights come from the seed
     identity = {**recipe.backbone.model_dump(), **origin}
     key = fingerprint([identity, seed_key, model.preprocess.as_dict(), view_key, part.digests])
     path = cache_dir("features") / f"{key}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            return torch.from_numpy(kept["features"]), torch.from_numpy(kept["targets"])
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return torch.from_numpy(kept["features"]), torch.from_numpy(kept["targets"])
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            path.unlink()  # damaged: computed again
     pixels = load_pixels(part.paths, part.digests, model.preprocess, "images")
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + view)
     features, shown = [], []

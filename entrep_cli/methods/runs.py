@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import tomllib
 from importlib.metadata import version
@@ -18,8 +19,9 @@ from entrep_cli.methods import Model, method_class
 from entrep_cli.models.device import choose_device, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
-from entrep_cli.workspace import CONFIG, MODEL, Run, write_text_atomic
+from entrep_cli.workspace import CONFIG, MODEL, Run, write_json_atomic, write_text_atomic
 
+_BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
@@ -31,7 +33,7 @@ def train_run(
     The run is complete, and found by the other commands, only when this returns.
 
     Raises:
-        RunError: a part without images, or a run to resume that was begun with another recipe.
+        RunError: a part without images, or a run to resume that was begun with another recipe or split.
     """
     place, reason = choose_device(device)
     console.say(f"Device: {place} ({reason}).")
@@ -47,7 +49,15 @@ def train_run(
             where=run.path(CONFIG),
             mend=f"`entrep train --recipe {run.path(CONFIG)} --name {run.name} --resume`",
         )
+    data = {"catalog": catalog.fingerprint, "split": split.fingerprint, "fold": fold}
+    if resume and run.path(_BEGUN).is_file() and json.loads(run.path(_BEGUN).read_text("utf-8")) != data:
+        raise RunError(
+            f"Run {run.name!r} was begun on other data, another split or another fold.",
+            where=run.path(_BEGUN),
+            mend="split as it was then, or begin again with --overwrite",
+        )
     write_text_atomic(run.path(CONFIG), text)
+    write_json_atomic(run.path(_BEGUN), data)
     model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=place, resume=resume)
     model.save(run)
     run.finish(
@@ -64,7 +74,7 @@ def train_run(
                 "catalog": catalog.fingerprint,
                 "images": {"train": len(train), "val": len(val)},
             },
-            "split": {"seed": split.seed, "ratios": list(split.ratios), "folds": split.folds, "fold": fold},
+            "split": {"seed": split.seed, "ratios": list(split.ratios), "folds": split.folds, "fold": fold, "fingerprint": split.fingerprint},
             "device": str(place),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }

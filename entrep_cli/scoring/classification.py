@@ -38,6 +38,8 @@ class ClassificationScores:
         groups: (n,) exam keys for the intervals; None for independent items.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
+        reject: the last class stands for "no answer": predicted it counts as wrong, and it is left out
+            of the macro means, as no image is of it.
 
     Raises:
         DataError: nothing to score, lengths differ, an id is out of range, names repeat.
@@ -49,6 +51,7 @@ class ClassificationScores:
     groups: Keys | None = None
     resamples: int = 1000
     seed: int = 0
+    reject: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "truth", np.asarray(self.truth))
@@ -123,11 +126,11 @@ class ClassificationScores:
 
     @property
     def macro_precision(self) -> float:
-        return float(macro(self.precision, self.confusion))
+        return float(macro(self.precision, self.confusion, self.reject))
 
     @property
     def macro_recall(self) -> float:
-        return float(macro(self.recall, self.confusion))
+        return float(macro(self.recall, self.confusion, self.reject))
 
     @property
     def weighted_precision(self) -> float:
@@ -186,7 +189,7 @@ class ClassificationScores:
             confusions = flat.reshape(len(counts), self.n_classes, self.n_classes)
             f1 = precision_recall_f1(confusions)[2]
             accuracy = np.trace(confusions, axis1=-2, axis2=-1) / confusions.sum(axis=(-2, -1))
-            return np.stack([accuracy, macro(f1, confusions), weighted(f1, confusions)], axis=-1)
+            return np.stack([accuracy, macro(f1, confusions, self.reject), weighted(f1, confusions)], axis=-1)
 
         return bootstrap_many(
             statistics, len(self.truth), self.groups, resamples=self.resamples, seed=self.seed
@@ -204,9 +207,11 @@ def precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     return ratio(hits, predicted), ratio(hits, support), ratio(2 * hits, predicted + support)
 
 
-def macro(per_class: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """Mean of (..., C) over the classes that occur in truth or prediction."""
+def macro(per_class: np.ndarray, confusion: np.ndarray, reject: bool = False) -> np.ndarray:
+    """Mean of (..., C) over the classes that occur in truth or prediction; with `reject` the last is none."""
     occurs = (confusion.sum(axis=-2) + confusion.sum(axis=-1)) > 0
+    if reject:
+        occurs[..., -1] = False
     return (per_class * occurs).sum(axis=-1) / occurs.sum(axis=-1)
 
 

@@ -192,12 +192,13 @@ def _score_classes(
     answers = [submission.answers.get(query) for query in truth]
     given = np.array([index_of_id.get(a, len(taxonomy)) if isinstance(a, int) else len(taxonomy) for a in answers])
     names, notes = list(taxonomy.names), []
-    if (given == len(taxonomy)).any():
+    reject = bool((given == len(taxonomy)).any())
+    if reject:
         names.append("(no answer)")
     strange = sum(answer is not None for answer, index in zip(answers, given) if index == len(taxonomy))
     if strange:
         notes.append(f"{strange} answers are no class id of {taxonomy.name} and count as wrong")
-    return ClassificationScores(wanted, given, names, _group_keys(list(truth), groups)), notes
+    return ClassificationScores(wanted, given, names, _group_keys(list(truth), groups), reject=reject), notes
 
 
 def _scores(

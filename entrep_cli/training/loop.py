@@ -22,7 +22,7 @@ from torch import nn
 from entrep_cli import console
 from entrep_cli.errors import RunError
 from entrep_cli.recipes.recipe import Section
-from entrep_cli.workspace import CHECKPOINT, METRICS, Run, atomic_path, write_text_atomic
+from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_text_atomic
 
 CHECKPOINT_SECONDS = 10.0
 
@@ -240,18 +240,19 @@ def _write_metrics(run: Run, history: list[dict[str, float]]) -> None:
 
 
 def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Average) -> None:
-    with atomic_path(run.path(CHECKPOINT)) as temporary:
-        torch.save(
-            {
-                **state,
-                "weights": _copy(model),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "average": average.weights,
-                "average_steps": average.steps,
-            },
-            temporary,
-        )
+    content = io.BytesIO()  # torch turns a full disk into an error of its own; a plain write tells it
+    torch.save(
+        {
+            **state,
+            "weights": _copy(model),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "average": average.weights,
+            "average_steps": average.steps,
+        },
+        content,
+    )
+    write_bytes_atomic(run.path(CHECKPOINT), content.getvalue())
 
 
 def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ def lines(path: Path) -> list[str]:
 
 def test_a_run_describes_itself(trained):
     manifest = json.loads((trained / "dinov2" / "run.json").read_text())
-    assert manifest["method"] == "dinov2" and manifest["files"].keys() == {"config.toml", "metrics.csv", "model.safetensors"}
+    assert manifest["method"] == "dinov2" and manifest["files"].keys() == {"begun.json", "config.toml", "metrics.csv", "model.safetensors"}
     assert [c["id"] for c in manifest["taxonomy"]["classes"]] == list(range(7))
     assert manifest["data"]["images"]["train"] > manifest["data"]["images"]["val"] > 0
     assert not list((trained / "dinov2").glob("checkpoint*"))
@@ -335,3 +335,25 @@ def test_read_only_dataset_and_unwritable_runs(phantom, tmp_path, monkeypatch, e
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "file"))
     done = entrep("split")
     assert done.code == 1 and "mend" in done.err
+
+
+def test_a_training_does_not_go_on_with_another_split(fresh, entrep, small, monkeypatch):
+    """Else it would be scored on images that it has learned from."""
+    import entrep_cli.training.loop as loop
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    original = loop._save_checkpoint
+
+    def interrupted(*args):
+        original(*args)
+        raise KeyboardInterrupt
+
+    assert entrep("split").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save_checkpoint", interrupted)
+        assert entrep("train", "dinov2", "--name", "x", *small).code == 130
+    assert entrep("split", "--seed", "7").code == 0
+    done = entrep("train", "--name", "x", "--resume")
+    assert done.code == 1 and "another split" in done.err
+    assert entrep("split").code == 0
+    assert entrep("train", "--name", "x", "--resume").code == 0

@@ -241,3 +241,11 @@ def test_findings_are_shared_through_the_texts_of_groups_csv(tmp_path):
     lists = {"a": ["c", "b"], "b": ["c", "a"]}
     scored = score_submission(submission(tmp_path, {q: row[0] for q, row in lists.items()}, lists), path, 2, ABC)
     assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 2, "mrr@2": 3 / 4})  # c shares mucus with a alone
+
+
+def test_a_missing_answer_is_no_class_of_its_own(tmp_path):
+    """Of two ants and two bees one bee has no answer: F1 is 1 and 2/3, and their mean is over two classes."""
+    path = truth(tmp_path, "truth_cls.json", {"a": "ant", "b": "ant", "c": "bee", "d": "bee"})
+    scored = score_submission(submission(tmp_path, {"a": 3, "b": 3, "c": 5}), path, 1, ABC).classification
+    assert scored.accuracy.value == 3 / 4
+    assert scored.macro_f1.value == pytest.approx((1 + 2 / 3) / 2)
