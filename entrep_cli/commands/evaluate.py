@@ -99,7 +99,9 @@ def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path |
     scores = score_submission(read, truth, track, taxonomy, labels)
     folder = own.folder if (own.folder / MANIFEST).is_file() else runs_dir()
     title = f"{submission.name}, track {track}, {name}"
-    return _show(title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes, scores.chance)
+    return _show(
+        title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes, scores.chance
+    )
 
 
 def _show(

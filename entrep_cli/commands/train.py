@@ -24,6 +24,7 @@ def train(
     weights: Annotated[
         Optional[str], typer.Option(help="Start from: a weights file, hub (if it is cached), or none (random).", show_default=False)
     ] = None,
+    tune: Annotated[Optional[str], typer.Option(help="What is learned: head, lora or full.", show_default=False)] = None,
     epochs: Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)] = None,
     seed: Annotated[Optional[int], typer.Option(help="Same seed, same run.", min=0, show_default=False)] = None,
     fold: Annotated[
@@ -58,7 +59,7 @@ def train(
     short = {
         "backbone": {k: v for k, v in (("name", backbone), ("weights", weights)) if v is not None},
         "train": {} if epochs is None else {"epochs": epochs},
-        **({} if seed is None else {"seed": seed}),
+        **{key: value for key, value in (("seed", seed), ("tune", tune)) if value is not None},
     }
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:

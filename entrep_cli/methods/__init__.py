@@ -67,9 +67,7 @@ class Model(Protocol):
         """Read a model back, ready for inference."""
 
     @classmethod
-    def fit(
-        cls, train: Catalog, val: Catalog, recipe: Recipe, run: Run, *, device: torch.device, resume: bool
-    ) -> tuple[Model, Fit]:
+    def fit(cls, train: Catalog, val: Catalog, recipe: Recipe, run: Run, *, device: torch.device, resume: bool) -> tuple[Model, Fit]:
         """Train on one part, choose everything on the other."""
 
 

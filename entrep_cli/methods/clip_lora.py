@@ -10,7 +10,7 @@ are learned (`tune = "lora"`); `full` learns everything, and is the only way fro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -179,7 +179,9 @@ class ClipLora(nn.Module):
             trained_on = run.manifest["weights"]
             if found.get("sha256") != trained_on.get("sha256"):
                 raise RunError(
-                    "The base weights are not those the run was trained on.", where=found.get("path"), mend=f"bring back {trained_on.get('weights')}"
+                    "The base weights are not those the run was trained on.",
+                    where=found.get("path"),
+                    mend=f"bring back {trained_on.get('weights')}",
                 )
             _choose_what_learns(model, filled)
         differing = model.load_state_dict(kept, strict=False)
@@ -197,7 +199,7 @@ class ClipLora(nn.Module):
         if recipe.backbone.weights == "none" and recipe.tune != "full":
             raise UsageError(
                 f"tune = {recipe.tune!r} learns a few weights beside pretrained ones, and there are none.",
-                mend="--weights FILE or hub, or --set tune=full to learn everything from random weights",
+                mend="--weights FILE or hub, or --tune full to learn everything from random weights",
             )
         torch.manual_seed(recipe.seed)
         model = cls(read_architecture(recipe.backbone.name), recipe, train.taxonomy)
@@ -220,6 +222,8 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     recipe = model.recipe
     if recipe.tune == "lora":
         towers = recipe.lora.towers if filled == "" else tuple(t for t in recipe.lora.towers if t == "image")
+        if not towers:
+            raise UsageError("lora.towers names no tower that has pretrained weights.", mend="--set 'lora.towers=[\"image\"]', or --tune full")
         add_lora(model.backbone, recipe.lora.model_copy(update={"towers": towers}))
     for name, parameter in model.backbone.named_parameters():
         from_base = filled is not None and name.startswith(filled) and "lora_" not in name
@@ -268,7 +272,9 @@ class _Texts:
         english = [key for key in row["findings"] if not key.startswith("pair:")] if "en" in settings.languages else []
         return list(dict.fromkeys([*texts, *english]))
 
-    def batch(self, pick: torch.Tensor, targets: torch.Tensor, flipped: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, pick: torch.Tensor, targets: torch.Tensor, flipped: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of one finding a image, and (N, C + M) which class prompts and findings are true of the images.
 
         A finding that names a side is not true of a flipped image.

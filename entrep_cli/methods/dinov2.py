@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ class Dinov2(nn.Module):
 def _fit_head(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dict, device: torch.device, resume: bool):
     recipe = model.recipe
     if recipe.backbone.weights == "none":
-        console.warn("The frozen backbone has random weights; its features mean little. --set tune=full trains it.")
+        console.warn("The frozen backbone has random weights; its features mean little. --tune full trains it.")
     model.requires_grad_(False).eval()
     views = [_view_features(model, train, origin, view, device) for view in range(recipe.views + 1)]
     features = torch.stack([f for f, _ in views])  # (V + 1, N, D)
@@ -185,9 +185,7 @@ def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dic
 def _run_loop(module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool):
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
     pretrained = {name for name, _ in module.named_parameters() if name.startswith("backbone.")}
-    return fit(
-        module, losses, steps, validate, recipe.train, run, monitor=MONITOR, seed=recipe.seed, resume=resume, pretrained=pretrained
-    )
+    return fit(module, losses, steps, validate, recipe.train, run, monitor=MONITOR, seed=recipe.seed, resume=resume, pretrained=pretrained)
 
 
 # ---------------------------------------------------------------- parts
@@ -201,7 +199,9 @@ def _view_features(model: Dinov2, part: Catalog, origin: dict, view: int, device
     recipe = model.recipe
     targets = torch.from_numpy(part.targets)
     # Augmentation draws batch by batch, so the size of a batch is part of what a view is.
-    view_key = [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), model.taxonomy.mirrors, part.targets.tolist()] if view else []
+    view_key = (
+        [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), model.taxonomy.mirrors, part.targets.tolist()] if view else []
+    )
     seed_key = recipe.seed if "sha256" not in origin else 0  # random weights come from the seed
     identity = {**recipe.backbone.model_dump(), **origin}
     key = fingerprint([identity, seed_key, model.preprocess.as_dict(), view_key, part.digests])

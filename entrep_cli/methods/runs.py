@@ -8,7 +8,6 @@ import tomllib
 from importlib.metadata import version
 from typing import Any
 
-import torch
 
 from entrep_cli import __version__, console
 from entrep_cli.data.catalog import Catalog
@@ -74,7 +73,13 @@ def train_run(
                 "catalog": catalog.fingerprint,
                 "images": {"train": len(train), "val": len(val)},
             },
-            "split": {"seed": split.seed, "ratios": list(split.ratios), "folds": split.folds, "fold": fold, "fingerprint": split.fingerprint},
+            "split": {
+                "seed": split.seed,
+                "ratios": list(split.ratios),
+                "folds": split.folds,
+                "fold": fold,
+                "fingerprint": split.fingerprint,
+            },
             "device": str(place),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }

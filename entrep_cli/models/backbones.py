@@ -177,9 +177,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
             where=where,
             # Two models differ in hundreds of tensors; a few of each kind tell which they are.
             faults=[
-                f"{kind} ({len(keys)}): {'; '.join(keys[:4])}{'; ...' if len(keys) > 4 else ''}"
-                for kind, keys in differing.items()
-                if keys
+                f"{kind} ({len(keys)}): {'; '.join(keys[:4])}{'; ...' if len(keys) > 4 else ''}" for kind, keys in differing.items() if keys
             ],
             mend="name the model they belong to with --backbone",
         )
@@ -199,7 +197,9 @@ def _create(settings: BackboneSettings, size: int) -> nn.Module:
             return timm.create_model(settings.name, pretrained=False, num_classes=0, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         if timm.is_model(settings.name.split(".")[0]):
-            raise UsageError(f"The backbone {settings.name!r} cannot be built: {error}", mend="change backbone.options or image.size") from error
+            raise UsageError(
+                f"The backbone {settings.name!r} cannot be built: {error}", mend="change backbone.options or image.size"
+            ) from error
         near = difflib.get_close_matches(settings.name, timm.list_models(), 3)
         raise UsageError(
             f"timm has no model {settings.name!r}.",
@@ -213,7 +213,9 @@ def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> P
 
     repository = config.get("hf_hub_id")
     if not repository:
-        raise WeightsError(f"timm names no published weights for {settings.name!r}.", mend="--weights FILE, or --weights none for random ones")
+        raise WeightsError(
+            f"timm names no published weights for {settings.name!r}.", mend="--weights FILE, or --weights none for random ones"
+        )
     for file in ("model.safetensors", "pytorch_model.bin"):
         path = try_to_load_from_cache(repository, config.get("hf_hub_filename") or file)
         if isinstance(path, str):

@@ -33,7 +33,11 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
-CONV = {**CLIP, "custom_text": True, "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}}
+CONV = {
+    **CLIP,
+    "custom_text": True,
+    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
+}
 CPU = torch.device("cpu")
 
 
@@ -144,7 +148,7 @@ def test_frozen_weights_stay_and_fresh_ones_learn(catalog, files, tmp_path):
 def test_low_rank_over_random_weights_is_refused(catalog, files, tmp_path):
     with pytest.raises(UsageError) as caught:
         fit(catalog, recipe(files, "vit", weights="none"), Run(tmp_path / "run"))
-    assert "tune=full" in caught.value.mend
+    assert "--tune full" in caught.value.mend
 
 
 def test_findings_are_positives_of_their_own_images(catalog, files):
@@ -187,7 +191,9 @@ def test_empty_and_long_texts(files, capsys):
 
 
 def test_it_learns_all_three_answers_from_scratch(catalog, files, tmp_path):
-    made = recipe(files, "conv", "tune=full", "freeze_norm=false", "train.epochs=25", "train.learning_rate=3e-3", "augment.blur=0", weights="none")
+    made = recipe(
+        files, "conv", "tune=full", "freeze_norm=false", "train.epochs=25", "train.learning_rate=3e-3", "augment.blur=0", weights="none"
+    )
     model, fitted = fit(catalog, made, Run(tmp_path / "run"))
     assert fitted.validation["val_accuracy"] > 0.8
     images = model.embed_images(pixels(6))

@@ -41,7 +41,14 @@ def catalog(tmp_path) -> Catalog:
         path = tmp_path / f"{i:02}.png"
         Image.fromarray(draw(label, i)).save(path)
         rows.append(
-            {"image": path.name, "path": str(path), "label": label, "group": path.name, "findings": (), "digest": pixel_digest(Image.open(path))}
+            {
+                "image": path.name,
+                "path": str(path),
+                "label": label,
+                "group": path.name,
+                "findings": (),
+                "digest": pixel_digest(Image.open(path)),
+            }
         )
     return Catalog(pd.DataFrame(rows), TAXONOMY)
 

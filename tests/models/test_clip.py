@@ -25,7 +25,11 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-CONV = {**CLIP, "custom_text": True, "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}}
+CONV = {
+    **CLIP,
+    "custom_text": True,
+    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
+}
 
 
 def weights(tmp_path, state: dict, name: str = "w.safetensors") -> ClipSettings:
