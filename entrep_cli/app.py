@@ -23,7 +23,7 @@ from entrep_cli.errors import EntrepError, Interrupted
 # imports what it needs when it runs, so that `entrep --help` stays fast.
 PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     "Data": [
-        (synth.synth, "Draw a phantom dataset to try things on: entrep synth data"),
+        (synth.synth, "Draw a phantom dataset to try things on: entrep synth data/phantom"),
         (split.split, "Divide the images into train, val and test: entrep split"),
     ],
     "Train": [(train.train, "Fit a method, leave a run: entrep train dinov2")],

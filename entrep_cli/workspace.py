@@ -47,7 +47,7 @@ def data_dir(option: Path | None = None, *, of_split: bool = True) -> Path:
         raise DataError(
             what,
             where=folder,
-            mend="name it with --data FOLDER or ENTREP_DATA; `entrep synth data` makes one to try",
+            mend="name it with --data FOLDER or ENTREP_DATA; `entrep synth data/phantom` makes one to try",
         )
     return folder
 

@@ -209,3 +209,15 @@ def test_quiet_and_json_say_nothing_but_results(capsys):
         captured = capsys.readouterr()
         assert captured.err == "" and ("1.000" in captured.out) == out
     console.set_mode("human")
+
+
+def test_the_examples_of_the_helps_name_what_the_others_make(capsys):
+    """`synth` as its help says it makes the image that the help of `search` looks up."""
+    from entrep_cli.commands.search import search
+    from entrep_cli.commands.synth import synth
+    from entrep_cli.data.phantom.plan import plan_frames
+
+    folder = synth.__doc__.splitlines()[0].split()[-1]
+    query = search.__doc__.splitlines()[0].split()[-1]
+    names = {f"{folder}/test/imgs/{frame.name}" for frame in plan_frames(700, 210, 0) if frame.part == "test"}
+    assert query in names

@@ -20,7 +20,7 @@ def search(
     save: Annotated[Optional[Path], typer.Option(help="Draw query and answers on a sheet (PNG).", show_default=False)] = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep search data/test/imgs/0001.png --top-k 5
+    """Example: entrep search data/phantom/test/imgs/030bbe2f-2996-4f8d-90ad-d84f7a319be5.png
 
     Show the indexed images most like an image, best first. The image itself and its exact copies are
     never among the answers.

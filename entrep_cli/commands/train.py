@@ -36,7 +36,7 @@ def train(
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep train dinov2 --weights hub
+    """Example: entrep train dinov2 --recipe dinov2-tiny
 
     Train a method on the split and leave a run: a folder under runs/ with the model, its settings
     and its learning curve. The training part is learned from, the validation part chooses, the test

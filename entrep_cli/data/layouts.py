@@ -334,7 +334,7 @@ def _apply_groups_file(source: Source, root: Path) -> None:
 
 def _no_dataset(root: Path, tree: Tree, unread: list[str]) -> DataError:
     found = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
-    mend = "name the folder that holds one of these with --data; `entrep synth data` makes one to try"
+    mend = "name the folder that holds one of these with --data; `entrep synth data/phantom` makes one to try"
     above = root.absolute().parent
     if any((above / name).is_file() for name in ("cls.json", "data.json")):
         mend = f"the folder above has labels: --data {above}"
