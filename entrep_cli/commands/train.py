@@ -35,6 +35,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
     device: options.Device = "auto",
+    precision: Annotated[str, typer.Option(help="Of the towers in training: auto (measured), fp32, bf16, fp16.")] = "auto",
 ) -> dict[str, Any]:
     """Example: entrep train dinov2 --recipe dinov2-tiny
 
@@ -75,7 +76,7 @@ def train(
     split.images("train", fold)  # a fault in --fold must show before a folder is made
     run = begun or new_run(wanted, name, overwrite=overwrite)
     try:
-        _, manifest = train_run(catalog, split, settings, run, device=device, fold=fold, resume=resume)
+        _, manifest = train_run(catalog, split, settings, run, device=device, precision=precision, fold=fold, resume=resume)
     except BaseException as error:
         run.remove_if_empty()
         if isinstance(error, KeyboardInterrupt) and run.path(CHECKPOINT).is_file():

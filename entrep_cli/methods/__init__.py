@@ -33,11 +33,20 @@ DEFAULT_METHOD = "dinov2"
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` hands back beside the model: validation scores and where the weights came from."""
+    """What `fit` hands back beside the model.
+
+    Attributes:
+        validation: scores of the epoch kept; `epoch` is its number, 0 where nothing is trained.
+        weights: where the base weights came from.
+        parameters: how many learned.
+        seconds: of training, those of an interrupted sitting included.
+    """
 
     validation: dict[str, float]
     epoch: int
     weights: dict[str, Any]
+    parameters: int = 0
+    seconds: float = 0.0
 
 
 class Model(Protocol):
@@ -67,8 +76,10 @@ class Model(Protocol):
         """Read a model back, ready for inference."""
 
     @classmethod
-    def fit(cls, train: Catalog, val: Catalog, recipe: Recipe, run: Run, *, device: torch.device, resume: bool) -> tuple[Model, Fit]:
-        """Train on one part, choose everything on the other."""
+    def fit(
+        cls, train: Catalog, val: Catalog, recipe: Recipe, run: Run, *, device: torch.device, precision: str, resume: bool
+    ) -> tuple[Model, Fit]:
+        """Train on one part, choose everything on the other; `precision` as in `models.device.autocast`."""
 
 
 def method_class(name: str) -> type:

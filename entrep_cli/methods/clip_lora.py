@@ -38,7 +38,8 @@ from entrep_cli.models.clip import (
     texts_cut,
 )
 from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
-from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.models.device import autocast
+from entrep_cli.models.inputs import ImageSettings, Normalise
 from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.recipes.recipe import Recipe, Section
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
@@ -111,13 +112,12 @@ class ClipLora(nn.Module):
         self.fusion = LevelFusion(dim, recipe.fusion)
         self.head = nn.Linear(dim, len(taxonomy))
         self.from_base: set[str] = set()  # what a run need not save, as the base weights have it
-        self.register_buffer("_shift", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
+        self.normalise = Normalise(mean, std)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) uint8 pixels to (N, D) unit embeddings."""
-        pixels = (pixels.to(self._shift.dtype) - self._shift) * self._scale
-        return self.fusion(level_embeddings(self.backbone.visual, pixels, self.recipe.fusion.levels, self.stages))
+        """(N, 3, H, W) uint8 pixels to (N, D) float32 unit embeddings; under autocast the tower alone is in a lower precision."""
+        levels = level_embeddings(self.backbone.visual, self.normalise(pixels), self.recipe.fusion.levels, self.stages)
+        return self.fusion(levels.float())
 
     def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, C) class logits; unit rows are stretched to the length sqrt(D) that a linear layer expects."""
@@ -125,10 +125,10 @@ class ClipLora(nn.Module):
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """(M, context) token ids to (M, D) unit rows."""
-        return F.normalize(self.backbone.encode_text(tokens), dim=1)
+        return F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.tokenizer(list(texts)).to(self._shift.device)
+        return self.tokenizer(list(texts)).to(self.normalise.shift.device)
 
     def train(self, mode: bool = True) -> ClipLora:
         super().train(mode)
@@ -194,7 +194,15 @@ class ClipLora(nn.Module):
 
     @classmethod
     def fit(
-        cls, train: Catalog, val: Catalog, recipe: ClipLoraRecipe, run: Run, *, device: torch.device, resume: bool = False
+        cls,
+        train: Catalog,
+        val: Catalog,
+        recipe: ClipLoraRecipe,
+        run: Run,
+        *,
+        device: torch.device,
+        precision: str = "fp32",
+        resume: bool = False,
     ) -> tuple[ClipLora, Fit]:
         if recipe.backbone.weights == "none" and recipe.tune != "full":
             raise UsageError(
@@ -207,8 +215,8 @@ class ClipLora(nn.Module):
         _choose_what_learns(model, filled)
         model.to(device)
         texts = _Texts(model, train)
-        fitted = _train(model, texts, train, val, run, filled, device, resume)
-        return model.eval(), Fit(fitted.scores, fitted.epoch, origin)
+        fitted = _train(model, texts, train, val, run, filled, device, precision, resume)
+        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
 
 
 # ---------------------------------------------------------------- training
@@ -286,7 +294,17 @@ class _Texts:
         return drawn, torch.cat([classes, true_of[:, drawn]], dim=1)
 
 
-def _train(model: ClipLora, texts: _Texts, train: Catalog, val: Catalog, run: Run, filled: str | None, device: torch.device, resume: bool):
+def _train(
+    model: ClipLora,
+    texts: _Texts,
+    train: Catalog,
+    val: Catalog,
+    run: Run,
+    filled: str | None,
+    device: torch.device,
+    precision: str,
+    resume: bool,
+):
     recipe, settings = model.recipe, model.recipe.train
     pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
@@ -299,14 +317,17 @@ def _train(model: ClipLora, texts: _Texts, train: Catalog, val: Catalog, run: Ru
         for pick in class_batches(targets, classes_per_batch, recipe.images_per_class, generator):
             seen = torch.from_numpy(pixels[pick.numpy()])
             seen, wanted, flipped = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
-            embeddings = model(seen.to(device))
+            with autocast(device, precision):
+                embeddings = model(seen.to(device))
             if recipe.mix:
                 embeddings = mix_same_class(embeddings, wanted.to(device), generator)
             loss = F.cross_entropy(model.logits(embeddings), wanted.to(device), label_smoothing=settings.label_smoothing)
             if recipe.texts.contrast:
                 drawn, positives = texts.batch(pick, wanted, flipped, generator)
+                with autocast(device, precision):
+                    features = text_features(drawn)
                 scale = clamped_scale(model.backbone.logit_scale)
-                loss = loss + recipe.texts.contrast * multi_positive_contrast(embeddings, text_features(drawn), positives.to(device), scale)
+                loss = loss + recipe.texts.contrast * multi_positive_contrast(embeddings, features, positives.to(device), scale)
             yield loss
 
     @torch.no_grad()
@@ -320,7 +341,8 @@ def _train(model: ClipLora, texts: _Texts, train: Catalog, val: Catalog, run: Ru
         for name, _ in model.named_parameters()
         if "lora_" in name or filled is not None and name.startswith(f"backbone.{filled}") and not name.endswith("logit_scale")
     }
-    return fit(model, losses, steps, validate, settings, run, monitor=MONITOR, seed=recipe.seed, resume=resume, pretrained=slow)
+    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": slow, "precision": precision}
+    return fit(model, losses, steps, validate, settings, run, **how)
 
 
 def _text_features(model: ClipLora, texts: _Texts) -> Callable[[torch.Tensor], torch.Tensor]:

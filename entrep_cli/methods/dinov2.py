@@ -25,6 +25,7 @@ from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
+from entrep_cli.models.device import autocast
 from entrep_cli.models.heads import Head, HeadSettings
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.recipes.recipe import Recipe
@@ -120,14 +121,24 @@ class Dinov2(nn.Module):
 
     @classmethod
     def fit(
-        cls, train: Catalog, val: Catalog, recipe: Dinov2Recipe, run: Run, *, device: torch.device, resume: bool = False
+        cls,
+        train: Catalog,
+        val: Catalog,
+        recipe: Dinov2Recipe,
+        run: Run,
+        *,
+        device: torch.device,
+        precision: str = "fp32",
+        resume: bool = False,
     ) -> tuple[Dinov2, Fit]:
         torch.manual_seed(recipe.seed)
         backbone, origin = create_backbone(recipe.backbone, recipe.image.size)
         model = cls(backbone, recipe, train.taxonomy).to(device)
-        fit_part = _fit_head if recipe.tune == "head" else _fit_full
-        fitted = fit_part(model, train, val, run, origin, device, resume)
-        return model.eval(), Fit(fitted.scores, fitted.epoch, origin)
+        if recipe.tune == "head":
+            fitted = _fit_head(model, train, val, run, origin, device, resume)
+        else:
+            fitted = _fit_full(model, train, val, run, device, precision, resume)
+        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
 
 
 # ---------------------------------------------------------------- the two ways to train
@@ -160,7 +171,7 @@ def _fit_head(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dic
     return _run_loop(head, losses, validate, targets[0], recipe, run, resume)
 
 
-def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dict, device: torch.device, resume: bool):
+def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool):
     recipe = model.recipe
     pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
@@ -172,20 +183,25 @@ def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dic
         for pick in batches(_epoch_order(targets, recipe.train, generator), recipe.train.batch_size):
             seen = torch.from_numpy(pixels[pick.numpy()])
             seen, wanted, _ = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
-            yield criterion(model(seen.to(device)), wanted.to(device))
+            with autocast(device, precision):
+                logits = model(seen.to(device))
+            yield criterion(logits.float(), wanted.to(device))
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
         logits = [model(batch.to(device)).cpu() for batch in batched(val_pixels, recipe.batch_size)]
         return classification_scores(torch.cat(logits), val_targets)
 
-    return _run_loop(model, losses, validate, targets, recipe, run, resume)
+    return _run_loop(model, losses, validate, targets, recipe, run, resume, precision)
 
 
-def _run_loop(module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool):
+def _run_loop(
+    module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool, precision: str = "fp32"
+):
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
     pretrained = {name for name, _ in module.named_parameters() if name.startswith("backbone.")}
-    return fit(module, losses, steps, validate, recipe.train, run, monitor=MONITOR, seed=recipe.seed, resume=resume, pretrained=pretrained)
+    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": pretrained, "precision": precision}
+    return fit(module, losses, steps, validate, recipe.train, run, **how)
 
 
 # ---------------------------------------------------------------- parts

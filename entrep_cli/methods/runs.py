@@ -15,7 +15,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, first_line
 from entrep_cli.methods import Model, method_class
-from entrep_cli.models.device import choose_device, make_deterministic
+from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
 from entrep_cli.workspace import CONFIG, MODEL, Run, write_json_atomic, write_text_atomic
@@ -25,7 +25,15 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
 def train_run(
-    catalog: Catalog, split: Split, recipe: Recipe, run: Run, *, device: str = "auto", fold: int | None = None, resume: bool = False
+    catalog: Catalog,
+    split: Split,
+    recipe: Recipe,
+    run: Run,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    fold: int | None = None,
+    resume: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
     """Train `recipe` into `run`; the model and its manifest.
 
@@ -49,15 +57,19 @@ def train_run(
             mend=f"`entrep train --recipe {run.path(CONFIG)} --name {run.name} --resume`",
         )
     data = {"catalog": catalog.fingerprint, "split": split.fingerprint, "fold": fold}
-    if resume and run.path(_BEGUN).is_file() and json.loads(run.path(_BEGUN).read_text("utf-8")) != data:
+    begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if resume and run.path(_BEGUN).is_file() else {}
+    # A training goes on in the precision it was begun in, also where a busy machine would be measured otherwise.
+    chosen, reason = (begun.pop("precision"), "as it was begun") if "precision" in begun else choose_precision(precision, place)
+    console.say(f"Precision: {chosen} ({reason}).")
+    if begun and begun != data:
         raise RunError(
             f"Run {run.name!r} was begun on other data, another split or another fold.",
             where=run.path(_BEGUN),
             mend="split as it was then, or begin again with --overwrite",
         )
     write_text_atomic(run.path(CONFIG), text)
-    write_json_atomic(run.path(_BEGUN), data)
-    model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=place, resume=resume)
+    write_json_atomic(run.path(_BEGUN), {**data, "precision": chosen})
+    model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=place, precision=chosen, resume=resume)
     model.save(run)
     run.finish(
         {
@@ -81,6 +93,9 @@ def train_run(
                 "fingerprint": split.fingerprint,
             },
             "device": str(place),
+            "precision": chosen,
+            "parameters": fit.parameters,
+            "seconds": round(fit.seconds, 1),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
     )

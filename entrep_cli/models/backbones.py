@@ -16,6 +16,7 @@ from torch import nn
 
 from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
+from entrep_cli.models.inputs import Normalise
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
@@ -59,15 +60,13 @@ class Backbone(nn.Module):
         if settings.pooling == "token" and not getattr(self.model, "num_prefix_tokens", 0):
             raise UsageError(f"{settings.name!r} has no class token to pool.", mend="--set backbone.pooling=auto")
         self.n_prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
-        self.register_buffer("_shift", 255 * torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std).view(1, 3, 1, 1)), persistent=False)
+        self.normalise = Normalise(self.mean, self.std)
         with torch.no_grad():
             self.eval()
             self.dim = self(torch.zeros(1, 3, size, size)).shape[1]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = (pixels.to(self._shift.dtype) - self._shift) * self._scale
-        features = self.model.forward_features(x)
+        features = self.model.forward_features(self.normalise(pixels))
         pooling = self.settings.pooling
         if features.ndim == 3:  # (N, tokens, D) of a transformer
             patches = features[:, self.n_prefix_tokens :]

@@ -1,10 +1,12 @@
-"""The section of a recipe that says how images are brought to a model's square."""
+"""How images are brought to a model: the section of a recipe, and the first step of every tower."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
+from torch import nn
 
 from entrep_cli.recipes.recipe import Section
 
@@ -15,3 +17,20 @@ class ImageSettings(Section):
     size: Annotated[int, Field(ge=16, le=2048)] = 224
     fit: Literal["pad", "crop"] = "pad"
     field_of_view: bool = False
+
+
+class Normalise(nn.Module):
+    """(N, 3, H, W) pixels, uint8 or float in 0..255, to float32 with a tower's mean and deviation.
+
+    The result is channels-last in memory: convolutions on a CPU, and in half precision on a GPU, are up
+    to 1.5 times as fast on it.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("shift", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return (pixels.to(self.shift.dtype) - self.shift) * self.scale

@@ -55,12 +55,13 @@ class LoopSettings(Section):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training came to: the epoch kept and its validation scores."""
+    """What a training came to: the epoch kept and its validation scores, its cost and how many parameters learned."""
 
     epoch: int
     scores: dict[str, float]
     epochs_run: int
     seconds: float
+    parameters: int
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -81,6 +82,7 @@ def fit(
     seed: int,
     resume: bool = False,
     pretrained: Collection[str] = (),
+    precision: str = "fp32",
 ) -> Fitted:
     """Fit the trainable parameters of `model` and leave the best epoch's weights in it.
 
@@ -90,6 +92,7 @@ def fit(
             are decided by a lower `val_loss`.
         resume: go on from the checkpoint in the run folder, if there is one.
         pretrained: names of the parameters that learn at `backbone_learning_rate`.
+        precision: in which `losses` computes; for `fp16` the loss is scaled, so that small gradients survive.
 
     Raises:
         RunError: the loss is not finite, or a checkpoint does not belong to this training.
@@ -102,10 +105,12 @@ def fit(
         optimizer, lambda step: _rate(step, total_steps, settings.warmup)
     )
     average = _Average(model, settings.average)
-    state: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best": {}, "best_weights": {}, "history": []}
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=precision == "fp16")
+    state: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best": {}, "best_weights": {}, "history": [], "seconds": 0.0}
     if resume:
-        state = _load_checkpoint(run, model, optimizer, schedule, average) or state
+        state = _load_checkpoint(run, model, optimizer, schedule, average, scaler) or state
         console.say(f"Going on after epoch {state['epoch']}.")
+    before = state["seconds"]  # of the sittings that were interrupted
     saved = time.monotonic()
 
     with console.progress("Training", settings.epochs, "epochs") as advance:
@@ -122,31 +127,33 @@ def fit(
                         where=run.folder,
                         mend="lower train.learning_rate (--set train.learning_rate=1e-4)",
                     )
-                (loss / settings.accumulate).backward()
+                scaler.scale(loss / settings.accumulate).backward()
                 total, n_batches = total + loss.item(), n_batches + 1
                 if n_batches % settings.accumulate == 0:
-                    _step(optimizer, schedule, average, model)
+                    _step(optimizer, scaler, schedule, average, model)
             if n_batches % settings.accumulate:
-                _step(optimizer, schedule, average, model)  # the epoch's last, smaller sum
+                _step(optimizer, scaler, schedule, average, model)  # the epoch's last, smaller sum
             with average.applied(model):
                 model.eval()
                 scores = validate(model)
                 if not state["best"] or _order(scores, monitor) > _order(state["best"], monitor):
                     state.update(best_epoch=epoch, best=scores, best_weights=_copy(model))
             row = {"epoch": epoch, "train_loss": total / max(n_batches, 1), **scores}
-            state.update(epoch=epoch, history=[*state["history"], row])
+            state.update(epoch=epoch, history=[*state["history"], row], seconds=before + time.monotonic() - started)
             advance(1, f"{monitor} {scores[monitor]:.3f}, best {state['best'][monitor]:.3f} in epoch {state['best_epoch']}")
             if _ended(state, settings) or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _write_metrics(run, state["history"])
-                _save_checkpoint(run, state, model, optimizer, schedule, average)
+                _save_checkpoint(run, state, model, optimizer, schedule, average, scaler)
                 saved = time.monotonic()
     model.load_state_dict(state["best_weights"], strict=False)
     model.eval()
-    return Fitted(state["best_epoch"], state["best"], state["epoch"], time.monotonic() - started)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Fitted(state["best_epoch"], state["best"], state["epoch"], state["seconds"], trained)
 
 
-def _step(optimizer: torch.optim.Optimizer, schedule, average: _Average, model: nn.Module) -> None:
-    optimizer.step()
+def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, schedule, average: _Average, model: nn.Module) -> None:
+    scaler.step(optimizer)
+    scaler.update()
     schedule.step()
     average.update(model)
     optimizer.zero_grad(set_to_none=True)
@@ -239,7 +246,7 @@ def _write_metrics(run: Run, history: list[dict[str, float]]) -> None:
     write_text_atomic(run.path(METRICS), text.getvalue())
 
 
-def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Average) -> None:
+def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Average, scaler) -> None:
     content = io.BytesIO()  # torch turns a full disk into an error of its own; a plain write tells it
     torch.save(
         {
@@ -249,13 +256,14 @@ def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Aver
             "schedule": schedule.state_dict(),
             "average": average.weights,
             "average_steps": average.steps,
+            "scaler": scaler.state_dict(),
         },
         content,
     )
     write_bytes_atomic(run.path(CHECKPOINT), content.getvalue())
 
 
-def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average) -> dict[str, Any] | None:
+def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, scaler) -> dict[str, Any] | None:
     path = run.path(CHECKPOINT)
     if not path.is_file():
         return None
@@ -268,6 +276,7 @@ def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average) ->
         optimizer.load_state_dict(state.pop("optimizer"))
         schedule.load_state_dict(state.pop("schedule"))
         average.weights, average.steps = state.pop("average"), state.pop("average_steps")
+        scaler.load_state_dict(state.pop("scaler"))
     except Exception as error:  # a damaged file raises anything from KeyError to an unpickling error
         raise RunError(f"The checkpoint cannot be used: {error}", where=path, mend="start anew with --overwrite") from error
     return state

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from entrep_cli.errors import RunError
+from entrep_cli.models.device import autocast
 from entrep_cli.training import loop
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.workspace import CHECKPOINT, METRICS, Run
@@ -23,13 +24,15 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
-def train(run: Run, settings: LoopSettings, net: nn.Module, *, resume=False, stop_after=None, scores=None):
+def train(run: Run, settings: LoopSettings, net: nn.Module, *, resume=False, stop_after=None, scores=None, precision="fp32"):
     def losses(epoch):
         if stop_after is not None and epoch > stop_after:
             raise KeyboardInterrupt
         order = torch.randperm(len(X), generator=epoch_generator(1, epoch))
         for pick in order.split(16):
-            yield nn.functional.cross_entropy(net(X[pick]), Y[pick])
+            with autocast(torch.device("cpu"), precision):
+                logits = net(X[pick])
+            yield nn.functional.cross_entropy(logits.float(), Y[pick])
 
     @torch.no_grad()
     def validate(net):
@@ -38,7 +41,7 @@ def train(run: Run, settings: LoopSettings, net: nn.Module, *, resume=False, sto
         value = accuracy if scores is None else scores.pop(0)
         return {"val_loss": float(nn.functional.cross_entropy(logits, Y)), "val_accuracy": value}
 
-    return fit(net, losses, 4, validate, settings, run, monitor="val_accuracy", seed=1, resume=resume)
+    return fit(net, losses, 4, validate, settings, run, monitor="val_accuracy", seed=1, resume=resume, precision=precision)
 
 
 def state(net: nn.Module) -> list[torch.Tensor]:
@@ -64,16 +67,16 @@ def test_it_learns_and_writes_what_it_did(run):
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_killed_training_ends_with_the_same_weights(run, tmp_path, monkeypatch, average):
+@pytest.mark.parametrize(("average", "precision"), [(0.0, "fp32"), (0.9, "fp32"), (0.0, "bf16"), (0.9, "fp16")])
+def test_a_killed_training_ends_with_the_same_weights(run, tmp_path, monkeypatch, average, precision):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     settings = LoopSettings(epochs=8, patience=0, learning_rate=0.02, average=average)
     whole = model()
-    expected = train(Run(tmp_path / "whole"), settings, whole)
+    expected = train(Run(tmp_path / "whole"), settings, whole, precision=precision)
     with pytest.raises(KeyboardInterrupt):
-        train(run, settings, model(), stop_after=3)
+        train(run, settings, model(), stop_after=3, precision=precision)
     resumed = model()
-    found = train(run, settings, resumed, resume=True)
+    found = train(run, settings, resumed, resume=True, precision=precision)
     assert (found.epoch, found.scores) == (expected.epoch, expected.scores)
     assert same(whole, resumed)
 
@@ -152,3 +155,12 @@ def test_rate_rises_then_falls_to_zero():
     assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
     assert math.isclose(rates[100], 0.0, abs_tol=1e-12)
     assert math.isclose(rates[55], 0.5, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_learns_as_well_and_keeps_float32_weights(run, precision):
+    net = model()
+    fitted = train(run, LoopSettings(epochs=30, learning_rate=0.05), net, precision=precision)
+    assert fitted.scores["val_accuracy"] > 0.95
+    assert {value.dtype for value in net.parameters()} == {torch.float32}
+    assert fitted.parameters == sum(p.numel() for p in net.parameters()) and fitted.seconds > 0

@@ -1,0 +1,44 @@
+"""The precision of a training: chosen with a reason, and what it changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from entrep_cli.errors import UsageError
+from entrep_cli.models import device
+from entrep_cli.models.device import autocast, choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "expected"), [(3.0, 1.0, "bf16"), (1.4, 1.0, "fp32"), (1.0, 4.0, "fp32")])
+def test_on_a_cpu_the_faster_product_decides(monkeypatch, fp32, bf16, expected):
+    monkeypatch.setattr(device, "_product_seconds", lambda dtype: {torch.float32: fp32, torch.bfloat16: bf16}[dtype])
+    chosen, reason = choose_precision("auto", CPU)
+    assert chosen == expected and f"{fp32 / bf16:.1f}" in reason
+
+
+def test_the_measurement_itself_is_one():
+    assert 0 < device._product_seconds(torch.float32) < 1
+
+
+@pytest.mark.parametrize(
+    ("bf16", "capability", "expected"), [(True, (9, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 0), "fp32")]
+)
+def test_on_a_gpu_its_units_decide(monkeypatch, bf16, capability, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda"))[0] == expected
+
+
+def test_what_is_asked_for_is_taken_and_nonsense_refused():
+    assert choose_precision("fp16", CPU) == ("fp16", "asked for")
+    with pytest.raises(UsageError, match="fp64"):
+        choose_precision("fp64", CPU)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_towers_compute_in_it(precision, dtype):
+    with autocast(CPU, precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
