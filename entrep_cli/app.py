@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from entrep_cli import __version__, console
-from entrep_cli.commands import demo, embed, evaluate, index, predict, search, split, synth, train, validate
+from entrep_cli.commands import ablate, demo, embed, evaluate, index, predict, search, split, synth, train, validate
 from entrep_cli.errors import EntrepError, Interrupted
 
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command
@@ -26,11 +26,14 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (synth.synth, "Draw a phantom dataset to try things on: entrep synth data/phantom"),
         (split.split, "Divide the images into train, val and test: entrep split"),
     ],
-    "Train": [(train.train, "Fit a method, leave a run: entrep train dinov2")],
+    "Train": [
+        (train.train, "Fit a method, leave a run: entrep train --recipe tiny"),
+        (ablate.ablate, "Which component of a paper helps: entrep ablate mlcf"),
+    ],
     "Retrieve": [
         (embed.embed, "Images to vectors: entrep embed"),
         (index.index, "Vectors to an index: entrep index"),
-        (search.search, "The cases most like an image: entrep search IMAGE"),
+        (search.search, "Cases like an image or a finding: entrep search 'septal spur'"),
     ],
     "Submit": [
         (predict.predict, "A validated submission: entrep predict --track 2"),

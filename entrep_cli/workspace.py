@@ -280,7 +280,7 @@ def open_run(name: str | None = None) -> Run:
 
 
 _RUN_NAME = re.compile(r"\w[\w.+-]*")
-_TAKEN = ("cache", "evaluation", "split.csv", "split.json")
+_TAKEN = ("ablations", "cache", "evaluation", "split.csv", "split.json")
 
 
 def _is_run(folder: Path) -> bool:

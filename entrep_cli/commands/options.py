@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
+
+from entrep_cli import console
+from entrep_cli.errors import UsageError
+from entrep_cli.workspace import Run
+
+if TYPE_CHECKING:
+    from entrep_cli.data.catalog import Catalog
+    from entrep_cli.data.splits import Split
+    from entrep_cli.methods import Model
+    from entrep_cli.retrieval.class_aware import ClassRule
 
 Data = Annotated[
     Optional[Path],
@@ -27,9 +39,88 @@ Groups = Annotated[
 MaskGroups = Annotated[
     bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's own group are left out of the answers.")
 ]
+RecipeName = Annotated[Optional[str], typer.Option("--recipe", help="A built-in recipe by name, or a TOML file.", show_default=False)]
+Assignments = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False),
+]
+Backbone = Annotated[
+    Optional[str], typer.Option(help="The model by name: of open_clip for clip-lora, of timm for dinov2.", show_default=False)
+]
+Weights = Annotated[
+    Optional[str], typer.Option(help="Start from: a weights file, hub (if it is cached), or none (random).", show_default=False)
+]
+Tune = Annotated[Optional[str], typer.Option(help="What is learned: head, lora or full.", show_default=False)]
+Epochs = Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)]
+RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
+Precision = Annotated[str, typer.Option(help="Of the towers in training: auto (measured), fp32, bf16, fp16.")]
+Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
+FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
+ClassMode = Literal["off", "hard", "soft"]
+ClassAware = Annotated[
+    ClassMode,
+    typer.Option("--class-aware", help="Rank by predicted classes too: hard keeps the query's class alone, soft adds a weighted bonus."),
+]
+ClassWeight = Annotated[
+    Optional[float],
+    typer.Option("--class-weight", min=0, help="Of --class-aware soft (default: what validation chooses).", show_default=False),
+]
+Template = Annotated[
+    Optional[str],
+    typer.Option(
+        "--template", help="Embed text queries set into this, as 'an endoscopic image showing {}' (default: verbatim).", show_default=False
+    ),
+]
+
+
+def check_class_aware(mode: str, weight: float | None) -> None:
+    """UsageError for a weight that nothing would use, or that is none; before anything heavy begins."""
+    if weight is None:
+        return
+    if mode != "soft":
+        raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", mend="--class-aware soft, or leave it out")
+    if not math.isfinite(weight):
+        raise UsageError(f"The class weight must be a number, not {weight}.", mend="--class-weight 0.05")
+
+
+def class_rule(
+    mode: str, weight: float | None, run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]]
+) -> tuple[ClassRule, dict[str, Any]]:
+    """What `--class-aware` and `--class-weight` mean for a run, told aloud, and the same for JSON.
+
+    Args:
+        read: gives the catalog and the split of the run, for a weight that is not given and not yet tuned.
+    """
+    from entrep_cli.retrieval.class_aware import ClassRule
+    from entrep_cli.retrieval.class_weight import tuned_weight
+
+    if mode != "soft" or weight is not None:
+        rule = ClassRule(mode, weight or 0.0)
+        if mode == "soft":
+            console.say(f"Class-aware: weight {weight:g} (as given).")
+        return rule, {"mode": mode, "weight": weight, "validation": None}
+    tuned = tuned_weight(run, model, read)
+    (recall, mrr), (new_recall, new_mrr) = tuned.before, tuned.after
+    better = f"Recall@1 by class {recall:.3f} -> {new_recall:.3f}, MRR {mrr:.3f} -> {new_mrr:.3f}"
+    reason = better if tuned.weight else f"Recall@1 by class {recall:.3f}, and no weight does better: the cosine decides alone"
+    console.say(f"Class-aware: weight {tuned.weight:g} (chosen on {tuned.queries} validation images: {reason}).")
+    if tuned.weight and tuned.queries < FEW_QUERIES:
+        console.warn(f"the class weight was chosen on {tuned.queries} validation images alone; --class-weight W gives another")
+    return ClassRule(mode, tuned.weight), {"mode": mode, "weight": tuned.weight, "validation": tuned.as_dict()}
 
 
 def flags(**given: object) -> str:
     """Options as they are typed, each after a blank: ` --data 'my data' --run dinov2`; without those that are None."""
     return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+
+
+def short_settings(
+    *, backbone: str | None, weights: str | None, tune: str | None = None, epochs: int | None, seed: int | None
+) -> dict[str, Any]:
+    """The settings of a recipe that have options of their own, as a table over it."""
+    return {
+        "backbone": {key: value for key, value in (("name", backbone), ("weights", weights)) if value is not None},
+        "train": {} if epochs is None else {"epochs": epochs},
+        **{key: value for key, value in (("seed", seed), ("tune", tune)) if value is not None},
+    }

@@ -9,41 +9,34 @@ import typer
 from entrep_cli import console
 from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
+from entrep_cli.methods import DEFAULT_METHOD, METHODS, method_class
 from entrep_cli.workspace import CHECKPOINT, CONFIG, data_dir, new_run
 
 
 def train(
-    method: Annotated[Optional[str], typer.Argument(help="dinov2 (default) or clip-lora.", show_default=False)] = None,
+    method: Annotated[Optional[str], typer.Argument(help=f"{', '.join(METHODS)} (default: {DEFAULT_METHOD}).", show_default=False)] = None,
     data: options.Data = None,
-    recipe: Annotated[Optional[str], typer.Option(help="A built-in recipe by name, or a TOML file.", show_default=False)] = None,
-    set_: Annotated[
-        Optional[list[str]],
-        typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False),
-    ] = None,
-    backbone: Annotated[Optional[str], typer.Option(help="A timm model by name.", show_default=False)] = None,
-    weights: Annotated[
-        Optional[str], typer.Option(help="Start from: a weights file, hub (if it is cached), or none (random).", show_default=False)
-    ] = None,
-    tune: Annotated[Optional[str], typer.Option(help="What is learned: head, lora or full.", show_default=False)] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Same seed, same run.", min=0, show_default=False)] = None,
-    fold: Annotated[
-        Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)
-    ] = None,
+    recipe: options.RecipeName = None,
+    set_: options.Assignments = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    tune: options.Tune = None,
+    epochs: options.Epochs = None,
+    seed: options.RecipeSeed = None,
+    fold: options.Fold = None,
     name: Annotated[Optional[str], typer.Option(help="The run's name (default: the method's).", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
     device: options.Device = "auto",
-    precision: Annotated[str, typer.Option(help="Of the towers in training: auto (measured), fp32, bf16, fp16.")] = "auto",
+    precision: options.Precision = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep train dinov2 --recipe dinov2-tiny
+    """Example: entrep train --recipe tiny
 
     Train a method on the split and leave a run: a folder under runs/ with the model, its settings
     and its learning curve. The training part is learned from, the validation part chooses, the test
     part is not touched.
     """
-    from entrep_cli.methods import DEFAULT_METHOD, method_class
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
 
     if resume and overwrite:
@@ -57,11 +50,7 @@ def train(
         raise UsageError(
             f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']} --recipe {recipe}"
         )
-    short = {
-        "backbone": {k: v for k, v in (("name", backbone), ("weights", weights)) if v is not None},
-        "train": {} if epochs is None else {"epochs": epochs},
-        **{key: value for key, value in (("seed", seed), ("tune", tune)) if value is not None},
-    }
+    short = options.short_settings(backbone=backbone, weights=weights, tune=tune, epochs=epochs, seed=seed)
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:
         console.plain(recipe_toml(settings))

@@ -24,7 +24,7 @@ import numpy as np
 
 from entrep_cli.errors import DataError
 from entrep_cli.retrieval.ranking import Keys
-from entrep_cli.scoring.intervals import Interval, bootstrap_many
+from entrep_cli.scoring.intervals import Interval, Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +114,15 @@ class ClassificationScores:
 
     @property
     def accuracy(self) -> Interval:
-        return self._intervals[0]
+        return self._intervals["accuracy"]
 
     @property
     def macro_f1(self) -> Interval:
-        return self._intervals[1]
+        return self._intervals["macro F1"]
 
     @property
     def weighted_f1(self) -> Interval:
-        return self._intervals[2]
+        return self._intervals["weighted F1"]
 
     @property
     def macro_precision(self) -> float:
@@ -177,7 +177,12 @@ class ClassificationScores:
         return self.truth.astype(np.int64) * self.n_classes + self.predicted
 
     @cached_property
-    def _intervals(self) -> tuple[Interval, ...]:
+    def _intervals(self) -> dict[str, Interval]:
+        return self.sample.intervals(resamples=self.resamples, seed=self.seed)
+
+    @property
+    def sample(self) -> Sample:
+        """Accuracy, macro F1 and weighted F1 as functions of a resample."""
         cells, n_cells = self._cells, self.n_classes**2
 
         def statistics(counts: np.ndarray) -> np.ndarray:
@@ -191,9 +196,7 @@ class ClassificationScores:
             accuracy = np.trace(confusions, axis1=-2, axis2=-1) / confusions.sum(axis=(-2, -1))
             return np.stack([accuracy, macro(f1, confusions, self.reject), weighted(f1, confusions)], axis=-1)
 
-        return bootstrap_many(
-            statistics, len(self.truth), self.groups, resamples=self.resamples, seed=self.seed
-        )
+        return Sample(("accuracy", "macro F1", "weighted F1"), len(self.truth), self.groups, statistics)
 
 
 def precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,8 +17,9 @@ Where a number is undefined it is NaN, by these rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +107,51 @@ def bootstrap_many(
         _percentiles(float(value), column, level)
         for value, column in zip(values, scores.T, strict=True)
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Several scores of one set of items, as functions of how often each item was drawn.
+
+    Attributes:
+        names: of the S scores.
+        n: number of items.
+        groups: (n,) keys, or None; as for `bootstrap_many`.
+        statistics: counts (B, n) to (B, S) scores.
+    """
+
+    names: tuple[str, ...]
+    n: int
+    groups: Keys | None
+    statistics: Callable[[np.ndarray], np.ndarray]
+
+    def intervals(self, **options: Any) -> dict[str, Interval]:
+        """Each score with its interval; `options` as for `bootstrap_many`."""
+        return pooled([self], **options)
+
+
+def pooled(samples: Sequence[Sample], against: Sequence[Sample] = (), **options: Any) -> dict[str, Interval]:
+    """Scores of several trainings on the same items: the mean over trainings, or its difference from others'.
+
+    In each resample the same items are drawn for every training, so that a difference is paired. The
+    interval tells how far the mean of these trainings would move with other exams; that other seeds
+    would move it too is no part of it.
+
+    Args:
+        samples, against: of the same items and with the same scores, one a training.
+
+    Raises:
+        ValueError: the samples do not fit each other.
+    """
+    first, *others = (*samples, *against)
+    if any(s.names != first.names or s.n != first.n for s in others):
+        raise ValueError("samples of other items or other scores cannot be pooled")
+
+    def statistics(counts: np.ndarray) -> np.ndarray:
+        mean = np.mean([s.statistics(counts) for s in samples], axis=0)
+        return mean - np.mean([s.statistics(counts) for s in against], axis=0) if against else mean
+
+    return dict(zip(first.names, bootstrap_many(statistics, first.n, first.groups, **options), strict=True))
 
 
 def bootstrap(

@@ -2,49 +2,132 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from entrep_cli.data.catalog import Catalog, finding_relevance
+from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.ranking import Exclusions, match_codes, ranked_blocks
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores, score_retrieval
+
+TEXTS = "text to finding"
+
+
+@dataclass(frozen=True)
+class TextQueries:
+    """Texts that ask for images of a part.
+
+    Attributes:
+        texts: findings, as `finding_texts` lists them.
+        vectors: (M, D) unit rows.
+        probabilities: (M, C); None where their classes are not known, and then they are not asked class-aware.
+    """
+
+    texts: list[str]
+    vectors: np.ndarray
+    probabilities: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class PartScores:
-    """Scores of a part; `retrieval` by the name of the relevance."""
+    """Scores of a part.
+
+    Attributes:
+        classification: of its images.
+        retrieval: by the name of the relevance, `TEXTS` for texts; with class-aware retrieval each a second
+            time, as in "class, class-aware soft".
+        chance: Recall@1 of a candidate drawn at random, by the same names.
+        fell_back: queries for which the hard rule left nothing, of "images" and of "texts".
+    """
 
     classification: ClassificationScores
     retrieval: dict[str, RetrievalScores]
+    chance: dict[str, float] = field(default_factory=dict)
+    fell_back: dict[str, int] = field(default_factory=dict)
 
 
-def score_part(part: Catalog, seen: Embeddings, *, mask_groups: bool = True) -> PartScores:
+def finding_texts(part: Catalog) -> list[str]:
+    """The distinct findings of a part that are texts, in the order of the images."""
+    return list(dict.fromkeys(key for keys in part.frame["findings"] for key in keys if not key.startswith("pair:")))
+
+
+def score_part(
+    part: Catalog, seen: Embeddings, *, mask_groups: bool = True, rule: ClassRule = ClassRule(), texts: TextQueries | None = None
+) -> PartScores:
     """Score a part whose images `seen` holds, in the same order.
 
     Every image is a query to all others of the part; itself, its exact copies and, with
-    `mask_groups`, its own group may not answer.
+    `mask_groups`, its own group may not answer. With `rule`, retrieval is scored without and with it,
+    from the same queries and by the same resamples. With `texts`, each asks for all images that have the finding.
     """
     names = part.taxonomy.names
     targets, groups = part.targets, part.groups
-    classification = ClassificationScores(targets, seen.probabilities.argmax(axis=1), names, groups)
+    classes, vectors = np.asarray(seen.probabilities), np.asarray(seen.vectors)
+    classification = ClassificationScores(targets, classes.argmax(axis=1), names, groups)
     exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
     if mask_groups:
         exclude.append((groups, groups))
-    vectors = np.asarray(seen.vectors)
     labels = part.frame["label"].to_numpy(dtype=object)
-    retrieval = {"class": score_retrieval(vectors, vectors, (labels, labels), name="class", exclude=exclude, groups=groups)}
     findings = part.frame["findings"].tolist()
+    asked, given = match_codes(labels, labels)
+    kinds: dict[str, tuple[str, Callable[[slice], np.ndarray]]] = {"class": ("class", lambda rows: asked[rows, None] == given)}
     if any(findings):
-        by_finding = score_retrieval(
-            vectors,
-            vectors,
-            lambda rows: finding_relevance(findings[rows], findings),
-            name="finding",
-            exclude=exclude,
-            groups=groups,
-        )
-        if by_finding.scored.any():
-            retrieval["finding"] = by_finding
-    return PartScores(classification, retrieval)
+        kinds["finding"] = ("finding", lambda rows: finding_relevance(findings[rows], findings))
+    found = PartScores(classification, {})
+    own = _Task("images", vectors, classes, vectors, classes, exclude, groups)
+    for key, (relevance, relevance_of) in kinds.items():
+        _score(found, own, key, relevance, relevance_of, rule)
+    if texts is not None and texts.texts:
+        wanted = [(text,) for text in texts.texts]
+        task = _Task("texts", texts.vectors, texts.probabilities, vectors, classes, [], None)
+        _score(found, task, TEXTS, "finding", lambda rows: finding_relevance(wanted[rows], findings), rule)
+    return found
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Queries and the gallery they are put to."""
+
+    name: str
+    queries: np.ndarray
+    query_classes: np.ndarray | None
+    gallery: np.ndarray
+    gallery_classes: np.ndarray
+    exclude: Exclusions
+    groups: np.ndarray | None
+
+    def n_candidates(self) -> np.ndarray:
+        """(Q,) int, gallery items that are not excluded."""
+        masks = [match_codes(*pair) for pair in self.exclude]
+        none = np.zeros(len(self.gallery), bool)
+        masked = [sum((q[i] == g for q, g in masks), none).sum() for i in range(len(self.queries))]
+        return len(self.gallery) - np.array(masked, np.int64)
+
+
+def _score(found: PartScores, task: _Task, key: str, relevance: str, relevance_of: Callable[[slice], np.ndarray], rule: ClassRule) -> None:
+    """Put the scores of a task into `found`, without and with the rule; by findings only where one is shared at all."""
+    plain = score_retrieval(task.queries, task.gallery, relevance_of, name=relevance, exclude=task.exclude, groups=task.groups)
+    if relevance != "class" and not plain.scored.any():
+        return
+    found.retrieval[key] = plain
+    if plain.scored.any():
+        found.chance[key] = float((plain.n_relevant / np.maximum(task.n_candidates(), 1))[plain.scored].mean())
+    if rule.mode == "off" or task.query_classes is None:
+        return
+    bonus = rule.bonus(task.query_classes, task.gallery_classes)
+    first, precision = np.zeros(len(task.queries), np.int64), np.zeros(len(task.queries))
+    fell_back = 0
+    for rows, ranking in ranked_blocks(task.queries, task.gallery, None, task.exclude, bonus=bonus):
+        hits = np.take_along_axis(np.asarray(relevance_of(rows), bool), ranking.indices, axis=1) & (ranking.indices >= 0)
+        # What the filter takes away stays relevant: else a wrongly predicted class would leave the query out, and not count as wrong.
+        block = RetrievalScores.from_relevance(hits, plain.n_relevant[rows], relevance)
+        first[rows], precision[rows] = block.first_rank, block.average_precision
+        fell_back += int(rule.fell_back(ranking, task.query_classes[rows], task.gallery_classes).sum())
+    found.retrieval[f"{key}, {rule}"] = RetrievalScores(first, precision, plain.n_relevant, relevance, task.groups)
+    if key in found.chance:
+        found.chance[f"{key}, {rule}"] = found.chance[key]
+    found.fell_back[task.name] = fell_back

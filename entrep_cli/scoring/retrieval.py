@@ -25,7 +25,7 @@ import numpy as np
 
 from entrep_cli.errors import DataError
 from entrep_cli.retrieval.ranking import Exclusions, Keys, match_codes, ranked_blocks
-from entrep_cli.scoring.intervals import Interval, bootstrap_many
+from entrep_cli.scoring.intervals import Interval, Sample
 
 RECALL_AT = (1, 5, 10)
 RELEVANCE_NAMES = ("class", "finding", "group", "pair")
@@ -141,6 +141,11 @@ class RetrievalScores:
     @cached_property
     def means(self) -> dict[str, Interval]:
         """The mean of each score over the scored queries, with its interval."""
+        return self.sample.intervals(resamples=self.resamples, seed=self.seed)
+
+    @property
+    def sample(self) -> Sample:
+        """The mean of each score over the scored queries, as a function of a resample."""
         values = np.stack([column[self.scored] for column in self.per_query.values()], axis=1)
         groups = None
         if self.groups is not None:
@@ -149,10 +154,7 @@ class RetrievalScores:
         def mean(counts: np.ndarray) -> np.ndarray:
             return counts @ values / counts.sum(axis=1, keepdims=True)
 
-        intervals = bootstrap_many(
-            mean, len(values), groups, resamples=self.resamples, seed=self.seed
-        )
-        return dict(zip(self.per_query, intervals, strict=True))
+        return Sample(tuple(self.per_query), len(values), groups, mean)
 
     def as_dict(self) -> dict:
         """All means as plain numbers, ready for JSON."""

@@ -18,12 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import read_json, read_text
+from entrep_cli.data.layouts import TestSet
 from entrep_cli.data.queries import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
+from entrep_cli.retrieval.sets import folder_items
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores
 from entrep_cli.submission.tracks import Submission, track_of
@@ -58,6 +62,37 @@ def read_truth(path: Path) -> dict[str, str | int]:
     if faults:
         raise DataError("The truth file cannot be used.", where=path, faults=faults, mend='write {"query": class or file name, ...}')
     return value
+
+
+def labelled_test(test_set: TestSet, taxonomy: Taxonomy) -> Catalog:
+    """The images of a test folder that its truth file knows, as a catalog to be scored; never to learn from.
+
+    Findings come from the texts of its `groups.csv`, groups from there or from the names.
+
+    Raises:
+        DataError: no truth file, one that knows none of the images, or images that cannot be read.
+    """
+    path = test_set.folder / track_of(1).truth_file
+    truth = read_truth(path)
+    labels = dict(zip(truth, _class_names(truth, taxonomy, path)))
+    items, findings = folder_items(test_set), read_findings(test_set.folder)
+    regions = {c.name: c.region for c in taxonomy.classes}
+    frame = pd.DataFrame(
+        {
+            "image": image,
+            "path": place,
+            "label": labels[image],
+            "region": regions[labels[image]],
+            "findings": tuple(sorted(findings.get(image, ()))),
+            "group": group or f"image:{image}",
+            "digest": digest,
+        }
+        for image, place, _, group, digest in items.rows()
+        if image in labels
+    )
+    if frame.empty:
+        raise DataError("The truth file knows none of the test images.", where=path, mend="is it of another test set?")
+    return Catalog(frame, taxonomy)
 
 
 def truth_taxonomy(truth_path: Path, track: int) -> Taxonomy:

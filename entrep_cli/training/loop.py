@@ -107,8 +107,8 @@ def fit(
     average = _Average(model, settings.average)
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=precision == "fp16")
     state: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best": {}, "best_weights": {}, "history": [], "seconds": 0.0}
-    if resume:
-        state = _load_checkpoint(run, model, optimizer, schedule, average, scaler) or state
+    if resume and run.path(CHECKPOINT).is_file():
+        state = _load_checkpoint(run, model, optimizer, schedule, average, scaler)
         console.say(f"Going on after epoch {state['epoch']}.")
     before = state["seconds"]  # of the sittings that were interrupted
     saved = time.monotonic()
@@ -263,10 +263,8 @@ def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Aver
     write_bytes_atomic(run.path(CHECKPOINT), content.getvalue())
 
 
-def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, scaler) -> dict[str, Any] | None:
+def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, scaler) -> dict[str, Any]:
     path = run.path(CHECKPOINT)
-    if not path.is_file():
-        return None
     try:
         state = torch.load(path, weights_only=True)
         own = {name for name, _ in _kept(model)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from entrep_cli.scoring import intervals
-from entrep_cli.scoring.intervals import Interval, bootstrap, bootstrap_many, bootstrap_mean
+from entrep_cli.scoring.intervals import Interval, Sample, bootstrap, bootstrap_many, bootstrap_mean, pooled
 
 
 def drawn_counts(n, groups=None, resamples=50, seed=0):
@@ -143,3 +143,26 @@ def test_values_and_groups_must_fit():
         bootstrap_mean([0.5, math.nan])
     with pytest.raises(ValueError, match="2 group keys do not fit 3 items"):
         bootstrap_mean([1, 2, 3], ["a", "b"])
+
+
+def mean_of(values: np.ndarray, groups=None) -> Sample:
+    return Sample(("mean",), len(values), groups, lambda counts: (counts @ values / counts.sum(axis=1))[:, None])
+
+
+def test_trainings_are_pooled_item_by_item():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(12, size=60).astype(str)
+    old, new = (rng.random((3, 60)) < p for p in (0.6, 0.8))
+    mean = pooled([mean_of(v, groups) for v in new])["mean"]
+    assert mean == bootstrap_mean(new.mean(axis=0), groups)
+    change = pooled([mean_of(v, groups) for v in new], [mean_of(v, groups) for v in old])["mean"]
+    paired = bootstrap_mean(new.mean(axis=0) - old.mean(axis=0), groups)
+    assert (change.value, change.low, change.high) == pytest.approx((paired.value, paired.low, paired.high))
+    # Of a training and itself the difference is nothing, whatever is drawn.
+    same = pooled([mean_of(old[0], groups)], [mean_of(old[0], groups)])["mean"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_samples_of_other_items_are_not_pooled():
+    with pytest.raises(ValueError, match="other items"):
+        pooled([mean_of(np.ones(3)), mean_of(np.ones(4))])

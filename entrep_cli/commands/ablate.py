@@ -1,0 +1,96 @@
+"""`entrep ablate`: the components of a paper, one by one, in one table."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Optional
+
+import typer
+
+from entrep_cli import console
+from entrep_cli.commands import options
+from entrep_cli.errors import Interrupted, UsageError
+from entrep_cli.workspace import data_dir, runs_dir
+
+
+def ablate(
+    paper: Annotated[str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion.")],
+    data: options.Data = None,
+    recipe: options.RecipeName = None,
+    set_: options.Assignments = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    epochs: options.Epochs = None,
+    seed: options.RecipeSeed = None,
+    seeds: Annotated[int, typer.Option(help="Trainings a row; their scores are averaged.", min=1)] = 3,
+    on: Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")] = "test",
+    fold: options.Fold = None,
+    name: Annotated[Optional[str], typer.Option(help="Of the folder under runs/ablations (default: the paper's).", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, and delete what was trained.")] = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+) -> dict[str, Any]:
+    """Example: entrep ablate mlcf --recipe tiny --epochs 3 --seeds 1
+
+    Train a recipe without its components, then with one after the other, each alike and with several
+    seeds, and score all in one table. What is trained stays: the same command goes on where it was
+    interrupted, and more --seeds add to it.
+    """
+    from entrep_cli.experiments.ablation import ABLATIONS, SHOWN, run_ablation
+    from entrep_cli.methods import method_class
+    from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
+
+    if paper not in ABLATIONS:
+        raise UsageError(f"There is no ablation {paper!r}.", mend=f"choose one of: {', '.join(ABLATIONS)}")
+    if name is not None and not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UsageError(f"{name!r} cannot be the name of a folder.", mend="use letters, digits, - and _")
+    ablation = ABLATIONS[paper]
+    base = read_recipe(recipe or ablation.recipe)
+    if base.get("method", ablation.method) != ablation.method:
+        raise UsageError(f"The ablation {paper} is one of {ablation.method}, not of {base['method']}.", mend=f"--recipe {ablation.recipe}")
+    short = options.short_settings(backbone=backbone, weights=weights, epochs=epochs, seed=seed)
+    settings = build_recipe(method_class(ablation.method).Recipe, base, parse_assignments(set_ or []), short)
+    rows = ablation.rows_of(settings)
+
+    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.data.splits import read_catalog_and_split
+
+    root = data_dir(data)
+    catalog, split = read_catalog_and_split(root)
+    say_catalog(catalog)
+    folder = runs_dir() / "ablations" / (name or paper)
+    how = {"seeds": seeds, "on": on, "device": device, "precision": precision, "fold": fold, "overwrite": overwrite}
+    try:
+        found = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend="the same command goes on with it") from None
+    shown = [column for column in SHOWN if any(column in row.scores for row in found)]
+    title = f"{paper} on {on}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups"
+    console.table(
+        title,
+        ["row", *shown, "learned", "s a run"],
+        [(r.row.name, *(str(r.scores.get(c, "-")) for c in shown), *_cost(r)) for r in found],
+    )
+    if seeds > 1:
+        console.table("Standard deviation over seeds", ["row", *shown], [(r.row.name, *(r.spread.get(c, "-") for c in shown)) for r in found])
+    console.table(
+        "Change from the row above, paired; * where the interval leaves out zero",
+        ["row", *shown],
+        [(r.row.name, *(_change(r.change.get(c)) for c in shown)) for r in found if r.change],
+    )
+    console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
+    console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
+    return {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "rows": [row.as_dict() for row in found]}
+
+
+def _cost(row) -> tuple[str, str]:
+    manifests = [run.manifest for run in row.runs]
+    seconds = sum(manifest["seconds"] for manifest in manifests) / len(manifests)
+    return f"{manifests[0]['parameters']:,}", f"{seconds:.0f}"
+
+
+def _change(change) -> str:
+    if change is None:
+        return "-"
+    marked = "*" if change.low > 0 or change.high < 0 else ""
+    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{marked}"
