@@ -266,17 +266,20 @@ def open_run(name: str | None = None) -> Run:
         run = max(complete, key=lambda run: (_finished(run), run.name))
         run.manifest  # noqa: B018 - raises where not even the last one can be read
         return run
-    for folder in (root / name, Path(name)):
-        if _is_run(folder):
-            run = Run(folder)
-            run.manifest  # noqa: B018 - raises where the run is half written
-            return run
+    if run := find_run(name):
+        run.manifest  # noqa: B018 - raises where the run is half written
+        return run
     names = sorted(run.name for run in _complete(root))
     raise RunError(
         f"There is no run {name!r}.",
         where=root,
         mend=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
     )
+
+
+def find_run(name: str) -> Run | None:
+    """A run by name or path, whole or half written; None where there is none."""
+    return next((Run(folder) for folder in (runs_dir() / name, Path(name)) if _is_run(folder)), None)
 
 
 _RUN_NAME = re.compile(r"\w[\w.+-]*")

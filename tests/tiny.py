@@ -1,4 +1,4 @@
-"""A tiny dataset in the contest's layout: small enough to write in a test, learnable all the same.
+"""A tiny dataset in the contest's layout, and tiny CLIP models: small enough for a test, learnable all the same.
 
 from tests.tiny import make_contest
 made = make_contest(tmp_path / "data", per_class=4, groups=2, tests=2)
@@ -10,14 +10,27 @@ import csv
 import io
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+# A CLIP of open_clip's own Transformers, and one with a convolutional tower of timm's.
+CLIP: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+CONV_CLIP = {
+    **CLIP,
+    "custom_text": True,
+    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
+}
 ENTREP = ("nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat")
 
 
@@ -130,6 +143,30 @@ def png_header(width: int, height: int) -> bytes:
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False))
+
+
+def cache_files(cache: Path, repository: str, files: Mapping[str, str]) -> Path:
+    """Put files (content by name) of a hub's repository where the hub's own cache would; the folder they lie in."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(snapshot.name)
+    for name, content in files.items():
+        (snapshot / name).write_text(content)
+    return snapshot
+
+
+def answers(path: Path) -> dict[str, Any]:
+    """What a submission zip answers."""
+    with zipfile.ZipFile(path) as archive:
+        (member,) = archive.namelist()
+        return json.loads(archive.read(member))
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a query file."""
+    return path.read_text("utf-8").splitlines()
 
 
 def _groups(labels: dict[str, str], size: int) -> dict[str, str]:

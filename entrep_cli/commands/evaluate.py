@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from entrep_cli import console
 from entrep_cli.commands import options
-from entrep_cli.errors import RunError, UsageError
+from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.workspace import MANIFEST, Run, data_dir, data_dir_exists, open_run, runs_dir, write_json_atomic
+
+if TYPE_CHECKING:
+    from entrep_cli.methods import Model
+    from entrep_cli.retrieval.class_aware import ClassRule
+    from entrep_cli.scoring.parts import TextQueries
 
 RETRIEVALS_A_TABLE = 2  # more do not fit beside each other into 80 columns
 
@@ -24,15 +29,22 @@ def evaluate(
     submission: Annotated[Optional[Path], typer.Option(help="Score this zip or JSON instead.", show_default=False)] = None,
     truth: Annotated[Optional[Path], typer.Option(help="The truth file of the submission.", show_default=False)] = None,
     track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
+    class_aware: options.ClassAware = "off",
+    class_weight: options.ClassWeight = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
     """Example: entrep evaluate --part test
 
     Score a run on a part of the split: accuracy, F1, per class, Recall@1/5/10, MRR and mAP, with 95%
-    bootstrap intervals over groups. Or score a submission:
+    bootstrap intervals over groups. With --class-aware, retrieval is scored without it and with it. Or
+    score a submission:
     entrep evaluate --submission track1.zip --truth truth_cls.json --track 1
     """
     if submission is not None:
+        if class_aware != "off" or class_weight is not None:
+            raise UsageError(
+                "--class-aware ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too"
+            )
         if truth is None or track is None:
             raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
         return _evaluate_submission(submission, truth, track, data, run)
@@ -40,15 +52,25 @@ def evaluate(
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
     if part not in ("train", "val", "test"):
         raise UsageError(f"There is no part {part!r}.", mend="--part train, val or test")
-    return _evaluate_part(part, fold, mask_groups, data, run, device)
+    options.check_class_aware(class_aware, class_weight)
+    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, data, run, device)
 
 
-def _evaluate_part(part: str, fold: int | None, mask_groups: bool, data: Path | None, run_name: str | None, device: str) -> dict[str, Any]:
+def _evaluate_part(
+    part: str,
+    fold: int | None,
+    mask_groups: bool,
+    class_aware: str,
+    class_weight: float | None,
+    data: Path | None,
+    run_name: str | None,
+    device: str,
+) -> dict[str, Any]:
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.methods.runs import load_model
     from entrep_cli.retrieval.embeddings import embeddings_of
     from entrep_cli.retrieval.sets import TRAIN, catalog_items
-    from entrep_cli.scoring.parts import score_part
+    from entrep_cli.scoring.parts import finding_texts, score_part
 
     opened = open_run(run_name)
     catalog, split = read_catalog_and_split(data_dir(data))
@@ -71,10 +93,33 @@ def _evaluate_part(part: str, fold: int | None, mask_groups: bool, data: Path | 
         raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
     model = load_model(opened, device)
     seen = embeddings_of(opened, TRAIN, catalog_items(catalog), model).named(images.images)
-    scores = score_part(images, seen, mask_groups=mask_groups)
+    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (catalog, split))
+    if aware["validation"] is not None and part == "val":
+        notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
+    texts = _text_queries(model, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
+    scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts)
+    for queries, n in scores.fell_back.items():
+        if n:
+            notes.append(f"{rule}: {n} queries ({queries}) have no candidate of their predicted class; for them the whole part was ranked")
     title = f"run {opened.name}, part {part}" + ("" if fold is None else f", fold {fold}")
     stem = opened.path("evaluation", part if fold == own_fold else f"{part}-fold-{fold}")
-    return _show(title, stem, catalog.taxonomy, scores.classification, scores.retrieval, mask_groups, notes)
+    more = {"class_aware": {**aware, "fell_back": scores.fell_back}}
+    return _show(title, stem, catalog.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
+
+
+def _text_queries(model: Model, texts: list[str], rule: ClassRule, notes: list[str]) -> TextQueries | None:
+    """The finding texts as queries; without their classes, and with a note, where the model cannot tell them."""
+    from entrep_cli.retrieval.text_queries import text_probabilities, text_vectors
+    from entrep_cli.scoring.parts import TextQueries
+
+    if not texts:
+        return None
+    try:
+        classes = None if rule.mode == "off" else text_probabilities(model, texts)
+    except (DataError, UsageError) as error:
+        classes = None
+        notes.append(f"texts are not scored {rule}: {' '.join([error.what, *error.faults])}")
+    return TextQueries(texts, text_vectors(model, texts), classes)
 
 
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
@@ -113,9 +158,10 @@ def _show(
     mask_groups: bool | None,
     notes: list[str],
     chance: dict[str, float] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
-    document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {})}
+    document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {}), **(more or {})}
     if classification is not None:
         from entrep_cli.report.figures import confusion_png
 

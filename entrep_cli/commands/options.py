@@ -119,8 +119,9 @@ def short_settings(
     *, backbone: str | None, weights: str | None, tune: str | None = None, epochs: int | None, seed: int | None
 ) -> dict[str, Any]:
     """The settings of a recipe that have options of their own, as a table over it."""
+    backbone_table = {key: value for key, value in (("name", backbone), ("weights", weights)) if value is not None}
     return {
-        "backbone": {key: value for key, value in (("name", backbone), ("weights", weights)) if value is not None},
-        "train": {} if epochs is None else {"epochs": epochs},
+        **({"backbone": backbone_table} if backbone_table else {}),
+        **({} if epochs is None else {"train": {"epochs": epochs}}),
         **{key: value for key, value in (("seed", seed), ("tune", tune)) if value is not None},
     }

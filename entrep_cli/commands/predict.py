@@ -24,6 +24,9 @@ def predict(
     top_k: options.TopK = 10,
     tta: Annotated[bool, typer.Option("--tta", help="Track 1: average over the image and its label-aware flip.")] = False,
     mask_groups: options.MaskGroups = False,
+    class_aware: options.ClassAware = "off",
+    class_weight: options.ClassWeight = None,
+    template: options.Template = None,
     out: Annotated[Optional[Path], typer.Option(help="The zip to write (default: in the run folder).", show_default=False)] = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def predict(
     images, never from label files.
     """
     from entrep_cli.methods import WITH_TEXT
+    from entrep_cli.retrieval.text_queries import check_template
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import track_of, write_submission
 
@@ -47,20 +51,39 @@ def predict(
         )
     if tta and track != 1:
         raise UsageError("--tta averages class probabilities; it is for track 1.", mend="leave it out")
+    if track == 1 and class_aware != "off":
+        raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", mend="leave it out")
+    options.check_class_aware(class_aware, class_weight)
+    if template is not None and track != 3:
+        raise UsageError(f"--template is for the texts of track 3; the queries of track {track} are images.", mend="leave it out")
+    check_template(template)
     out = out or opened.path("submissions", f"track{track}.zip")
     if out.suffix.lower() != ".zip":
         raise UsageError(f"A submission is a zip, not {out.name!r}.", mend=f"--out {out.with_suffix('.zip')}")
     # Queries of one's own need no dataset, unless its training images are the gallery.
     needed = queries is None or data is not None or gallery in ("train", "all") or data_dir_exists()
     root = data_dir(data) if needed else None
+    from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.methods.runs import load_model
     from entrep_cli.submission.answers import answer_track
 
     model = load_model(opened, device)
     if tta and min(model.taxonomy.mirrors) < 0:
         raise UsageError("--tta needs a mirror for every class; the taxonomy does not know them all.", mend="name them in taxonomy.toml")
+    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))
     found = answer_track(
-        opened, model, root, track, queries=queries, gallery=gallery, top_k=top_k, flip=tta, mask_groups=mask_groups, warn=console.warn
+        opened,
+        model,
+        root,
+        track,
+        queries=queries,
+        gallery=gallery,
+        top_k=top_k,
+        flip=tta,
+        mask_groups=mask_groups,
+        rule=rule,
+        template=template,
+        warn=console.warn,
     )
     write_submission(out, track, found.answers, found.ranked)
     classes = {c.name: c.id for c in model.taxonomy.classes}
@@ -74,6 +97,12 @@ def predict(
         rows[1:1] = [(f"answered {c.name} ({c.id})", given.count(c.id)) for c in model.taxonomy.classes]
     else:
         rows.insert(1, (f"gallery ({gallery})", len(found.gallery)))
+    if class_aware != "off":
+        rows.insert(2, ("class-aware", class_aware if class_aware == "hard" else f"soft, weight {rule.weight:g}"))
+    if class_aware == "hard":
+        rows.insert(3, ("no candidate of the class", found.fell_back))
+    if template is not None:
+        rows.insert(2, ("template", template))
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
     truth = found.folder / track_of(track).truth_file
     if truth.is_file():
@@ -84,5 +113,7 @@ def predict(
         "submission": str(out),
         "ranked": str(out.with_suffix(".csv")),
         "queries": len(found.queries),
+        "class_aware": {**aware, "fell_back": found.fell_back},
+        "template": template,
         "validated": True,
     }

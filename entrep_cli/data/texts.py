@@ -8,6 +8,11 @@ import unicodedata
 _SIDES = re.compile(r"\b(left|right|trái|phải)\b")
 # A comma between two digits is a decimal one, as Vietnamese writes it.
 _CUTS = re.compile(r"[\r\n，]+|,(?!(?<=\d,)\d)")
+# Of the decomposed text: đ, and the horn, hook, dot below and breve, which Western names do not have.
+_VIETNAMESE_MARKS = frozenset("đ\u031b\u0309\u0323\u0306")
+# Grave, acute, tilde and circumflex they have as well: there the whole word must be one Vietnamese syllable.
+_SHARED_MARKS = re.compile("(?<=[aeiouy])[\u0300\u0301\u0302\u0303]+")
+_SYLLABLE = re.compile(r"(?:ngh?|nh|ch|gh?|gi|kh?|ph?|qu|th?|tr|[bcdhlmnrsvx])?[aeiouy]{1,3}(?:ng?|nh|ch?|[mpt])?")
 
 
 def fold(text: str) -> str:
@@ -43,6 +48,22 @@ def split_findings(text: str) -> list[str]:
 def names_a_side(text: str) -> bool:
     """Whether a text says left or right, in English or Vietnamese: it is not true of the flipped image."""
     return bool(_SIDES.search(fold(text)))
+
+
+def is_vietnamese(text: str) -> bool:
+    """Whether a text shows by its diacritics that it is Vietnamese.
+
+    What is written without them is not known from English; names such as `Ménière` do not count.
+
+    >>> is_vietnamese("viêm tai giữa"), is_vietnamese("tai trái"), is_vietnamese("Ménière's disease")
+    (True, True, False)
+    """
+    for word in re.findall(r"[^\W\d_]+", fold(text)):
+        letters = unicodedata.normalize("NFD", word)
+        plain = _SHARED_MARKS.sub("", letters)
+        if _VIETNAMESE_MARKS & set(letters) or plain != letters and _SYLLABLE.fullmatch(plain):
+            return True
+    return False
 
 
 def finding_keys(text: str) -> list[str]:

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 METHODS = {
     "clip-lora": "entrep_cli.methods.clip_lora:ClipLora",
     "dinov2": "entrep_cli.methods.dinov2:Dinov2",
+    "prototype": "entrep_cli.methods.prototype:Prototype",
 }
-WITH_TEXT = ("clip-lora",)  # the methods whose models can embed texts
-DEFAULT_METHOD = "dinov2"
+WITH_TEXT = ("clip-lora", "prototype")  # the methods whose models can embed texts
+DEFAULT_METHOD = "clip-lora"  # one model for the three tracks
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Model(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows; UsageError where the method has no text tower."""
+
+    def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(M, C) probabilities over the taxonomy's classes; UsageError where the method has no text tower."""
 
     def classify(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, C) probabilities over the taxonomy's classes."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.data.texts import finding_keys, names_a_side
+from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese, names_a_side
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.models.clip import (
@@ -80,7 +80,6 @@ class ClipLoraRecipe(Recipe):
     tune: Literal["lora", "full", "head"] = "lora"
     freeze_norm: bool = True
     mix: bool = False
-    images_per_class: Annotated[int, Field(ge=2)] = 4
     batch_size: Annotated[int, Field(ge=1)] = 32
     image: ImageSettings = ImageSettings()
     backbone: ClipSettings = ClipSettings()
@@ -89,6 +88,17 @@ class ClipLoraRecipe(Recipe):
     texts: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
     train: LoopSettings = LoopSettings(epochs=30, patience=8, batch_size=32, learning_rate=1e-3, backbone_learning_rate=2e-4, warmup=0.1)
+    images_per_class: int = 4  # after `train`, with which it is checked
+
+    @field_validator("images_per_class")
+    @classmethod
+    def _fits_a_batch(cls, n: int, others: ValidationInfo) -> int:
+        if n < 2:
+            raise ValueError("positives need 2 images of a class, or more")
+        if "train" in others.data and others.data["train"].batch_size < n:
+            size = others.data["train"].batch_size
+            raise ValueError(f"a batch of {size} does not hold {n} images of a class; set train.batch_size={n} or more, or this to fewer")
+        return n
 
 
 class ClipLora(nn.Module):
@@ -151,12 +161,35 @@ class ClipLora(nn.Module):
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(M, D) unit rows. Texts longer than the context are cut, and counted aloud; empty ones are a DataError."""
-        empty = [f"text {i + 1}" for i, text in enumerate(texts) if not text.strip()]
-        if empty:
-            raise DataError(f"{len(empty)} texts are empty.", faults=empty, mend="a query needs at least a word")
+        """(M, D) unit rows. Texts that are cut, or not of the tower's language, are counted aloud; empty ones are a DataError."""
+        empty = [f"text {i}" for i, text in enumerate(texts, 1) if not clean_text(text)]
+        if empty or not texts:
+            what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
+            raise DataError(what, faults=empty, mend="a query needs at least a word")
         say_cut(self, texts)
+        say_vietnamese(self, texts, "ask in English")
         return torch.cat([self.encode(self.tokens(part)) for part in _parts(texts, self.recipe.batch_size)])
+
+    @torch.inference_mode()
+    def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(M, C) probabilities: the softmax over classes of logit scale times the cosine of text and class.
+
+        A class is the mean on the sphere of its prompts in the recipe's languages, as in training (ours). Texts are
+        cut as by `embed_texts`, which tells it. DataError: a text is empty, or a class has no prompt; each is named.
+        """
+        prompts = [[p for language in self.recipe.texts.languages for p in c.prompts.get(language, ())] for c in self.taxonomy.classes]
+        faults = [f"text {i} is empty" for i, text in enumerate(texts, 1) if not clean_text(text)] or ["there is no text"] * (not texts)
+        faults += [f"class {c.name} has no prompt" for c, own in zip(self.taxonomy.classes, prompts) if not own]
+        if faults:
+            mend = "a text needs a word; write prompts of a class into taxonomy.toml"
+            raise DataError("The classes of the texts cannot be told.", faults=faults, mend=mend)
+
+        def encode(some: Sequence[str]) -> torch.Tensor:
+            return torch.cat([self.encode(self.tokens(part)) for part in _parts(some, self.recipe.batch_size)])
+
+        of_class = encode([p for own in prompts for p in own]).split([len(own) for own in prompts])
+        classes = F.normalize(torch.stack([own.mean(dim=0) for own in of_class]), dim=1)
+        return (clamped_scale(self.backbone.logit_scale) * (encode(texts) @ classes.T)).softmax(dim=1)
 
     def save(self, run: Run) -> None:
         from safetensors.torch import save
@@ -225,7 +258,8 @@ class ClipLora(nn.Module):
 def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     """Freeze what `tune` says, of the parameters that the base weights filled (`load_clip_weights`).
 
-    What no weights file filled, such as a text tower that starts fresh, is learned whatever is tuned.
+    What no weights file filled, such as a text tower that starts fresh, is learned whatever is tuned; without
+    the contrast the text tower stays as it is.
     """
     recipe = model.recipe
     if recipe.tune == "lora":
@@ -235,8 +269,9 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
         add_lora(model.backbone, recipe.lora.model_copy(update={"towers": towers}))
     for name, parameter in model.backbone.named_parameters():
         from_base = filled is not None and name.startswith(filled) and "lora_" not in name
-        parameter.requires_grad_(recipe.tune == "full" or not from_base)
-        if not parameter.requires_grad:
+        unused = not recipe.texts.contrast and not name.startswith("visual.")  # without the contrast no text is ever read
+        parameter.requires_grad_((recipe.tune == "full" or not from_base) and not unused)
+        if from_base and recipe.tune != "full":
             model.from_base.add(f"backbone.{name}")
     # The temperature is learned with the contrast, and only then.
     model.backbone.logit_scale.requires_grad_(recipe.texts.contrast > 0)
@@ -249,16 +284,21 @@ class _Texts:
     def __init__(self, model: ClipLora, train: Catalog) -> None:
         settings = model.recipe.texts
         taxonomy = train.taxonomy
-        prompts = [[p for language in settings.languages for p in c.prompts.get(language, ())] for c in taxonomy.classes]
+        prompts = [
+            [p for language in settings.languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in taxonomy.classes
+        ]
         unnamed = [c.name for c, own in zip(taxonomy.classes, prompts) if not own]
         if unnamed and settings.contrast:
+            keys = " or ".join(f"prompts.{language}" for language in settings.languages)
             raise DataError(
-                f"{len(unnamed)} classes have no prompt in {', '.join(settings.languages)}.",
+                f"{len(unnamed)} of {len(taxonomy)} classes have no prompt in {' or '.join(settings.languages)}.",
+                where=f"taxonomy {taxonomy.name!r}",
                 faults=unnamed,
-                mend="write prompts.en or prompts.vi into taxonomy.toml, or --set texts.contrast=0",
+                mend=f"write {keys} into taxonomy.toml (data/README.md shows how), or leave the texts out with --set texts.contrast=0",
             )
         self.class_of_prompt = torch.tensor([i for i, own in enumerate(prompts) for _ in own])
-        self.prompt_tokens = model.tokens([p for own in prompts for p in own])
+        flat = [p for own in prompts for p in own]
+        self.prompt_tokens = model.tokens(flat) if flat else None
         self.n_classes = len(taxonomy)
         keys = [self._keys(train, row, settings) for row in train.frame.to_dict("records")]
         vocabulary = sorted({key for own in keys for key in own})
@@ -268,9 +308,10 @@ class _Texts:
         self.true_of = torch.zeros(len(train), len(vocabulary), dtype=torch.bool)
         for i, own in enumerate(keys):
             self.true_of[i, [place[key] for key in own]] = True
-        say_cut(model, [*(p for own in prompts for p in own), *vocabulary])
-        if "vi" in settings.languages and model.recipe.backbone.weights != "none" and settings.contrast:
-            console.say(f"Note: a pretrained text tower, if it {ENGLISH_ONLY}.")
+        if settings.contrast:
+            say_cut(model, [*flat, *vocabulary])
+            if "vi" in settings.languages:
+                say_vietnamese(model, [*flat, *vocabulary], "leave them out with --set 'texts.languages=[\"en\"]'")
 
     @staticmethod
     def _keys(train: Catalog, row: dict, settings: TextSettings) -> list[str]:
@@ -378,6 +419,20 @@ def say_cut(model: ClipLora, texts: Sequence[str]) -> None:
     n = texts_cut(model.tokenizer, texts, model.context_length)
     if n:
         console.warn(f"{n} of {len(texts)} texts are longer than the {model.context_length} tokens of the text tower and are cut.")
+
+
+def say_vietnamese(model: ClipLora, texts: Sequence[str], mend: str) -> None:
+    """Tell how many texts are Vietnamese, where the text tower cannot know it: by its tokenizer, or for want of training."""
+    n = sum(map(is_vietnamese, texts))
+    languages = model.recipe.texts.languages
+    if model.backbone.pretrained_text and not model.architecture.multilingual:
+        reason = f"the pretrained text tower {ENGLISH_ONLY}"
+    elif "vi" not in languages:
+        reason = f"the run has learned from texts in {', '.join(languages)} alone"
+    else:
+        return
+    if n:
+        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and {reason}; {mend}.")
 
 
 def _parts(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -28,8 +28,13 @@ from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
 _CONFIGS = Path(__file__).parent / "clip_configs"
+_HUB_CONFIG = "open_clip_config.json"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-ENGLISH_ONLY = "was trained on English texts; Vietnamese ones reach it letter by letter"
+_HUB_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+# In the names of the tokenizers that were made for many languages; all others cut Vietnamese to pieces.
+_MULTILINGUAL = ("xlm", "multilingual", "mt5", "nllb", "i18n", "siglip2")
+_OTHER_MODEL = "take a model that needs no such file, as --backbone ViT-B-16-quickgelu --weights FILE"
+ENGLISH_ONLY = "has an English tokenizer: they reach it as letters and fragments"
 
 
 class ClipSettings(Section):
@@ -55,12 +60,19 @@ class Architecture:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    @property
+    def multilingual(self) -> bool:
+        """Whether the tokenizer is one of many languages, by its name."""
+        name = (self.config["text_cfg"].get("hf_tokenizer_name") or "").lower()
+        return any(part in name for part in _MULTILINGUAL)
+
 
 def read_architecture(name: str) -> Architecture:
     """The architecture of a name; UsageError for an unknown one, WeightsError where hub files are not cached."""
     path = _CONFIGS / f"{name}.json"
     if name.startswith("hf-hub:"):
-        path = _cached(name.removeprefix("hf-hub:"), "open_clip_config.json")
+        own = "give both files with --backbone CONFIG.json --weights FILE"
+        path = _cached(name.removeprefix("hf-hub:"), _HUB_CONFIG, with_it=_HUB_WEIGHTS[:1], otherwise=own)
     elif not path.is_file():
         path = Path(name)
     if not path.is_file():
@@ -86,12 +98,19 @@ def read_architecture(name: str) -> Architecture:
 
 
 def build_clip(architecture: Architecture, size: int) -> nn.Module:
-    """The model with random weights, for square images of `size` pixels; UsageError where it cannot be built."""
+    """The model with random weights, for square images of `size` pixels.
+
+    Its attribute `pretrained_text` tells whether `load_clip_weights` has filled the text tower since.
+
+    Raises:
+        UsageError: it cannot be built; WeightsError where the configuration of a hub's text tower is not cached.
+    """
     config = json.loads(json.dumps(architecture.config))
     config["vision_cfg"] |= {"image_size": size, "timm_model_pretrained": False}
     text = config["text_cfg"]
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
+        text["hf_model_name"] = _snapshot(text["hf_model_name"], "config.json")
     custom = config.pop("custom_text", False) or "hf_model_name" in text
     config.pop("custom_text", None)
     try:
@@ -101,6 +120,7 @@ def build_clip(architecture: Architecture, size: int) -> nn.Module:
             model.visual.set_input_size(size)
     except Exception as error:  # open_clip and timm raise anything for a configuration that does not hold
         raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", mend="check its configuration and image.size") from error
+    model.pretrained_text = False
     return model
 
 
@@ -141,18 +161,28 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
         load_weights(trunk, state, path)
         return origin, "visual.trunk."
     _load_whole(model, state, path)
+    model.pretrained_text = True
     return origin, ""
 
 
 def make_tokenizer(settings: ClipSettings, architecture: Architecture) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Texts to (M, context) token ids; WeightsError where a hub tokenizer is not cached."""
+    """Texts to (M, context) token ids; WeightsError where a hub tokenizer is not cached, or only in part."""
     text = architecture.config["text_cfg"]
     length = text.get("context_length", 77)
     if not text.get("hf_tokenizer_name"):
         return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))
     repository = text["hf_tokenizer_name"]
-    _cached(repository, "tokenizer_config.json")
-    return open_clip.tokenizer.HFTokenizer(repository, context_length=length, **text.get("tokenizer_kwargs", {}))
+    _snapshot(repository, *_HUB_VOCABULARIES, with_it=["tokenizer_config.json"])
+    # From its folder, not by its name: by that, transformers would ask the hub for what is not cached.
+    folder = _snapshot(repository, "tokenizer_config.json")
+    try:
+        return open_clip.tokenizer.HFTokenizer(folder, context_length=length, **text.get("tokenizer_kwargs", {}))
+    except Exception as error:  # transformers raises anything for files that are missing or damaged
+        raise WeightsError(
+            f"The tokenizer cannot be read: {first_line(error)}",
+            where=f"{repository}, in {folder}",
+            mend=f"with a network: `hf download {repository} tokenizer.json tokenizer_config.json config.json`; or {_OTHER_MODEL}",
+        ) from error
 
 
 def texts_cut(tokenizer: Callable, texts: Sequence[str], context_length: int) -> int:
@@ -183,29 +213,56 @@ def _load_whole(model: nn.Module, state: dict[str, torch.Tensor], path: Path) ->
 def _published(settings: ClipSettings) -> Path:
     """The cached file of published weights; WeightsError names the exact file and how to fetch it."""
     if settings.name.startswith("hf-hub:"):
-        repository, known = settings.name.removeprefix("hf-hub:"), True
+        repository, file = settings.name.removeprefix("hf-hub:"), ""
     else:
-        found = open_clip.get_pretrained_cfg(settings.name, settings.tag)
-        repository, known = (found.get("hf_hub") or "").strip("/"), bool(found)
-    if not known or not repository:
+        # `owner/name/`, or `owner/name/file` where the file is called otherwise than open_clip's.
+        hub = open_clip.get_pretrained_cfg(settings.name, settings.tag).get("hf_hub") or ""
+        repository, _, file = hub.rpartition("/")
+    if not repository:
         tags = open_clip.list_pretrained_tags_by_model(settings.name)
         raise WeightsError(
             f"open_clip knows no weights {settings.tag!r} of {settings.name!r}.",
             faults=[f"its tags: {', '.join(tags)}"] if tags else [],
             mend="--set backbone.tag=TAG, --weights FILE, or --weights none with --tune full",
         )
-    return _cached(repository, *_HUB_WEIGHTS)
+    own = "give a file with --weights FILE; a small model from scratch is --recipe tiny"
+    return _cached(repository, *([file] if file else _HUB_WEIGHTS), otherwise=own)
 
 
-def _cached(repository: str, *files: str) -> Path:
-    from huggingface_hub import try_to_load_from_cache
+def _snapshot(repository: str, *files: str, with_it: Sequence[str] = ()) -> str:
+    """The folder that holds one of `files` of a tokenizer or a text tower: one that is named by its path, or in the hub's cache."""
+    if any((Path(repository) / file).is_file() for file in files):
+        return repository
+    return str(_cached(repository, *files, with_it=with_it, otherwise=_OTHER_MODEL).parent)
 
-    for file in files:
-        path = try_to_load_from_cache(repository, file)
+
+def _cached(repository: str, *files: str, with_it: Sequence[str] = (), otherwise: str) -> Path:
+    """The first of `files` that is in the hub's cache.
+
+    Raises:
+        WeightsError: none is. It names the first, the command that fetches it and what is needed `with_it`,
+            what of the repository is there already, and what to do `otherwise`. UsageError: no such name can be.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        found = [try_to_load_from_cache(repository, file) for file in files]
+    except ValueError as error:
+        raise UsageError(f"That is no repository of the hub: {first_line(error)}", mend="name it as owner/name") from error
+    for path in found:
         if isinstance(path, str):
             return Path(path)
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    there = sorted(path for path in cache.glob("snapshots/*/*") if path.is_file())
+    faults = [f"of another revision: {path}" for path in there if path.name in files]
+    if there and not faults:
+        faults.append(f"what is there of it: {', '.join(dict.fromkeys(path.name for path in there))}")
+    if any(cache.glob("blobs/*.incomplete")):
+        faults.append("a download of it was not finished")
+    named = f"{files[0]} (or {', '.join(files[1:])})" if len(files) > 1 else files[0]
     raise WeightsError(
         "A file of the model is not on this machine, and nothing is downloaded unasked.",
-        where=f"{repository}, file {files[0]}",
-        mend=f"where there is a network: `hf download {repository} {files[0]}`; or give a file with --weights FILE",
+        where=f"{repository}, file {named}",
+        faults=faults,
+        mend=f"where there is a network: `hf download {' '.join([repository, files[0], *with_it])}`; or {otherwise}",
     )

@@ -10,12 +10,12 @@ multiple of 2**-26. The products are then multiples of 2**-52 and, for unit rows
 reaches 2, so float64 holds each of them exactly: no rounding happens, in whatever order BLAS adds.
 The rounding of the coordinates moves a cosine by some 1e-8, less than float32 itself can tell.
 Scores are rounded once, to float32, and ties are decided on these float32 scores: what a reader
-sees as equal is equal.
+sees as equal is equal. A bonus, where one is given, is a float32 too and is added to the cosine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from entrep_cli.errors import DataError, UsageError
 
 Keys = Sequence | np.ndarray
 Exclusions = Sequence[tuple[Keys, Keys]]
+Bonus = Callable[[slice, np.ndarray], np.ndarray]
 
 _GRID = 2.0**26
 _TILE = 1024  # gallery rows on the grid at a time: they stay in the processor's cache
@@ -37,7 +38,8 @@ class Ranking:
 
     Args:
         indices: (Q, k) int64, rows of the gallery; -1 where no candidate was left.
-        scores: (Q, k) float32 cosines, never rising along a row; -inf where the index is -1.
+        scores: (Q, k) float32 cosines (with their bonus, where one was given), never rising along a
+            row; -inf where the index is -1.
 
     Raises:
         ValueError: the two arrays do not fit each other (a bug in the caller).
@@ -63,6 +65,7 @@ def rank(
     k: int | None,
     exclude: Exclusions = (),
     *,
+    bonus: Bonus | None = None,
     block_size: int | None = None,
 ) -> Ranking:
     """Rank the gallery for each query by cosine, exactly; ties go to the earlier gallery row.
@@ -73,6 +76,8 @@ def rank(
         k: answers to a query; None for the full ranking (k = G).
         exclude: pairs (query_keys (Q,), gallery_keys (G,)): a gallery item whose key equals the
             query's in any pair is never returned. None, '' and NaN are no key and match nothing.
+        bonus: what is added to the cosines: from (rows of the queries, (q, G) bool candidates that
+            are not excluded) to (q, G) float32. -inf takes a candidate out; none comes back in.
         block_size: queries ranked at a time; it bounds memory and cannot change the answer.
 
     Returns:
@@ -83,7 +88,10 @@ def rank(
         UsageError: k is below 1.
     """
     blocks = [
-        ranking for _, ranking in ranked_blocks(queries, gallery, k, exclude, block_size=block_size)
+        ranking
+        for _, ranking in ranked_blocks(
+            queries, gallery, k, exclude, bonus=bonus, block_size=block_size
+        )
     ]
     width = len(gallery) if k is None else k
     return Ranking(
@@ -98,6 +106,7 @@ def ranked_blocks(
     k: int | None,
     exclude: Exclusions = (),
     *,
+    bonus: Bonus | None = None,
     block_size: int | None = None,
 ) -> Iterator[tuple[slice, Ranking]]:
     """As `rank`, but yields (rows of the queries, their Ranking) and holds one block at a time."""
@@ -120,9 +129,11 @@ def ranked_blocks(
     block_size = block_size or max(_FEWEST_QUERIES, _SCORES_AT_ONCE // max(1, len(gallery)))
     for start in range(0, len(queries), block_size):
         rows = slice(start, min(start + block_size, len(queries)))
-        scores = _cosines(queries[rows], gallery)
+        scores = exact_products(queries[rows], gallery)
         for query_codes, gallery_codes in masks:
             scores[query_codes[rows, None] == gallery_codes] = -np.inf
+        if bonus is not None:
+            scores += bonus(rows, ~np.isneginf(scores))  # -inf stays -inf: a mask holds
         yield rows, _best(scores, k)
 
 
@@ -188,8 +199,11 @@ def _on_grid(rows: np.ndarray) -> np.ndarray:
     return np.rint(scaled, out=scaled).astype(np.float64)
 
 
-def _cosines(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """(q, G) float32, each the exact product of the gridded rows rounded once."""
+def exact_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(q, G) float32, each the exact product of the gridded rows (q, D) and (G, D) rounded once.
+
+    Of unit rows the cosines; likewise exact for rows of probabilities, whose products sum to 1 at most.
+    """
     left = _on_grid(queries)
     scores = np.empty((len(queries), len(gallery)), np.float32)
     for start in range(0, len(gallery), _TILE):

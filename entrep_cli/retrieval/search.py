@@ -9,7 +9,7 @@ import numpy as np
 from entrep_cli.errors import RunError
 from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, read_embeddings, set_fingerprint
 from entrep_cli.retrieval.index import build_index, load_index, save_index, search_index
-from entrep_cli.retrieval.ranking import Ranking
+from entrep_cli.retrieval.ranking import Bonus, Ranking, rank
 from entrep_cli.workspace import Run, write_json_atomic
 
 
@@ -68,6 +68,16 @@ def nearest(index, gallery: Embeddings, query: np.ndarray, k: int, *, digest: st
         if keep.sum() >= k or wanted >= len(gallery):
             return Ranking(found.indices[:, keep][:, :k], found.scores[:, keep][:, :k])
         wanted *= 4
+
+
+def nearest_exactly(
+    gallery: Embeddings, query: np.ndarray, k: int, *, digest: str = "", group: str = "", bonus: Bonus | None = None
+) -> Ranking:
+    """As `nearest`, without an index and with the bonus of class-aware retrieval; the row ends where candidates do."""
+    exclude = [([digest], gallery.items.digest), ([group], gallery.items.group)]
+    found = rank(query, np.asarray(gallery.vectors), k, exclude, bonus=bonus)
+    n = int((found.indices >= 0).sum())
+    return Ranking(found.indices[:, :n], found.scores[:, :n])
 
 
 def _fingerprints(run: Run) -> dict[str, str]:

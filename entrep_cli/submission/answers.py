@@ -14,9 +14,11 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.layouts import TestSet, read_test_folder
 from entrep_cli.data.queries import named_test_set, only_test_set
 from entrep_cli.errors import DataError, UsageError
+from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
+from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
 from entrep_cli.workspace import Run
 
@@ -36,6 +38,7 @@ class Answers:
         ranked: (query, rank from 1, answer, score), best first, for the ranked CSV.
         gallery: names that could be answered; None for track 1.
         folder: where the queries came from.
+        fell_back: queries for which no candidate of their predicted class was left, so that all were ranked.
     """
 
     queries: list[str]
@@ -43,6 +46,7 @@ class Answers:
     ranked: list[tuple[str, int, Answer, float]]
     gallery: list[str] | None
     folder: Path
+    fell_back: int = 0
 
 
 def answer_track(
@@ -56,6 +60,8 @@ def answer_track(
     top_k: int = 10,
     flip: bool = False,
     mask_groups: bool = False,
+    rule: ClassRule = ClassRule(),
+    template: str | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Answers:
     """Answer all queries of a track.
@@ -67,6 +73,9 @@ def answer_track(
         gallery: where tracks 2 and 3 search: `queries`, `test`, `train`, `all`, or a folder.
         flip: test-time augmentation by the label-aware flip, for track 1.
         mask_groups: an image of the query's own group may not be answered.
+        rule: class-aware retrieval, for tracks 2 and 3.
+        template: a text with one `{}` into which the texts of track 3 are set before they are embedded; the
+            queries in the answers stay as they were asked.
 
     Raises:
         DataError: faulty queries, or a gallery in which a query has no candidate; all are listed.
@@ -81,11 +90,14 @@ def answer_track(
     if track == 2:
         seen = _named(_test_embeddings(run, model, data, test_set), asked)
         own = ["image", "digest", *(["group"] if mask_groups else [])]
-        vectors = seen.vectors
+        vectors, classes = np.asarray(seen.vectors), np.asarray(seen.probabilities)
         exclude = [(getattr(seen.items, key), getattr(pool.items, key)) for key in own]
     else:
-        vectors, exclude = model.embed_texts(asked).cpu().numpy(), []
-    ranking = rank(np.asarray(vectors), np.asarray(pool.vectors), top_k, exclude)
+        texts = templated(asked, template)
+        vectors, exclude = text_vectors(model, texts), []
+        classes = np.empty(0) if rule.mode == "off" else text_probabilities(model, texts)
+    given = np.asarray(pool.probabilities)
+    ranking = rank(vectors, np.asarray(pool.vectors), top_k, exclude, bonus=rule.bonus(classes, given))
     empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
     if empty:
         raise DataError(
@@ -94,6 +106,9 @@ def answer_track(
             faults=empty,
             mend="choose a larger --gallery: test, train, all or a folder" + (", or leave out --mask-groups" if mask_groups else ""),
         )
+    fell_back = int(rule.fell_back(ranking, classes, given).sum())
+    if fell_back and warn:
+        warn(f"{fell_back} of {len(asked)} queries have no candidate of their predicted class; for them the whole gallery was ranked")
     ranked = [
         (query, place, str(pool.items.image[row]), float(score))
         for query, rows, scores in zip(asked, ranking.indices, ranking.scores)
@@ -101,7 +116,7 @@ def answer_track(
         if row >= 0
     ]
     best = {query: answer for query, place, answer, _ in ranked if place == 1}
-    return Answers(asked, best, ranked, [str(name) for name in pool.items.image], test_set.folder)
+    return Answers(asked, best, ranked, [str(name) for name in pool.items.image], test_set.folder, fell_back)
 
 
 def _classified(asked: list[str], seen: Embeddings, model: Model, folder: Path) -> Answers:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.app import main
+from tests.tiny import CONV_CLIP
 
 SMALL = ["--backbone", "test_resnet", "--weights", "none", "--set", "tune=full", "--set", "freeze_norm=false"]
 SMALL += ["--set", "image.size=64", "--set", "train.batch_size=16", "--epochs", "3"]
@@ -19,6 +20,16 @@ SMALL += ["--set", "image.size=64", "--set", "train.batch_size=16", "--epochs", 
 def small() -> list[str]:
     """Options of `entrep train dinov2` for a network that trains from scratch in seconds."""
     return SMALL
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory) -> list[str]:
+    """Options of `entrep train clip-lora`, likewise."""
+    path = tmp_path_factory.mktemp("clip") / "conv.json"
+    path.write_text(json.dumps(CONV_CLIP))
+    settings = ["image.size=64", "fusion.levels=[4,5]", "freeze_norm=false", "train.batch_size=28", "train.learning_rate=3e-3"]
+    line = ["--backbone", str(path), "--weights", "none", "--tune", "full", "--epochs", "3"]
+    return line + [part for setting in settings for part in ("--set", setting)]
 
 
 @dataclass(frozen=True)
@@ -60,26 +71,43 @@ def phantom(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def _trained(phantom, tmp_path_factory) -> Path:
+def make_run(runs: Path, phantom: Path, method: str, settings: list[str]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        runs = tmp_path_factory.mktemp("trained") / "runs"
         patch.setenv("ENTREP_RUNS", str(runs))
         quiet("split", "--data", phantom)
-        quiet("train", "dinov2", "--data", phantom, *SMALL)
+        quiet("train", method, "--data", phantom, *settings)
         quiet("embed", "--data", phantom)
         quiet("index")
     return runs
 
 
-@pytest.fixture
-def trained(phantom, _trained, tmp_path, monkeypatch) -> Path:
-    """A runs folder of the test's own, with a split and the complete run `dinov2`, embedded and indexed."""
-    runs = tmp_path / "runs"
-    shutil.copytree(_trained, runs)
+def copy_run(made: Path, runs: Path, phantom: Path, monkeypatch) -> Path:
+    shutil.copytree(made, runs)
     monkeypatch.setenv("ENTREP_RUNS", str(runs))
     monkeypatch.setenv("ENTREP_DATA", str(phantom))
     return runs
+
+
+@pytest.fixture(scope="session")
+def _trained(phantom, tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("trained") / "runs", phantom, "dinov2", SMALL)
+
+
+@pytest.fixture
+def trained(phantom, _trained, tmp_path, monkeypatch) -> Path:
+    """A runs folder of the test's own, with a split and the complete run `dinov2`, embedded and indexed."""
+    return copy_run(_trained, tmp_path / "runs", phantom, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _trained_clip(phantom, small_clip, tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("trained-clip") / "runs", phantom, "clip-lora", small_clip)
+
+
+@pytest.fixture
+def trained_clip(phantom, _trained_clip, tmp_path, monkeypatch) -> Path:
+    """The same with the complete run `clip-lora`."""
+    return copy_run(_trained_clip, tmp_path / "runs", phantom, monkeypatch)
 
 
 @pytest.fixture

@@ -9,25 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.tiny import answers, lines
+
 
 def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def answers(path: Path) -> dict:
-    with zipfile.ZipFile(path) as archive:
-        (member,) = archive.namelist()
-        return json.loads(archive.read(member))
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines()
 
 
 def test_a_run_describes_itself(trained):
@@ -311,21 +302,22 @@ def test_query_files_as_people_make_them(trained, phantom, entrep, tmp_path, con
         assert not (tmp_path / "x.zip").exists()
 
 
-def test_a_killed_training_goes_on_and_ends_the_same(fresh, entrep, small):
+@pytest.mark.parametrize("method", ["dinov2", "clip-lora"])
+def test_a_killed_training_goes_on_and_ends_the_same(fresh, entrep, small, small_clip, method):
     """SIGKILL in the middle, then --resume: the model's bytes are those of an uninterrupted training."""
-    settings = [*small, "--epochs", "6", "--set", "train.patience=0"]
+    settings = [*(small_clip if method == "clip-lora" else small), "--epochs", "6", "--set", "train.patience=0"]
     assert entrep("split").code == 0
-    assert entrep("train", "dinov2", "--name", "whole", *settings).code == 0
+    assert entrep("train", method, "--name", "whole", *settings).code == 0
     line = [sys.executable, "-c", "import entrep_cli.training.loop as l; l.CHECKPOINT_SECONDS = 0\nfrom entrep_cli.app import main; main()"]
-    training = subprocess.Popen([*line, "train", "dinov2", "--name", "killed", *settings], stderr=subprocess.DEVNULL)
+    training = subprocess.Popen([*line, "train", method, "--name", "killed", *settings], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (fresh / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline and training.poll() is None:
         time.sleep(0.01)
     training.send_signal(signal.SIGKILL)
     training.wait()
     assert not (fresh / "killed" / "run.json").exists()
-    assert "--resume" in entrep("train", "dinov2", "--name", "killed", *settings).err
-    assert entrep("train", "dinov2", "--name", "killed", "--resume", *settings).code == 0
+    assert "--resume" in entrep("train", method, "--name", "killed", *settings).err
+    assert entrep("train", method, "--name", "killed", "--resume", *settings).code == 0
     assert (fresh / "killed" / "model.safetensors").read_bytes() == (fresh / "whole" / "model.safetensors").read_bytes()
 
 

@@ -4,7 +4,9 @@ import unicodedata
 
 import pytest
 
-from entrep_cli.data.texts import clean_text, finding_keys, fold, has_control, names_a_side, split_findings
+from entrep_cli.data.phantom.findings import FINDINGS
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.texts import clean_text, finding_keys, fold, has_control, is_vietnamese, names_a_side, split_findings
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,27 @@ def test_control_characters_are_seen(text):
 )
 def test_texts_that_name_a_side(text, side):
     assert names_a_side(text) == side
+
+
+@pytest.mark.parametrize(
+    ("text", "vietnamese"),
+    [
+        ("viêm tai giữa", True),
+        ("TAI TRÁI", True),
+        (unicodedata.normalize("NFD", "não, mũi"), True),
+        ("ù tai", True),
+        ("tai trai", False),
+        ("", False),
+        ("Ménière's disease, Bárány chair, crème, rôle, señor", False),
+        ("Sjögren, naïve, façade", False),
+    ],
+)
+def test_vietnamese_is_known_by_its_diacritics(text, vietnamese):
+    assert is_vietnamese(text) == vietnamese
+
+
+def test_what_the_toolkit_brings_is_told_apart():
+    prompts = [c.prompts for c in Taxonomy.entrep().classes]
+    assert all(is_vietnamese(f.vietnamese) and not is_vietnamese(f.english) for f in FINDINGS.values())
+    assert all(is_vietnamese(text) for own in prompts for text in own["vi"])
+    assert not any(is_vietnamese(text) for own in prompts for text in own["en"])

@@ -17,8 +17,9 @@ from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe, _Texts
 from entrep_cli.models.clip import Architecture, build_clip
-from entrep_cli.recipes.recipe import build_recipe, parse_assignments
+from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 from entrep_cli.workspace import Run
+from tests.tiny import CLIP, CONV_CLIP
 
 PROMPTS = {"en": ("{} edge",), "vi": ("cạnh {}",)}
 TAXONOMY = Taxonomy(
@@ -28,16 +29,6 @@ TAXONOMY = Taxonomy(
         for i, (name, mirror) in enumerate([("left", "right"), ("right", "left"), ("top", "top")])
     ),
 )
-CLIP = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
-CONV = {
-    **CLIP,
-    "custom_text": True,
-    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
-}
 CPU = torch.device("cpu")
 
 
@@ -67,7 +58,7 @@ def files(tmp_path) -> dict[str, str]:
     """An architecture of each kind and weights for it."""
     torch.manual_seed(7)
     found = {}
-    for name, config in (("vit", CLIP), ("conv", CONV)):
+    for name, config in (("vit", CLIP), ("conv", CONV_CLIP)):
         (tmp_path / f"{name}.json").write_text(json.dumps(config))
         model = build_clip(Architecture(config), 32)
         state = model.state_dict() if name == "vit" else model.visual.trunk.state_dict()
@@ -173,21 +164,86 @@ def test_languages_are_a_choice(catalog, files):
         assert torch.equal(_Texts(model, catalog).prompt_tokens, model.tokens(prompts))
 
 
-def test_a_class_without_prompts_is_named(catalog, files):
-    bare = Taxonomy("bare", tuple(ClassInfo(c.name, c.id, c.region, c.mirror) for c in TAXONOMY.classes))
-    model = ClipLora(Architecture(CLIP), recipe(files, "vit"), bare)
+@pytest.mark.parametrize(
+    "prompts, languages, unnamed",
+    [
+        ({}, "['en', 'vi']", ("left", "right", "top")),
+        ({"en": (" ", "\u200b")}, "['en', 'vi']", ("left", "right", "top")),
+        ({"en": ("an edge",)}, "['vi']", ("left", "right", "top")),
+        (None, "['vi']", ("top",)),
+    ],
+)
+def test_a_class_without_prompts_is_named(catalog, files, prompts, languages, unnamed):
+    only_two = [{"vi": ("cạnh trái",)}, {"vi": ("cạnh phải",)}, {}]
+    own = only_two if prompts is None else [prompts] * 3
+    bare = Taxonomy("bare", tuple(ClassInfo(c.name, c.id, c.region, c.mirror, p) for c, p in zip(TAXONOMY.classes, own)))
+    model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages={languages}"), bare)
     with pytest.raises(DataError) as caught:
         _Texts(model, Catalog(catalog.frame, bare))
-    assert caught.value.faults == ("left", "right", "top")
+    assert caught.value.faults == unnamed and "prompts.vi" in caught.value.mend and "texts.contrast=0" in caught.value.mend
+    without = recipe(files, "vit", f"texts.languages={languages}", "texts.contrast=0")
+    _Texts(ClipLora(Architecture(CLIP), without, bare), Catalog(catalog.frame, bare))
 
 
 def test_empty_and_long_texts(files, capsys):
     model = ClipLora(Architecture(CLIP), recipe(files, "vit"), TAXONOMY).eval()
-    with pytest.raises(DataError) as caught:
-        model.embed_texts(["a", " ", ""])
-    assert caught.value.faults == ("text 2", "text 3")
+    with pytest.raises(DataError, match="3 of 4 texts are empty") as caught:
+        model.embed_texts(["a", " ", "", "\u200b\t"])
+    assert caught.value.faults == ("text 2", "text 3", "text 4")
+    with pytest.raises(DataError, match="no texts"):
+        model.embed_texts([])
     model.embed_texts(["word " * 40, "short"])
     assert "1 of 2 texts are longer than the 16 tokens" in capsys.readouterr().err
+
+
+VIETNAMESE = "texts are Vietnamese"
+
+
+def test_vietnamese_texts_for_an_english_tower_are_counted_once(catalog, files, tmp_path, capsys):
+    model, _ = fit(catalog, recipe(files, "vit", "tune=lora"), Run(tmp_path / "run"))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if VIETNAMESE in line]
+    # 3 prompts in each language and 2 findings.
+    assert said.startswith(f"Warning: 3 of 8 {VIETNAMESE}, and the pretrained text tower has an English tokenizer") and "--set" in said
+    model.embed_texts(["viêm tai", "a spur", "gai vách ngăn"])
+    assert capsys.readouterr().err.count(f"2 of 3 {VIETNAMESE}") == 1
+    model.embed_texts(["a spur", "Ménière's disease"])
+    assert VIETNAMESE not in capsys.readouterr().err
+
+
+def test_a_tower_that_can_know_vietnamese_is_not_accused(catalog, files, tmp_path, capsys, monkeypatch):
+    fit(catalog, recipe(files, "conv", "tune=head"), Run(tmp_path / "fresh"))[0].embed_texts(["viêm tai"])  # it has no weights
+    monkeypatch.setattr(Architecture, "multilingual", True)
+    fit(catalog, recipe(files, "vit", "tune=lora"), Run(tmp_path / "many"))[0].embed_texts(["viêm tai"])
+    assert VIETNAMESE not in capsys.readouterr().err
+
+
+def test_a_run_without_vietnamese_texts_says_so_when_asked_in_it(files, capsys):
+    model = ClipLora(Architecture(CLIP), recipe(files, "vit", "texts.languages=['en']"), TAXONOMY).eval()
+    model.embed_texts(["viêm tai", "a spur"])
+    assert f"1 of 2 {VIETNAMESE}, and the run has learned from texts in en alone; ask in English" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "assignments, said",
+    [
+        (["train.batch_size=3"], "a batch of 3 does not hold 4 images of a class; set train.batch_size=4 or more"),
+        (["train.batch_size=8", "images_per_class=9"], "a batch of 8 does not hold 9"),
+        (["images_per_class=1"], "2 images of a class, or more"),
+    ],
+)
+def test_a_batch_without_room_for_positives_is_refused_at_once(assignments, said):
+    with pytest.raises(UsageError) as caught:
+        build_recipe(ClipLoraRecipe, parse_assignments(assignments))
+    (fault,) = caught.value.faults
+    assert said in fault
+    build_recipe(ClipLoraRecipe, parse_assignments(["train.batch_size=2", "images_per_class=2"]))
+
+
+def test_the_papers_recipe_is_the_default():
+    """What `mlcf` names and what `entrep train` does without a recipe stay the same."""
+    named = read_recipe("mlcf")
+    assert build_recipe(ClipLoraRecipe, named) == ClipLoraRecipe()
+    assert {"lora", "fusion", "texts"} <= named.keys() and named["lora"].keys() == ClipLoraRecipe().lora.model_dump().keys()
 
 
 def test_it_learns_all_three_answers_from_scratch(catalog, files, tmp_path):

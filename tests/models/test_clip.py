@@ -19,17 +19,7 @@ from entrep_cli.models.clip import (
     read_architecture,
     texts_cut,
 )
-
-CLIP = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-CONV = {
-    **CLIP,
-    "custom_text": True,
-    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
-}
+from tests.tiny import CLIP, CONV_CLIP, cache_files
 
 
 def weights(tmp_path, state: dict, name: str = "w.safetensors") -> ClipSettings:
@@ -50,7 +40,7 @@ def test_a_json_file_in_both_forms(tmp_path):
     model = build_clip(plain, 32)
     assert pixel_statistics(model, hub) == ((0.1,) * 3, (0.2,) * 3)
     assert pixel_statistics(model, plain)[0] == pytest.approx((0.48145466, 0.4578275, 0.40821073))  # OpenAI's
-    assert pixel_statistics(build_clip(Architecture(CONV), 32), plain)[0] != pixel_statistics(model, plain)[0]  # the trunk's own
+    assert pixel_statistics(build_clip(Architecture(CONV_CLIP), 32), plain)[0] != pixel_statistics(model, plain)[0]  # the trunk's own
 
 
 @pytest.mark.parametrize("content, said", [("{", "not JSON"), ("[]", "not JSON"), ('{"embed_dim": 3}', "vision_cfg")])
@@ -77,7 +67,7 @@ def test_whole_weights_load_at_another_size(tmp_path):
 
 
 def test_an_image_towers_file_fills_the_trunk_alone(tmp_path):
-    source, model = (build_clip(Architecture(CONV), 32) for _ in range(2))
+    source, model = (build_clip(Architecture(CONV_CLIP), 32) for _ in range(2))
     before = model.text.token_embedding.weight.clone()
     _, filled = load_clip_weights(model, weights(tmp_path, source.visual.trunk.state_dict()))
     assert filled == "visual.trunk."
@@ -95,19 +85,110 @@ def test_weights_of_another_model_are_listed(tmp_path):
         load_clip_weights(build_clip(Architecture(CLIP), 32), weights(tmp_path, {"stem.weight": torch.ones(1)}, "b.safetensors"))
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, in which `hub(repository, {name: content})` puts files; a network is not there."""
+
+    def refused(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("socket.socket.connect", refused)
+    return lambda repository, files: cache_files(tmp_path / "hub", repository, files)
+
+
 @pytest.mark.parametrize(
-    "settings, file",
+    "settings, repository, file",
     [
-        (ClipSettings(), "timm/vit_base_patch16_clip_224.openai, file open_clip_model.safetensors"),
-        (ClipSettings(name="hf-hub:owner/model"), "owner/model, file open_clip_model.safetensors"),
+        (ClipSettings(), "timm/vit_base_patch16_clip_224.openai", "open_clip_model.safetensors"),
+        (ClipSettings(name="hf-hub:owner/model"), "owner/model", "open_clip_model.safetensors"),
+        (ClipSettings(name="ViTamin-S", tag="datacomp1b"), "jienengchen/ViTamin-S", "pytorch_model.bin"),
     ],
 )
-def test_nothing_is_downloaded_and_the_exact_file_is_named(monkeypatch, settings, file):
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+def test_nothing_is_downloaded_and_the_exact_file_is_named(hub, settings, repository, file):
     with pytest.raises(WeightsError) as caught:
         load_clip_weights(build_clip(Architecture(CLIP), 32), settings)
-    assert caught.value.where == file
-    assert "hf download" in caught.value.mend and "--weights" in caught.value.mend
+    assert caught.value.where.startswith(f"{repository}, file {file}")
+    assert f"`hf download {repository} {file}`" in caught.value.mend and "--weights FILE" in caught.value.mend
+
+
+def test_a_model_cached_in_part_says_what_is_there(hub):
+    with pytest.raises(WeightsError) as caught:
+        read_architecture("hf-hub:owner/model")
+    assert caught.value.where == "owner/model, file open_clip_config.json" and not caught.value.faults
+    assert "`hf download owner/model open_clip_config.json open_clip_model.safetensors`" in caught.value.mend
+    hub("owner/model", {"open_clip_config.json": json.dumps(CLIP)})
+    model = build_clip(read_architecture("hf-hub:owner/model"), 32)
+    with pytest.raises(WeightsError) as caught:
+        load_clip_weights(model, ClipSettings(name="hf-hub:owner/model"))
+    assert caught.value.where == "owner/model, file open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
+    assert caught.value.faults == ("what is there of it: open_clip_config.json",)
+
+
+def test_weights_of_another_revision_and_broken_downloads_are_told(hub):
+    snapshot = hub("owner/model", {"open_clip_pytorch_model.bin": "x"})
+    repository = snapshot.parents[1]
+    (repository / "refs" / "main").write_text("another")
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "1234.incomplete").touch()
+    with pytest.raises(WeightsError) as caught:
+        load_clip_weights(build_clip(Architecture(CLIP), 32), ClipSettings(name="hf-hub:owner/model"))
+    found = f"of another revision: {snapshot / 'open_clip_pytorch_model.bin'}"
+    assert caught.value.faults == (found, "a download of it was not finished")
+
+
+def of_hub(tokenizer: str = "owner/words", **text) -> Architecture:
+    return Architecture({**CLIP, "text_cfg": {**CLIP["text_cfg"], "hf_tokenizer_name": tokenizer, **text}})
+
+
+def test_a_tokenizer_cached_in_part(hub):
+    """Each file that is wanting is named, and transformers is not let near the network for it."""
+    vocabulary = {"[UNK]": 0, "a": 1, "spur": 2, "[PAD]": 3}
+    model = {"version": "1.0", "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}}
+    model |= {"added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    for name, content in (("tokenizer.json", model), ("tokenizer_config.json", settings)):
+        with pytest.raises(WeightsError) as caught:
+            make_tokenizer(ClipSettings(), of_hub())
+        assert caught.value.where.startswith(f"owner/words, file {name}")
+        assert f"`hf download owner/words {name}" in caught.value.mend and "--weights" in caught.value.mend
+        folder = hub("owner/words", {name: json.dumps(content)})
+    for named in ("owner/words", str(folder)):
+        assert make_tokenizer(ClipSettings(), of_hub(named))(["a spur"]).tolist() == [[1, 2] + 14 * [3]]
+    hub("owner/words", {"tokenizer.json": "{"})
+    with pytest.raises(WeightsError, match="tokenizer cannot be read"):
+        make_tokenizer(ClipSettings(), of_hub())
+
+
+def test_a_text_tower_of_the_hub_needs_its_configuration(hub):
+    with pytest.raises(WeightsError) as caught:
+        build_clip(of_hub(hf_model_name="owner/bert"), 32)
+    assert caught.value.where == "owner/bert, file config.json"
+    tiny = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    hub("owner/bert", {"config.json": json.dumps({**tiny, "vocab_size": 64})})
+    built = build_clip(of_hub(hf_model_name="owner/bert", hf_pooler_type="mean_pooler", hf_proj_type="linear"), 32)
+    assert built.encode_text(torch.ones(2, 16, dtype=torch.long)).shape == (2, 32)
+
+
+def test_a_name_that_is_no_repository(hub):
+    with pytest.raises(UsageError, match="no repository"):
+        read_architecture("hf-hub:owner/model/file")
+
+
+@pytest.mark.parametrize(
+    "name, multilingual",
+    [
+        ("ViT-B-16-quickgelu", False),
+        ("roberta-ViT-B-32", False),
+        ("ViT-B-16-SigLIP", False),
+        ("xlm-roberta-base-ViT-B-32", True),
+        ("nllb-clip-base", True),
+        ("ViT-B-16-SigLIP-i18n-256", True),
+        ("ViT-L-14-worldwide", True),
+    ],
+)
+def test_tokenizers_of_many_languages_are_known_by_name(name, multilingual):
+    assert read_architecture(name).multilingual == multilingual
 
 
 def test_an_unknown_tag_lists_the_known_ones():

@@ -212,3 +212,28 @@ def test_keys_of_any_kind_are_compared_as_they_are():
     ]
     assert [codes.tolist() for codes in key_codes(np.array([5, 7]), [7, 5])] == [[0, 1], [1, 0]]
     assert key_codes(pd.Series(["x", None, "x"]))[0].tolist() == [0, -1, 0]
+
+
+def test_a_bonus_is_added_and_brings_no_masked_item_back():
+    queries, gallery = unit_rows(7, 5), unit_rows(9, 5, seed=1)
+    extra = np.random.default_rng(2).uniform(0, 3, (7, 9)).astype(np.float32)
+    extra[3] = -np.inf  # a query from which all is taken
+    names = list("abcdefghi")
+    plain = rank(queries, gallery, None)
+    cosines = np.empty((7, 9), np.float32)
+    np.put_along_axis(cosines, plain.indices, plain.scores, axis=1)
+    wanted = np.where(np.eye(7, 9, dtype=bool), -np.inf, cosines + extra)
+    seen = []
+
+    def bonus(rows, candidates):
+        seen.append((rows.start, rows.stop, candidates.tolist()))
+        return extra[rows]
+
+    for size in (2, 7):
+        found = rank(queries, gallery, None, [(names[:7], names)], bonus=bonus, block_size=size)
+        order = np.lexsort((np.tile(np.arange(9), (7, 1)), -wanted), axis=1)
+        expected = np.take_along_axis(wanted, order, axis=1)
+        assert found.scores.tolist() == expected.tolist()
+        assert found.indices.tolist() == np.where(np.isneginf(expected), -1, order).tolist()
+    assert [s[:2] for s in seen[:4]] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert seen[-1][2] == (~np.eye(7, 9, dtype=bool)).tolist()

@@ -14,11 +14,22 @@ from torch import nn
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, UsageError
+from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import embedded_sets
 from entrep_cli.submission.answers import answer_track
 from entrep_cli.workspace import Run
 
 RGB = Taxonomy("rgb", (ClassInfo("red", 4, "x", "red"), ClassInfo("green", 7, "x", "green"), ClassInfo("blue", 2, "x", "blue")))
+
+A, B = "9_202501020304050607_a.png", "9_202501020304050607_b.png"
+COLOURS = {
+    "r0.png": (250, 10, 10),
+    "r1.png": (250, 10, 10),
+    A: (240, 30, 10),
+    B: (240, 34, 10),
+    "g.png": (10, 250, 10),
+    "b.png": (10, 10, 250),
+}
 
 
 class Colour(nn.Module):
@@ -57,23 +68,12 @@ def paint(path: Path, *colour: int) -> None:
 def data(tmp_path) -> Path:
     """Test images from red to blue; two are of one patient by their names, and r1 is r0's pixels again."""
     test = tmp_path / "data" / "test"
-    patient = "9_202501020304050607_"
-    for name, colour in {
-        "r0.png": (250, 10, 10),
-        "r1.png": (250, 10, 10),
-        f"{patient}a.png": (240, 30, 10),
-        f"{patient}b.png": (240, 34, 10),
-        "g.png": (10, 250, 10),
-        "b.png": (10, 10, 250),
-    }.items():
+    for name, colour in COLOURS.items():
         paint(test / "imgs" / name, *colour)
-    (test / "cls.csv").write_text(f"b.png\nr0.png\n{patient}a.png\n")
-    (test / "i2i.csv").write_text(f"r0.png\n{patient}a.png\nb.png\n")
+    (test / "cls.csv").write_text(f"b.png\nr0.png\n{A}\n")
+    (test / "i2i.csv").write_text(f"r0.png\n{A}\nb.png\n")
     (test / "t2i.csv").write_text("a green field\nred and blue, both\n")
     return tmp_path / "data"
-
-
-A, B = "9_202501020304050607_a.png", "9_202501020304050607_b.png"
 
 
 def test_track_1_answers_ids_in_the_order_asked(run, data):
@@ -164,3 +164,72 @@ def test_the_flip_is_a_set_of_its_own_and_no_gallery(run, data):
     assert [row[:3] for row in plain.ranked] == [row[:3] for row in flipped.ranked]
     assert np.allclose([row[3] for row in plain.ranked], [row[3] for row in flipped.ranked])
     assert embedded_sets(run) == ["test"] and (run.folder / "embeddings" / "test-flip").is_dir()
+
+
+# ---------------------------------------------------------------- class-aware, templates
+
+
+class Named(Colour):
+    """Texts have a class too, and what is embedded is remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded: list[str] = []
+
+    def embed_texts(self, texts):
+        self.embedded += texts
+        return super().embed_texts(texts)
+
+    def classify_texts(self, texts):
+        return torch.tensor([[0.1, 0.1, 0.8] if "field" in text else [0.8, 0.1, 0.1] for text in texts])  # green, or blue
+
+
+def test_hard_filters_by_the_classes_that_the_model_sees(run, data):
+    (data / "test" / "i2i.csv").write_text(f"r0.png\nb.png\n{A}\n")
+    said: list[str] = []
+    found = answer_track(run, Colour(), data, 2, rule=ClassRule("hard"), warn=said.append)
+    # Red ones alone for red; blue has no other blue one, and keeps them all.
+    assert [answer for query, _, answer, _ in found.ranked if query == "r0.png"] == [A, B]
+    assert [answer for query, _, answer, _ in found.ranked if query == "b.png"] == [
+        answer for query, _, answer, _ in answer_track(run, Colour(), data, 2).ranked if query == "b.png"
+    ]
+    assert found.fell_back == 1 and len(said) == 1 and said[0].startswith("1 of 3 queries have no candidate")
+    assert len(found.gallery) == 6  # what could be answered is still the whole gallery
+    masked = answer_track(run, Colour(), data, 2, rule=ClassRule("hard"), mask_groups=True)
+    assert [answer for query, _, answer, _ in masked.ranked if query == A] == ["r0.png", "r1.png"] and masked.fell_back == 1
+
+
+def test_soft_adds_its_bonus_to_the_scores(run, data):
+    seen = {name: np.array(colour, float) for name, colour in COLOURS.items()}
+
+    def score(query: str, answer: str, weight: float) -> float:
+        q, a = seen[query], seen[answer]
+        return q @ a / np.linalg.norm(q) / np.linalg.norm(a) + weight * np.log(q @ a / q.sum() / a.sum())
+
+    for weight in (0.0, 0.05, 2.0):
+        found = answer_track(run, Colour(), data, 2, rule=ClassRule("soft", weight))
+        assert found.fell_back == 0
+        for query, _, answer, given in found.ranked:
+            assert given == pytest.approx(score(query, answer, weight), abs=1e-5)
+    assert answer_track(run, Colour(), data, 2, rule=ClassRule("soft", 0.0)).ranked == answer_track(run, Colour(), data, 2).ranked
+
+
+def test_the_class_of_a_text(run, data):
+    asked = ["a green field", "red and blue, both"]
+    assert answer_track(run, Named(), data, 3).answers == {asked[0]: "g.png", asked[1]: "b.png"}
+    hard = answer_track(run, Named(), data, 3, rule=ClassRule("hard"))
+    assert [row[:3] for row in hard.ranked] == [(asked[0], 1, "g.png"), (asked[1], 1, "b.png")] and hard.fell_back == 0
+    (data / "test" / "imgs" / "g.png").unlink()
+    assert answer_track(run, Named(), data, 3, rule=ClassRule("hard")).fell_back == 1
+    with pytest.raises(UsageError, match="class of a text"):
+        answer_track(run, Colour(), data, 3, rule=ClassRule("soft", 0.1))
+
+
+def test_a_template_changes_what_is_embedded_and_no_query(run, data):
+    plain, model = answer_track(run, Named(), data, 3), Named()
+    found = answer_track(run, model, data, 3, template="something red: {}")
+    assert model.embedded == ["something red: a green field", "something red: red and blue, both"]
+    assert found.queries == plain.queries and list(found.answers) == list(plain.answers) == ["a green field", "red and blue, both"]
+    assert {row[0] for row in found.ranked} == set(plain.answers) and found.answers != plain.answers
+    with pytest.raises(UsageError, match="one {} where"):
+        answer_track(run, Named(), data, 3, template="something red")

@@ -1,0 +1,85 @@
+"""The weight of class-aware retrieval that a run's validation images choose, kept in the run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.splits import Split
+from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.retrieval.class_aware import FLOOR, WEIGHTS, TunedWeight, tune_weight
+from entrep_cli.retrieval.embeddings import Embeddings, embed_items, embedded_sets, embeddings_of
+from entrep_cli.retrieval.sets import TRAIN, catalog_items
+from entrep_cli.workspace import METRICS, Run, fingerprint, write_json_atomic
+
+if TYPE_CHECKING:
+    from entrep_cli.methods import Model
+
+FILE = "class_aware.json"
+
+
+def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]]) -> TunedWeight:
+    """The weight that the validation part of a run's own split chooses: from the run's folder, else tuned and kept there.
+
+    What is kept holds for one model, one split and one list of weights, and is tuned again where one of them
+    is another. The dataset is read only for that.
+
+    Args:
+        read: gives the catalog and the split the run was trained with.
+
+    Raises:
+        RunError: these are not at hand or not the run's, or nothing can be learned from them; the mend names
+            `--class-weight`.
+    """
+    path, key = run.path(FILE), _key(run, model)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["key"] == key:
+            return TunedWeight.from_dict(kept)
+    try:
+        catalog, split = read()
+        tuned = _tune(run, model, _validation_part(run, catalog, split), catalog)
+    except (DataError, RunError, UsageError) as error:
+        raise RunError(
+            f"The class weight of run {run.name!r} cannot be tuned: {error.what}",
+            where=error.where or run.folder,
+            faults=error.faults,
+            mend=f"--class-weight W, or tune it where the dataset and its split are: `entrep evaluate --run {run.name} --class-aware soft`",
+        ) from error
+    with contextlib.suppress(OSError):  # a run of somebody else: then it is tuned again each time
+        write_json_atomic(path, {"key": key, **tuned.as_dict()})
+    return tuned
+
+
+def _validation_part(run: Run, catalog: Catalog, split: Split) -> Catalog:
+    made = run.manifest
+    trained_on = made.get("data", {}).get("catalog"), made.get("split", {}).get("fingerprint")
+    if trained_on != (catalog.fingerprint, split.fingerprint):
+        raise RunError("the dataset or its split is not the one the run was trained with.", where=run.folder)
+    return catalog.subset(split.images("val", made["split"].get("fold")))
+
+
+def _tune(run: Run, model: Model, val: Catalog, catalog: Catalog) -> TunedWeight:
+    seen = _embedded(run, model, val, catalog)
+    exclude = [(keys, keys) for keys in (seen.items.image, seen.items.digest, val.groups)]
+    return tune_weight(np.asarray(seen.vectors), np.asarray(seen.probabilities), val.frame["label"], exclude)
+
+
+def _embedded(run: Run, model: Model, val: Catalog, catalog: Catalog) -> Embeddings:
+    # Images that are embedded for this alone are not kept: a new set would age the index of the run.
+    if TRAIN in embedded_sets(run):
+        return embeddings_of(run, TRAIN, catalog_items(catalog), model).named(val.images)
+    return embed_items(model, catalog_items(val), what="validation images")
+
+
+def _key(run: Run, model: Model) -> str:
+    made: dict[str, Any] = run.manifest
+    hashes = {name: sha256 for name, sha256 in made["files"].items() if name != METRICS}
+    preprocess = [model.preprocess.fingerprint, model.preprocess.as_dict()]
+    data = [made.get("data", {}).get("catalog"), made.get("split", {}).get("fingerprint"), made.get("split", {}).get("fold")]
+    return fingerprint([hashes, made.get("taxonomy"), preprocess, data, WEIGHTS, FLOOR])
