@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from entrep_cli import console
+
+
+@pytest.fixture(autouse=True)
+def human() -> None:
+    console.set_mode("human")  # a command of an earlier test may have set another
+
 
 @pytest.fixture(autouse=True)
 def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -61,7 +61,7 @@ def ablate(
     folder = runs_dir() / "ablations" / (name or paper)
     how = {"seeds": seeds, "on": on, "device": device, "precision": precision, "fold": fold, "overwrite": overwrite}
     try:
-        found = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
+        found, chance = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
     except KeyboardInterrupt:
         raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend="the same command goes on with it") from None
     shown = [column for column in SHOWN if any(column in row.scores for row in found)]
@@ -69,7 +69,10 @@ def ablate(
     console.table(
         title,
         ["row", *shown, "learned", "s a run"],
-        [(r.row.name, *(str(r.scores.get(c, "-")) for c in shown), *_cost(r)) for r in found],
+        [
+            *((r.row.name, *(str(r.scores.get(c, "-")) for c in shown), *_cost(r)) for r in found),
+            ("by chance", *(f"{chance[c]:.3f}" if c in chance else "-" for c in shown), "", ""),
+        ],
     )
     if seeds > 1:
         console.table("Standard deviation over seeds", ["row", *shown], [(r.row.name, *(r.spread.get(c, "-") for c in shown)) for r in found])
@@ -80,7 +83,7 @@ def ablate(
     )
     console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
     console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
-    return {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "rows": [row.as_dict() for row in found]}
+    return {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "chance": chance, "rows": [row.as_dict() for row in found]}
 
 
 def _cost(row) -> tuple[str, str]:

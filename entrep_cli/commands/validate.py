@@ -22,7 +22,7 @@ def validate(
     data: options.Data = None,
     limit: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=1)] = 5,
 ) -> dict[str, Any]:
-    """Example: entrep validate runs/dinov2/submissions/track1.zip --track 1
+    """Example: entrep validate runs/clip-lora/submissions/track1.zip --track 1
 
     Check anybody's submission and list every fault with its mend. Nothing is extracted or executed.
     Exit code 1 where there is a fault.

@@ -28,8 +28,9 @@ from entrep_cli.methods.runs import load_model, train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.retrieval.embeddings import embeddings_of
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
+from entrep_cli.retrieval.text_queries import text_vectors
 from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import score_part
+from entrep_cli.scoring.parts import TEXTS, TextQueries, finding_texts, score_part
 from entrep_cli.submission.truth import labelled_test
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_json_atomic, write_text_atomic
 
@@ -39,7 +40,7 @@ SHOWN = {
     "macro F1": ("classification", "macro F1"),
     "image Recall@1, class": ("class", "recall@1"),
     "image MRR, class": ("class", "mrr"),
-    "text Recall@1, finding": ("text to finding", "recall@1"),
+    "text Recall@1, finding": (TEXTS, "recall@1"),
 }
 PARTS = ("val", "test", "queries")
 
@@ -126,8 +127,8 @@ def run_ablation(
     precision: str = "auto",
     fold: int | None = None,
     overwrite: bool = False,
-) -> list[RowScores]:
-    """Train and score every row with every seed, and write `table.json` and `table.csv`.
+) -> tuple[list[RowScores], dict[str, float]]:
+    """Train and score every row with every seed, and write `table.json` and `table.csv`; also Recall@1 by chance.
 
     Args:
         name: of the folder under `runs/ablations/`.
@@ -150,6 +151,7 @@ def run_ablation(
     runs = {place: Run(folder / f"{place[0]}-seed{place[1]}") for place in settings}
     _check_runs(runs, settings, split, fold)
     samples: dict[tuple[str, int], dict[str, Sample]] = {}
+    chance: dict[str, float] = {}
     for i, (row, seed) in enumerate(plan, 1):
         place = row.key, seed
         console.say("", f"Training {i} of {len(plan)}: {row.name}, seed {seed}")
@@ -157,7 +159,8 @@ def run_ablation(
         if not run.complete:
             run.folder.mkdir(parents=True, exist_ok=True)
             train_run(catalog, split, settings[place], run, device=device, precision=precision, fold=fold, resume=True)
-        samples[place] = _samples(run, scored, catalog, root, on, device)
+        samples[place], by_chance = _samples(run, scored, catalog, root, on, device)
+        chance |= by_chance
     of_row = {row.key: [samples[row.key, recipe.seed + k] for k in range(seeds)] for row in rows}
     found = [
         RowScores(
@@ -174,13 +177,14 @@ def run_ablation(
         "on": on,
         "images": len(scored),
         "seeds": seeds,
+        "chance": {shown: chance[key] for shown, (key, score) in SHOWN.items() if score == "recall@1" and key in chance},
         "split": split.fingerprint,
         "recipe": recipe.model_dump(mode="json"),
         "rows": [row.as_dict() for row in found],
     }
     write_json_atomic(folder / "table.json", document)
     write_text_atomic(folder / "table.csv", _csv(found))
-    return found
+    return found, document["chance"]
 
 
 def _scored_part(catalog: Catalog, split: Split, root: Path, on: str, fold: int | None) -> Catalog:
@@ -207,16 +211,21 @@ def _check_runs(runs: dict, settings: dict, split: Split, fold: int | None) -> N
         )
 
 
-def _samples(run: Run, scored: Catalog, catalog: Catalog, root: Path, on: str, device: str) -> dict[str, Sample]:
+def _samples(
+    run: Run, scored: Catalog, catalog: Catalog, root: Path, on: str, device: str
+) -> tuple[dict[str, Sample], dict[str, float]]:
+    """Scores by the names of `PartScores`, and Recall@1 by chance by the same names."""
     model = load_model(run, device)
     if on == "queries":
         test_set = only_test_set(root)
         seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set), model)
     else:
         seen = embeddings_of(run, TRAIN, catalog_items(catalog), model)
-    scores = score_part(scored, seen.named(scored.images))
+    asked = finding_texts(scored) if getattr(model, "has_text_tower", False) else []
+    texts = TextQueries(asked, text_vectors(model, asked)) if asked else None
+    scores = score_part(scored, seen.named(scored.images), texts=texts)
     retrieval = {name: s.sample for name, s in scores.retrieval.items() if s.scored.any()}
-    return {"classification": scores.classification.sample, **retrieval}
+    return {"classification": scores.classification.sample, **retrieval}, scores.chance
 
 
 def _pooled(samples: list[dict[str, Sample]], against: list[dict[str, Sample]] = []) -> dict[str, Interval]:

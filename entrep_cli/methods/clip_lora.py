@@ -9,8 +9,8 @@ are learned (`tune = "lora"`); `full` learns everything, and is the only way fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -105,7 +105,7 @@ class ClipLora(nn.Module):
     """Two towers, the fusion of levels and a linear head; the trained model of the method."""
 
     Recipe = ClipLoraRecipe
-    has_text_tower = True
+    has_text_tower = True  # of a model: False where its text tower has learned nothing from anything
 
     def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -162,6 +162,7 @@ class ClipLora(nn.Module):
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows. Texts that are cut, or not of the tower's language, are counted aloud; empty ones are a DataError."""
+        self._check_reads_texts()
         empty = [f"text {i}" for i, text in enumerate(texts, 1) if not clean_text(text)]
         if empty or not texts:
             what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
@@ -177,7 +178,9 @@ class ClipLora(nn.Module):
         A class is the mean on the sphere of its prompts in the recipe's languages, as in training (ours). Texts are
         cut as by `embed_texts`, which tells it. DataError: a text is empty, or a class has no prompt; each is named.
         """
-        prompts = [[p for language in self.recipe.texts.languages for p in c.prompts.get(language, ())] for c in self.taxonomy.classes]
+        self._check_reads_texts()
+        languages = self.recipe.texts.languages
+        prompts = [[p for language in languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in self.taxonomy.classes]
         faults = [f"text {i} is empty" for i, text in enumerate(texts, 1) if not clean_text(text)] or ["there is no text"] * (not texts)
         faults += [f"class {c.name} has no prompt" for c, own in zip(self.taxonomy.classes, prompts) if not own]
         if faults:
@@ -190,6 +193,13 @@ class ClipLora(nn.Module):
         of_class = encode([p for own in prompts for p in own]).split([len(own) for own in prompts])
         classes = F.normalize(torch.stack([own.mean(dim=0) for own in of_class]), dim=1)
         return (clamped_scale(self.backbone.logit_scale) * (encode(texts) @ classes.T)).softmax(dim=1)
+
+    def _check_reads_texts(self) -> None:
+        if not self.has_text_tower:
+            raise UsageError(
+                "The text tower of this run was never trained: it started from random weights, and texts.contrast = 0 left it there.",
+                mend="train with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
+            )
 
     def save(self, run: Run) -> None:
         from safetensors.torch import save
@@ -213,7 +223,7 @@ class ClipLora(nn.Module):
             if found.get("sha256") != trained_on.get("sha256"):
                 raise RunError(
                     "The base weights are not those the run was trained on.",
-                    where=found.get("path"),
+                    where=recipe.backbone.weights,
                     mend=f"bring back {trained_on.get('weights')}",
                 )
             _choose_what_learns(model, filled)
@@ -221,6 +231,7 @@ class ClipLora(nn.Module):
         lost = [name for name in differing.missing_keys if name not in model.from_base]
         if lost or differing.unexpected_keys:
             raise RuntimeError(f"its tensors are not those of the recipe: {', '.join([*lost, *differing.unexpected_keys][:4])}")
+        model.has_text_tower = _reads_texts(recipe, run.manifest["weights"])
         if recipe.tune == "lora":
             merged(model.backbone)
         return model.requires_grad_(False).to(device).eval()
@@ -246,6 +257,7 @@ class ClipLora(nn.Module):
         model = cls(read_architecture(recipe.backbone.name), recipe, train.taxonomy)
         origin, filled = load_clip_weights(model.backbone, recipe.backbone)
         _choose_what_learns(model, filled)
+        model.has_text_tower = _reads_texts(recipe, origin)
         model.to(device)
         texts = _Texts(model, train)
         fitted = _train(model, texts, train, val, run, filled, device, precision, resume)
@@ -253,6 +265,11 @@ class ClipLora(nn.Module):
 
 
 # ---------------------------------------------------------------- training
+
+
+def _reads_texts(recipe: ClipLoraRecipe, origin: Mapping[str, Any]) -> bool:
+    """Whether the text tower knows anything: from pretrained weights, or from the contrast."""
+    return recipe.texts.contrast > 0 or "text" in origin["towers"]
 
 
 def _choose_what_learns(model: ClipLora, filled: str | None) -> None:

@@ -138,18 +138,19 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
     """Load weights into a freshly built model.
 
     Returns:
-        where they came from, {"name", "weights", "sha256"}, and how the names of the parameters begin
+        where they came from, {"name", "weights", "sha256", "towers"}, the last the towers they filled, and how the names of the parameters begin
         that they filled: "" for all, "visual.trunk." for the image tower alone, None for none.
 
     Raises:
         WeightsError: not cached, unreadable, or of another model.
     """
-    origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights}
+    origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights, "towers": []}
     if settings.weights == "none":
         return origin, None
     path = _published(settings) if settings.weights == "hub" else Path(settings.weights)
     state = read_weights(path)
-    origin |= {"weights": path.name, "path": str(path), "sha256": file_sha256(path)}
+    # The file's name, not its path: a run may be shown to others.
+    origin |= {"weights": path.name, "sha256": file_sha256(path), "towers": ["image", "text"]}
     if not any(key.startswith("visual.") for key in state):
         trunk = getattr(model.visual, "trunk", None)
         if trunk is None:
@@ -159,7 +160,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
                 mend="--backbone mobilenetv2-clip, or a JSON file with vision_cfg.timm_model_name",
             )
         load_weights(trunk, state, path)
-        return origin, "visual.trunk."
+        return {**origin, "towers": ["image"]}, "visual.trunk."
     _load_whole(model, state, path)
     model.pretrained_text = True
     return origin, ""

@@ -90,12 +90,12 @@ def test_a_table_is_finished_by_the_same_command_and_grows_with_seeds(setting, t
     root, catalog, split, recipe = setting
     table = [row for row in rows(recipe) if row.key in ("base", "tuned")]
     names = trained(monkeypatch)
-    first = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32")
+    first, _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32")
     assert names == ["base-seed0", "tuned-seed0"]
     folder = tmp_path / "runs" / "ablations" / "mlcf"
     (folder / "tuned-seed0" / MANIFEST).unlink()  # as if its training had been killed
     names.clear()
-    again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, precision="fp32")
+    again, chance = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, precision="fp32")
     assert names == ["tuned-seed0", "base-seed1", "tuned-seed1"]
     assert {s.row.key: list(s.spread.values()) == [0.0] * len(s.spread) for s in first} == {"base": True, "tuned": True}
     document = json.loads((folder / "table.json").read_text())
@@ -111,7 +111,7 @@ def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, mo
     root, catalog, split, recipe = setting
     table = [row for row in rows(recipe) if row.key in ("base", "tuned")]
     for on in ("queries", "val"):
-        base, tuned = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on=on, precision="fp32")
+        (base, tuned), _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on=on, precision="fp32")
         assert base.change == {}
         for name, change in tuned.change.items():
             assert change.value == pytest.approx(tuned.scores[name].value - base.scores[name].value)
@@ -120,7 +120,7 @@ def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, mo
     assert kept == [14, 14]
     predicted = [np.load(run.path("embeddings", "test", "probabilities.npy")).argmax(1) for run in tuned.runs]
     truth = np.repeat([catalog.taxonomy.index(c) for c in sorted(catalog.taxonomy.names)], 2)  # names of test images sort by class
-    again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on="queries", precision="fp32")[1]
+    again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on="queries", precision="fp32")[0][1]
     assert again.scores["accuracy"].value == pytest.approx(np.mean([(p == truth).mean() for p in predicted]))
     assert again.spread["accuracy"] == pytest.approx(np.std([(p == truth).mean() for p in predicted], ddof=1))
 
@@ -136,7 +136,7 @@ def test_runs_of_other_settings_are_named_and_kept(setting, tmp_path):
     with pytest.raises(RunError, match="begun otherwise") as caught:
         run_ablation("mlcf", catalog, make_split(catalog, seed=1), table, recipe, root, seeds=1)
     assert "another split" in caught.value.faults[0]
-    found = run_ablation("mlcf", catalog, split, table, other, root, seeds=1, overwrite=True)
+    found, _ = run_ablation("mlcf", catalog, split, table, other, root, seeds=1, overwrite=True)
     assert found[0].runs[0].complete
 
 

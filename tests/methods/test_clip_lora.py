@@ -74,10 +74,13 @@ def recipe(files, kind: str, *assignments: str, weights: str | None = None) -> C
     return build_recipe(ClipLoraRecipe, parse_assignments([*base, *assignments]))
 
 
+def _parts_of(catalog):
+    return catalog.subset(catalog.images[:24]), catalog.subset(catalog.images[24:])
+
+
 def fit(catalog, made, run):
     run.folder.mkdir(exist_ok=True)
-    train, val = catalog.subset(catalog.images[:24]), catalog.subset(catalog.images[24:])
-    return ClipLora.fit(train, val, made, run, device=CPU)
+    return ClipLora.fit(*_parts_of(catalog), made, run, device=CPU)
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -255,3 +258,33 @@ def test_it_learns_all_three_answers_from_scratch(catalog, files, tmp_path):
     images = model.embed_images(pixels(6))
     prompts = model.embed_texts(["left edge", "right edge", "top edge"])
     assert (images @ prompts.T).argmax(dim=1).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_text_tower_that_never_learned_says_so(catalog, files, tmp_path):
+    made, run = recipe(files, "conv", "tune=full", "texts.contrast=0"), Run(tmp_path / "run")
+    model, fitted = fit(catalog, made, run)
+    finished(model, fitted, run)
+    for seen in (model, ClipLora.load(run, made, TAXONOMY, CPU)):
+        for ask in (seen.embed_texts, seen.classify_texts):
+            with pytest.raises(UsageError, match="never trained"):
+                ask(["a spur"])
+    learned = {name for name, p in ClipLora.fit(*_parts_of(catalog), made, run, device=CPU)[0].named_parameters() if p.requires_grad}
+    assert not any("transformer" in name or "token" in name or name.endswith("logit_scale") for name in learned)
+    whole = recipe(files, "vit", "tune=lora", "texts.contrast=0")
+    model, _ = fit(catalog, whole, Run(tmp_path / "whole"))
+    assert model.embed_texts(["a spur"]).shape == (1, 32)  # pretrained: it knows texts without the contrast
+    assert not any(p.requires_grad for n, p in model.named_parameters() if n.startswith("backbone.transformer"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_stays_near_float32(catalog, files, tmp_path, precision):
+    made = recipe(files, "vit", "tune=lora", "train.epochs=2")
+    found = {}
+    for name in ("fp32", precision):
+        run = Run(tmp_path / name)
+        run.folder.mkdir()
+        found[name] = ClipLora.fit(*_parts_of(catalog), made, run, device=CPU, precision=name)[0]
+    assert {p.dtype for p in found[precision].parameters()} == {torch.float32}
+    exact, near = (found[name].embed_images(pixels()) for name in ("fp32", precision))
+    assert near.dtype == torch.float32 and not torch.equal(exact, near)
+    assert (exact * near).sum(dim=1).min() > 0.98
