@@ -19,6 +19,8 @@ from entrep_cli.errors import DataError
 IMAGE_FOLDERS = ("imgs", "images")
 QUERY_FILES = {1: "cls.csv", 2: "i2i.csv", 3: "t2i.csv"}
 HELD_OUT = ("test", "val", "valid", "validation")
+# How class folders of two modalities end: white light, and the narrow-band images of the same names (MICS).
+WHITE, NARROW = "_WLI", "_NBI"
 COLUMNS = {
     "image": ("image", "path", "file", "filename", "file_name", "image_path"),
     "label": ("label", "class", "classification", "category"),
@@ -232,16 +234,33 @@ def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tre
 
 
 def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterable[Source]:
+    """One class a folder; of `<class>_WLI/` and `<class>_NBI/` the white-light images are the rows.
+
+    Their partners are found again by `data.modalities`. Narrow-band folders without any white light in
+    the dataset are classes like others.
+    """
     sources: dict[Path, Source] = {}
+    folders: list[Names] = []
     for folder, (_, files) in tree.items():
         names = Names(folder, files)
         # A folder called `test` or `images` says what its images are for, not what they show.
         is_class = folder != root and folder.name.lower() not in ("train", *HELD_OUT, *IMAGE_FOLDERS)
-        if not names.files or not is_class or taken & {folder, *folder.parents}:
-            continue
+        if names.files and is_class and not taken & {folder, *folder.parents}:
+            folders.append(names)
+    modalities = {(n.folder.parent, *map(fold, split_modality(n.folder.name))): n for n in folders}
+    paired = any(ending == fold(WHITE) for *_, ending in modalities)
+    for names in folders:
+        folder = names.folder
         source = sources.setdefault(folder.parent, Source("class folders", folder.parent))
         source.faults += names.clashes()
-        source.rows += [Row((folder / name).relative_to(root).as_posix(), folder / name, folder.name) for name in names.files]
+        label, ending = split_modality(folder.name) if paired else (folder.name, "")
+        if ending == NARROW:
+            if (folder.parent, fold(label), fold(WHITE)) not in modalities:
+                source.faults.append(f"{folder.name}/ has no {label}{WHITE}/ beside it")
+            continue
+        source.rows += [Row((folder / name).relative_to(root).as_posix(), folder / name, label) for name in names.files]
+        if ending == WHITE:
+            _check_pairs(source, label, names, modalities.get((folder.parent, fold(label), fold(NARROW))))
     return sources.values()
 
 
@@ -278,6 +297,28 @@ def _add_unlabelled(source: Source, rows: dict[str, Row], names: Names, file: st
     unlabelled = sum(not row.label for row in source.rows)
     if unlabelled:
         source.notes.append(f"{_images(unlabelled)} in {names.folder.name}/ without a label in {file}")
+
+
+def split_modality(name: str) -> tuple[str, str]:
+    """The class and the modality of a folder's name: `polyp_WLI` is ("polyp", WHITE), `polyp` ("polyp", "")."""
+    ending = next((e for e in (WHITE, NARROW) if name[-len(e) :].upper() == e and len(name) > len(e)), "")
+    return name[: len(name) - len(ending)], ending
+
+
+def _check_pairs(source: Source, label: str, white: Names, narrow: Names | None) -> None:
+    """What a person should know of the two folders of a class; that they share no name at all is a fault."""
+    if narrow is None:
+        source.notes.append(f"{_images(len(white.files))} in {white.folder.name}/ without a partner: there is no {label}{NARROW}/")
+        return
+    alone = [name for name in white.files if narrow.find(name) is None]
+    left = [name for name in narrow.files if white.find(name) is None]
+    if len(alone) == len(white.files):
+        source.faults.append(f"{white.folder.name}/ and {narrow.folder.name}/ have no file name in common")
+        return
+    if alone:
+        source.notes.append(f"{_images(len(alone))} in {white.folder.name}/ without a partner in {narrow.folder.name}/")
+    if left:
+        source.notes.append(f"{_images(len(left))} in {narrow.folder.name}/ without a white-light image in {white.folder.name}/, left out")
 
 
 def _leave_out_held_out(sources: list[Source], root: Path) -> None:
@@ -344,7 +385,7 @@ def _no_dataset(root: Path, tree: Tree, unread: list[str]) -> DataError:
         faults=[
             "contest: cls.json beside imgs/",
             "public release: data.json beside images/",
-            "class folders: one folder of images a class",
+            f"class folders: one folder of images a class, or two, <class>{WHITE}/ and <class>{NARROW}/",
             "CSV: a header with the columns image and label",
             *(f"could not be read: {fault}" for fault in unread),
         ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.data import layouts as layouts_module
+from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names
 from entrep_cli.data.layouts import find_test_sets, read_sources, read_test_folder
 from entrep_cli.errors import DataError
@@ -287,6 +288,88 @@ def test_a_folder_of_test_images_is_no_class(tmp_path):
     contest(tmp_path / "train", {"a.png": "x"})
     touch(tmp_path, "test/b.png", "images/c.png", "Imgs/d.png")
     assert labels(tmp_path) == {"a.png": "x"}
+
+
+# ---------------------------------------------------------------- Kvasir
+
+KVASIR = (
+    "dyed-lifted-polyps",
+    "dyed-resection-margins",
+    "esophagitis",
+    "normal-cecum",
+    "normal-pylorus",
+    "normal-z-line",
+    "polyps",
+    "ulcerative-colitis",
+)
+
+
+@pytest.mark.parametrize("inside", ["", "kvasir-dataset/", "kvasir-dataset-v2/"])
+def test_kvasir_as_it_unpacks(tmp_path, inside):
+    for i, name in enumerate(KVASIR):
+        for j in range(2):
+            (tmp_path / inside / name).mkdir(parents=True, exist_ok=True)
+            draw(name, (20, 16), seed=2 * i + j).save(tmp_path / inside / name / f"0be91a4e-be3d-4c06-92d7-6e0ee417f5{i}{j}.jpg")
+    # Beside the images lie their features, which are no images, and the archive itself.
+    touch(tmp_path, f"kvasir-dataset-features/{KVASIR[0]}/0be91a4e.features", "kvasir-dataset-v2.zip")
+    catalog = Catalog.read(tmp_path)
+    assert catalog.counts() == dict.fromkeys(KVASIR, 2) and catalog.layouts == (f"class folders in {inside.rstrip('/') or '.'}",)
+    assert catalog.taxonomy.mirrors == list(range(8)) and not catalog.notes  # nothing here has a side
+
+
+def test_both_kvasirs_in_one_folder_count_their_common_images_once(tmp_path):
+    for inside in ("kvasir-dataset", "kvasir-dataset-v2"):
+        for name in KVASIR:
+            (tmp_path / inside / name).mkdir(parents=True)
+            draw(name, (20, 16)).save(tmp_path / inside / name / "a.jpg")
+    catalog = Catalog.read(tmp_path)
+    assert len(catalog) == 8 and catalog.notes == ("pixel for pixel copies of other images, counted once: 8",)
+
+
+# ---------------------------------------------------------------- pairs of modalities
+
+
+def test_pairs_are_one_image_of_the_class_each(tmp_path):
+    touch(tmp_path, "set/polyp_WLI/a.png", "set/polyp_WLI/b.png", "set/polyp_NBI/a.png", "set/polyp_NBI/B.PNG")
+    touch(tmp_path, "set/ulcer_wli/a.png", "set/ulcer_nbi/a.png", "set/normal/a.png")
+    assert labels(tmp_path) == {
+        "set/polyp_WLI/a.png": "polyp",
+        "set/polyp_WLI/b.png": "polyp",
+        "set/ulcer_wli/a.png": "ulcer",
+        "set/normal/a.png": "normal",
+    }
+    assert not faults(tmp_path) and not notes(tmp_path) and layouts(tmp_path) == [("class folders", "set")]
+
+
+def test_images_without_a_partner_are_counted(tmp_path):
+    touch(tmp_path, "polyp_WLI/a.png", "polyp_WLI/b.png", "polyp_NBI/a.png", "polyp_NBI/c.png", "polyp_NBI/d.png", "normal_WLI/a.png")
+    assert set(labels(tmp_path)) == {"polyp_WLI/a.png", "polyp_WLI/b.png", "normal_WLI/a.png"} and not faults(tmp_path)
+    assert notes(tmp_path) == [
+        "1 image in normal_WLI/ without a partner: there is no normal_NBI/",
+        "1 image in polyp_WLI/ without a partner in polyp_NBI/",
+        "2 images in polyp_NBI/ without a white-light image in polyp_WLI/, left out",
+    ]
+
+
+def test_faults_of_pairs(tmp_path):
+    touch(tmp_path, "polyp_WLI/a.png", "polyp_NBI/a_nbi.png", "ulcer_NBI/a.png", "normal_WLI/a.png", "normal_NBI/a.png", "normal_NBI/A.png")
+    assert faults(tmp_path) == [
+        "A.png and a.png in normal_NBI/ differ only in case or unicode form",
+        "polyp_WLI/ and polyp_NBI/ have no file name in common",
+        "ulcer_NBI/ has no ulcer_WLI/ beside it",
+    ]
+
+
+def test_a_set_of_narrow_band_alone_has_classes_like_others(tmp_path):
+    touch(tmp_path, "polyp_NBI/a.png", "_NBI/b.png", "_WLI/b.png", "NBI/c.png")
+    assert set(labels(tmp_path).values()) == {"polyp_NBI", "_NBI", "_WLI", "NBI"} and not faults(tmp_path)
+
+
+def test_pairs_in_train_and_test(tmp_path):
+    for part in ("train", "test"):
+        touch(tmp_path, f"{part}/polyp_WLI/{part}.png", f"{part}/polyp_NBI/{part}.png")
+    assert labels(tmp_path) == {"train/polyp_WLI/train.png": "polyp"}
+    assert labels(tmp_path / "test") == {"polyp_WLI/test.png": "polyp"}
 
 
 # ---------------------------------------------------------------- several at once, and junk
