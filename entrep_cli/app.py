@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from entrep_cli import __version__, console
-from entrep_cli.commands import ablate, demo, embed, evaluate, index, predict, search, split, synth, train, validate
+from entrep_cli.commands import ablate, demo, embed, evaluate, index, predict, pretrain, reproduce, search, split, synth, train, validate
 from entrep_cli.errors import EntrepError, Interrupted
 
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command
@@ -28,7 +28,9 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     ],
     "Train": [
         (train.train, "Fit a method, leave a run: entrep train --recipe tiny"),
+        (pretrain.pretrain, "Encoders from images without labels: entrep pretrain mics"),
         (ablate.ablate, "Which component of a paper helps: entrep ablate mlcf"),
+        (reproduce.reproduce, "A paper's tables beside yours: entrep reproduce foregut"),
     ],
     "Retrieve": [
         (embed.embed, "Images to vectors: entrep embed"),

@@ -166,7 +166,7 @@ class Run:
             raise RunError(
                 f"The manifest of run {self.name!r} is damaged: {error}.",
                 where=path,
-                mend=f"train it again with `entrep train --name {self.name} --overwrite`",
+                mend=f"train it again with `entrep train --recipe {self.folder / CONFIG} --name {self.name} --overwrite`",
             ) from error
 
     def remove_if_empty(self) -> None:

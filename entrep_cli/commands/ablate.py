@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Optional
 
 import typer
@@ -14,18 +15,23 @@ from entrep_cli.workspace import data_dir, runs_dir
 
 
 def ablate(
-    paper: Annotated[str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion.")],
+    paper: Annotated[str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion. mics: pre-training, fusion, shift.")],
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
     backbone: options.Backbone = None,
     weights: options.Weights = None,
     epochs: options.Epochs = None,
+    pretrain_epochs: Annotated[Optional[int], typer.Option(help="Of the pre-trainings of mics.", min=1, show_default=False)] = None,
+    only: Annotated[
+        Optional[list[str]],
+        typer.Option("--rows", help="Only rows whose key is this, as in 'all-*'; may be repeated.", show_default=False),
+    ] = None,
     seed: options.RecipeSeed = None,
     seeds: Annotated[int, typer.Option(help="Trainings a row; their scores are averaged.", min=1)] = 3,
-    on: Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")] = "test",
+    on: options.On = "test",
     fold: options.Fold = None,
-    name: Annotated[Optional[str], typer.Option(help="Of the folder under runs/ablations (default: the paper's).", show_default=False)] = None,
+    name: Annotated[Optional[str], typer.Option(help="Folder under runs/ablations (default: the paper's).", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, and delete what was trained.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -49,8 +55,14 @@ def ablate(
     if base.get("method", ablation.method) != ablation.method:
         raise UsageError(f"The ablation {paper} is one of {ablation.method}, not of {base['method']}.", mend=f"--recipe {ablation.recipe}")
     short = options.short_settings(backbone=backbone, weights=weights, epochs=epochs, seed=seed)
-    settings = build_recipe(method_class(ablation.method).Recipe, base, parse_assignments(set_ or []), short)
+    limit = {} if pretrain_epochs is None else {"pretraining": {"train": {"epochs": pretrain_epochs}}}
+    settings = build_recipe(method_class(ablation.method).Recipe, base, parse_assignments(set_ or []), short, limit)
     rows = ablation.rows_of(settings)
+    if only:
+        known = [row.key for row in rows]
+        rows = [row for row in rows if any(fnmatchcase(row.key, pattern) for pattern in only)]
+        if not rows:
+            raise UsageError(f"No row is called {' or '.join(only)}.", mend=f"--rows with one of: {', '.join(known)}")
 
     from entrep_cli.commands.split import say_catalog
     from entrep_cli.data.splits import read_catalog_and_split
@@ -75,11 +87,18 @@ def ablate(
         ],
     )
     if seeds > 1:
-        console.table("Standard deviation over seeds", ["row", *shown], [(r.row.name, *(r.spread.get(c, "-") for c in shown)) for r in found])
+        spread = [(r.row.name, *(r.spread.get(c, "-") for c in shown)) for r in found]
+        console.table("Standard deviation over seeds", ["row", *shown], spread)
+    names, above = {r.row.key: r.row.name for r in found}, [None, *(r.row.key for r in found)]
+    changed = [(r, names[r.row.against]) for r in found if r.change]
+    if all(r.row.against == before for r, before in zip(found, above) if r.change):
+        what, of = "the row above", [(r.row.name,) for r, _ in changed]
+    else:
+        what, of = "another row", [(f"{r.row.name} - {against}",) for r, against in changed]
     console.table(
-        "Change from the row above, paired; * where the interval leaves out zero",
+        f"Change from {what}, paired; * where the interval leaves out zero",
         ["row", *shown],
-        [(r.row.name, *(_change(r.change.get(c)) for c in shown)) for r in found if r.change],
+        [(*label, *(_change(r.change.get(c)) for c in shown)) for label, (r, _) in zip(of, changed)],
     )
     console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
     console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")

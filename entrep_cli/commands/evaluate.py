@@ -23,7 +23,7 @@ RETRIEVALS_A_TABLE = 2  # more do not fit beside each other into 80 columns
 def evaluate(
     data: options.Data = None,
     run: options.RunName = None,
-    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    part: Annotated[str, typer.Option(help="train, val or test; queries: the test folder and its truth.")] = "test",
     fold: Annotated[Optional[int], typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
     mask_groups: options.MaskGroups = True,
     submission: Annotated[Optional[Path], typer.Option(help="Score this zip or JSON instead.", show_default=False)] = None,
@@ -50,8 +50,8 @@ def evaluate(
         return _evaluate_submission(submission, truth, track, data, run)
     if truth is not None or track is not None:
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
-    if part not in ("train", "val", "test"):
-        raise UsageError(f"There is no part {part!r}.", mend="--part train, val or test")
+    if part not in ("train", "val", "test", "queries"):
+        raise UsageError(f"There is no part {part!r}.", mend="--part train, val, test or queries")
     options.check_class_aware(class_aware, class_weight)
     return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, data, run, device)
 
@@ -67,13 +67,13 @@ def _evaluate_part(
     device: str,
 ) -> dict[str, Any]:
     from entrep_cli.data.splits import read_catalog_and_split
-    from entrep_cli.methods.runs import load_model
-    from entrep_cli.retrieval.embeddings import embeddings_of
-    from entrep_cli.retrieval.sets import TRAIN, catalog_items
+    from entrep_cli.experiments.scored import scored_part, seen_by
+    from entrep_cli.methods.runs import in_classes_of, load_model
     from entrep_cli.scoring.parts import finding_texts, score_part
 
     opened = open_run(run_name)
-    catalog, split = read_catalog_and_split(data_dir(data))
+    root = data_dir(data)
+    catalog, split = read_catalog_and_split(root)
     manifest = opened.manifest
     if manifest["data"]["catalog"] != catalog.fingerprint:
         raise RunError(f"Run {opened.name!r} was trained on other data.", where=opened.folder, mend="name its dataset with --data")
@@ -88,11 +88,11 @@ def _evaluate_part(
     notes = []
     if fold != own_fold:
         notes.append(f"run {opened.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
-    images = catalog.subset(split.images(part, fold))
+    model = load_model(opened, device)
+    images = in_classes_of(model, scored_part(catalog, split, root, part, fold))
     if not len(images):
         raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
-    model = load_model(opened, device)
-    seen = embeddings_of(opened, TRAIN, catalog_items(catalog), model).named(images.images)
+    seen = seen_by(opened, model, images, catalog, root, part)
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (catalog, split))
     if aware["validation"] is not None and part == "val":
         notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
@@ -104,7 +104,7 @@ def _evaluate_part(
     title = f"run {opened.name}, part {part}" + ("" if fold is None else f", fold {fold}")
     stem = opened.path("evaluation", part if fold == own_fold else f"{part}-fold-{fold}")
     more = {"class_aware": {**aware, "fell_back": scores.fell_back}}
-    return _show(title, stem, catalog.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
+    return _show(title, stem, images.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
 
 
 def _text_queries(model: Model, texts: list[str], rule: ClassRule, notes: list[str]) -> TextQueries | None:

@@ -45,15 +45,20 @@ Assignments = Annotated[
     typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False),
 ]
 Backbone = Annotated[
-    Optional[str], typer.Option(help="The model by name: of open_clip for clip-lora, of timm for dinov2.", show_default=False)
+    Optional[str], typer.Option(help="The model by name: of open_clip for clip-lora, of timm for dinov2 and mics.", show_default=False)
 ]
 Weights = Annotated[
-    Optional[str], typer.Option(help="Start from: a weights file, hub (if it is cached), or none (random).", show_default=False)
+    Optional[str], typer.Option(help="Start from: a weights file, a run, hub (if it is cached), or none (random).", show_default=False)
 ]
 Tune = Annotated[Optional[str], typer.Option(help="What is learned: head, lora or full.", show_default=False)]
+LabelFraction = Annotated[
+    Optional[float],
+    typer.Option("--label-fraction", help="Of mics: the share of each class's training images that keep their label.", show_default=False),
+]
 Epochs = Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)]
 RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
 Precision = Annotated[str, typer.Option(help="Of the towers in training: auto (measured), fp32, bf16, fp16.")]
+On = Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
 Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
 FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
@@ -116,12 +121,18 @@ def flags(**given: object) -> str:
 
 
 def short_settings(
-    *, backbone: str | None, weights: str | None, tune: str | None = None, epochs: int | None, seed: int | None
+    *,
+    backbone: str | None,
+    weights: str | None,
+    tune: str | None = None,
+    label_fraction: float | None = None,
+    epochs: int | None,
+    seed: int | None,
 ) -> dict[str, Any]:
     """The settings of a recipe that have options of their own, as a table over it."""
     backbone_table = {key: value for key, value in (("name", backbone), ("weights", weights)) if value is not None}
     return {
         **({"backbone": backbone_table} if backbone_table else {}),
         **({} if epochs is None else {"train": {"epochs": epochs}}),
-        **{key: value for key, value in (("seed", seed), ("tune", tune)) if value is not None},
+        **{key: value for key, value in (("seed", seed), ("tune", tune), ("label_fraction", label_fraction)) if value is not None},
     }

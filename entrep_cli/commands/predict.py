@@ -68,6 +68,12 @@ def predict(
     from entrep_cli.submission.answers import answer_track
 
     model = load_model(opened, device)
+    target = getattr(model.recipe, "target", "class")
+    if track == 1 and target != "class":
+        raise UsageError(
+            f"Run {opened.name!r} cannot answer track 1: it tells regions, or the classes of one region, apart ({target}).",
+            mend="name a run that knows all classes",
+        )
     if tta and min(model.taxonomy.mirrors) < 0:
         raise UsageError("--tta needs a mirror for every class; the taxonomy does not know them all.", mend="name them in taxonomy.toml")
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))

@@ -21,6 +21,7 @@ def train(
     backbone: options.Backbone = None,
     weights: options.Weights = None,
     tune: options.Tune = None,
+    label_fraction: options.LabelFraction = None,
     epochs: options.Epochs = None,
     seed: options.RecipeSeed = None,
     fold: options.Fold = None,
@@ -50,7 +51,9 @@ def train(
         raise UsageError(
             f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']} --recipe {recipe}"
         )
-    short = options.short_settings(backbone=backbone, weights=weights, tune=tune, epochs=epochs, seed=seed)
+    short = options.short_settings(
+        backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed
+    )
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:
         console.plain(recipe_toml(settings))
@@ -75,7 +78,7 @@ def train(
             ) from None
         raise
     console.table(
-        f"Run {run.name}: best of validation in epoch {manifest['epoch']}",
+        f"Run {run.name}: " + (f"best of validation in epoch {manifest['epoch']}" if manifest["epoch"] else "validation"),
         ["score", "value"],
         list(manifest["validation"].items()),
     )

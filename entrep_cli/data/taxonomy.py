@@ -10,11 +10,11 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from entrep_cli.errors import DataError
+from entrep_cli.errors import DataError, UsageError
 
 _WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+")  # `NoseLeft`, `nose_left` and `LEFT nose` have two words
 _SIDES = {"left": "right", "right": "left", "trái": "phải", "phải": "trái"}
@@ -99,6 +99,67 @@ class Taxonomy:
         """For each class index, the index after a horizontal flip; -1 where a flip must not happen."""
         known = self._indices()
         return [-1 if c.mirror is None else known[c.mirror] for c in self.classes]
+
+    def of_regions(self) -> Taxonomy:
+        """The coarse taxonomy: every region a class, with the prompts of all its classes (Foregut paper, section 4.1).
+
+        Ids follow the order of `regions` (ours). Regions are mirrors where all classes of one have theirs in
+        the other, and back, a region of itself just so; else a flip could leave the region, and it has no
+        known mirror.
+        """
+        regions = self.regions
+        mirrored: dict[str, set[str | None]] = {region: set() for region in regions}
+        region_of = {c.name: c.region for c in self.classes}
+        for c in self.classes:
+            mirrored[c.region].add(None if c.mirror is None else region_of[c.mirror])
+
+        def mirror(region: str) -> str | None:
+            (other, *more) = mirrored[region]
+            return None if more or other is None or mirrored[other] != {region} else other
+
+        def prompts(region: str) -> dict[str, tuple[str, ...]]:
+            own = [c.prompts for c in self.classes if c.region == region]
+            languages = dict.fromkeys(language for texts in own for language in texts)
+            return {language: tuple(dict.fromkeys(t for texts in own for t in texts.get(language, ()))) for language in languages}
+
+        classes = tuple(ClassInfo(region, i, region, mirror(region), prompts(region)) for i, region in enumerate(regions))
+        return Taxonomy(f"{self.name}, regions", classes)
+
+    def of_region(self, region: str) -> Taxonomy:
+        """The classes of one region, with their ids; a mirror outside of the region is not known.
+
+        Raises:
+            UsageError: no such region, or one of a single class, in which nothing is to be told apart.
+        """
+        own = [c for c in self.classes if c.region == region]
+        names = {c.name for c in own}
+        several = [name for name in self.regions if sum(c.region == name for c in self.classes) > 1]
+        if len(own) < 2:
+            what = f"Region {region!r} has one class, {own[0].name!r}: nothing to tell apart." if own else f"There is no region {region!r}."
+            known = f"those of several classes are {', '.join(several)}" if several else "none has several classes"
+            raise UsageError(what, mend=f"{known}; target=class and target=region take all images")
+        return Taxonomy(f"{self.name}, {region}", tuple(c if c.mirror in names else replace(c, mirror=None) for c in own))
+
+    def of_target(self, target: str) -> Taxonomy:
+        """The taxonomy of what a model tells apart: `class`, `region`, or the classes of the region of that name.
+
+        Raises:
+            UsageError: as `of_region`; or `region`, where there is but one.
+        """
+        if target == "class":
+            return self
+        if target != "region":
+            return self.of_region(target)
+        if len(self.regions) < 2:
+            what = f"Taxonomy {self.name!r} has one region, {self.regions[0]!r}: nothing to tell apart."
+            raise UsageError(what, mend="leave target at class")
+        return self.of_regions()
+
+    def names_in_target(self, target: str) -> dict[str, str]:
+        """For each class name its name in `of_target`; classes that are none of its are left out."""
+        if target == "region":
+            return {c.name: c.region for c in self.classes}
+        return {c.name: c.name for c in self.classes if target in ("class", c.region)}
 
     def as_dict(self) -> dict[str, Any]:
         """The form of `taxonomy.toml`; `Taxonomy.from_dict` reads it back."""

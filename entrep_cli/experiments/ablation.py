@@ -12,7 +12,7 @@ import csv
 import importlib
 import io
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,13 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.splits import Split
-from entrep_cli.errors import RunError, UsageError
+from entrep_cli.errors import RunError
+from entrep_cli.experiments.scored import check_scored, scored_part, seen_by, texts_for
 from entrep_cli.methods.runs import load_model, train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
-from entrep_cli.retrieval.embeddings import embeddings_of
-from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
-from entrep_cli.retrieval.text_queries import text_vectors
 from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import TEXTS, TextQueries, finding_texts, score_part
-from entrep_cli.submission.truth import labelled_test
+from entrep_cli.scoring.parts import TEXTS, score_part
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_json_atomic, write_text_atomic
 
 # What a table shows: its heading, the scores it comes from, and which of them.
@@ -42,7 +38,21 @@ SHOWN = {
     "image MRR, class": ("class", "mrr"),
     "text Recall@1, finding": (TEXTS, "recall@1"),
 }
-PARTS = ("val", "test", "queries")
+
+
+@dataclass(frozen=True)
+class Before:
+    """A training that rows start from (`backbone.weights`): one run in the ablation's folder, shared by all that name it.
+
+    Attributes:
+        key: the name of its run.
+        recipe: what it is made with, from the recipe of a row; the same for all rows that name it.
+        train: makes the run, or goes on with it, from catalog, split, recipe and run, by `device`, `precision` and `fold`.
+    """
+
+    key: str
+    recipe: Callable[[Any], Recipe]
+    train: Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -54,12 +64,14 @@ class Row:
         name: as the table shows it.
         settings: tables over the recipe, later ones over earlier ones.
         against: the key of the row it is compared with.
+        before: what must be trained first.
     """
 
     key: str
     name: str
     settings: Sequence[dict[str, Any]]
     against: str | None = None
+    before: Before | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,10 @@ class Ablation:
         return getattr(importlib.import_module(module), function)(recipe)
 
 
-ABLATIONS = {"mlcf": Ablation("clip-lora", "mlcf", "entrep_cli.experiments.mlcf:rows")}
+ABLATIONS = {
+    "mlcf": Ablation("clip-lora", "mlcf", "entrep_cli.experiments.mlcf:rows"),
+    "mics": Ablation("mics", "mics", "entrep_cli.experiments.mics:rows"),
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,7 @@ class RowScores:
             "key": self.row.key,
             "row": self.row.name,
             "against": self.row.against,
+            **({"before": self.row.before.key} if self.row.before else {}),
             "scores": {name: {**value.as_dict(), "spread": self.spread[name]} for name, value in self.scores.items()},
             "change": {name: value.as_dict() for name, value in self.change.items()},
             "parameters": manifests[0]["parameters"],
@@ -139,17 +155,19 @@ def run_ablation(
     Raises:
         RunError: the folder holds runs of other settings, or the part to be scored is empty.
     """
-    if on not in PARTS:
-        raise UsageError(f"There is nothing to score on called {on!r}.", mend=f"--on {', '.join(PARTS)}")
-    scored = _scored_part(catalog, split, root, on, fold)  # faults in it must show before hours of training
+    check_scored(on)
+    scored = scored_part(catalog, split, root, on, fold)  # faults in it must show before hours of training
     folder = runs_dir() / "ablations" / name
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     kind = type(recipe)
     plan = [(row, recipe.seed + k) for k in range(seeds) for row in rows]  # whole tables first, then more seeds
-    settings = {(row.key, seed): build_recipe(kind, recipe.model_dump(), *row.settings, {"seed": seed}) for row, seed in plan}
+    settings = {
+        (row.key, seed): build_recipe(kind, recipe.model_dump(), *row.settings, _started_from(row, name), {"seed": seed}) for row, seed in plan
+    }
     runs = {place: Run(folder / f"{place[0]}-seed{place[1]}") for place in settings}
-    _check_runs(runs, settings, split, fold)
+    first = {row.before.key: row.before.recipe(build_recipe(kind, recipe.model_dump(), *row.settings)) for row in rows if row.before}
+    _check_runs({**runs, **{key: Run(folder / key) for key in first}}, {**settings, **first}, split, fold)
     samples: dict[tuple[str, int], dict[str, Sample]] = {}
     chance: dict[str, float] = {}
     for i, (row, seed) in enumerate(plan, 1):
@@ -157,6 +175,10 @@ def run_ablation(
         console.say("", f"Training {i} of {len(plan)}: {row.name}, seed {seed}")
         run = runs[place]
         if not run.complete:
+            if row.before and not (before := Run(folder / row.before.key)).complete:
+                console.say(f"First {before.name}, for all rows that start from it.")
+                before.folder.mkdir(parents=True, exist_ok=True)
+                row.before.train(catalog, split, first[before.name], before, device=device, precision=precision, fold=fold)
             run.folder.mkdir(parents=True, exist_ok=True)
             train_run(catalog, split, settings[place], run, device=device, precision=precision, fold=fold, resume=True)
         samples[place], by_chance = _samples(run, scored, catalog, root, on, device)
@@ -168,7 +190,7 @@ def run_ablation(
             [runs[row.key, recipe.seed + k] for k in range(seeds)],
             _pooled(of_row[row.key]),
             _spread(of_row[row.key]),
-            _pooled(of_row[row.key], of_row[row.against]) if row.against else {},
+            _pooled(of_row[row.key], of_row[row.against]) if row.against in of_row else {},
         )
         for row in rows
     ]
@@ -187,13 +209,9 @@ def run_ablation(
     return found, document["chance"]
 
 
-def _scored_part(catalog: Catalog, split: Split, root: Path, on: str, fold: int | None) -> Catalog:
-    if on == "queries":
-        return labelled_test(only_test_set(root), catalog.taxonomy)
-    part = catalog.subset(split.images(on, fold))
-    if not len(part):
-        raise RunError(f"The {on} part is empty.", mend="choose another with --on, or split again")
-    return part
+def _started_from(row: Row, name: str) -> dict[str, Any]:
+    # By its place under the runs folder, so that the folder may be moved.
+    return {"backbone": {"weights": f"ablations/{name}/{row.before.key}"}} if row.before else {}
 
 
 def _check_runs(runs: dict, settings: dict, split: Split, fold: int | None) -> None:
@@ -216,14 +234,7 @@ def _samples(
 ) -> tuple[dict[str, Sample], dict[str, float]]:
     """Scores by the names of `PartScores`, and Recall@1 by chance by the same names."""
     model = load_model(run, device)
-    if on == "queries":
-        test_set = only_test_set(root)
-        seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set), model)
-    else:
-        seen = embeddings_of(run, TRAIN, catalog_items(catalog), model)
-    asked = finding_texts(scored) if getattr(model, "has_text_tower", False) else []
-    texts = TextQueries(asked, text_vectors(model, asked)) if asked else None
-    scores = score_part(scored, seen.named(scored.images), texts=texts)
+    scores = score_part(scored, seen_by(run, model, scored, catalog, root, on), texts=texts_for(model, scored))
     retrieval = {name: s.sample for name, s in scores.retrieval.items() if s.scored.any()}
     return {"classification": scores.classification.sample, **retrieval}, scores.chance
 

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 METHODS = {
     "clip-lora": "entrep_cli.methods.clip_lora:ClipLora",
     "dinov2": "entrep_cli.methods.dinov2:Dinov2",
+    "hybrid": "entrep_cli.methods.hybrid:Hybrid",
+    "mics": "entrep_cli.methods.mics:Mics",
     "prototype": "entrep_cli.methods.prototype:Prototype",
 }
-WITH_TEXT = ("clip-lora", "prototype")  # the methods whose models can embed texts
+WITH_TEXT = ("clip-lora", "hybrid", "prototype")  # the methods whose models can embed texts
 DEFAULT_METHOD = "clip-lora"  # one model for the three tracks
 
 
@@ -88,6 +90,8 @@ class Model(Protocol):
 
 def method_class(name: str) -> type:
     """The class of a method by name; it has `Recipe`, `fit`, `load` and `has_text_tower`."""
+    if name == "mics-pretrain":  # as the runs of `entrep pretrain mics` call themselves
+        raise UsageError("A pre-training knows no classes and answers nothing.", mend="`entrep train mics --weights RUN` goes on from it")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
         raise UsageError(

@@ -269,7 +269,7 @@ class ClipLora(nn.Module):
 
 def _reads_texts(recipe: ClipLoraRecipe, origin: Mapping[str, Any]) -> bool:
     """Whether the text tower knows anything: from pretrained weights, or from the contrast."""
-    return recipe.texts.contrast > 0 or "text" in origin["towers"]
+    return recipe.texts.contrast > 0 or "text" in origin.get("towers", ())
 
 
 def _choose_what_learns(model: ClipLora, filled: str | None) -> None:

@@ -2,15 +2,21 @@
 
 With a frozen backbone every image, and a few augmented views of it, goes through the backbone once;
 the head then trains on cached features in seconds. `tune = "full"` fine-tunes the backbone instead.
-The direct seven-class baseline of the paper (5.1.3); its coarse and binary experts are further heads
-on the same features.
+`target` says what the head tells apart: all classes, as the paper's direct baseline (5.1.3), the regions,
+as its coarse model (4.3.4), or the classes of one region, as its binary experts (4.3.1). All of them read
+the same cached features, whichever comes first.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,23 +28,38 @@ from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import UsageError
+from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
 from entrep_cli.models.device import autocast
 from entrep_cli.models.heads import Head, HeadSettings
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.recipes.recipe import Recipe
-from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
+from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, fingerprint, write_bytes_atomic
+from entrep_cli.workspace import (
+    METRICS,
+    MODEL,
+    Run,
+    atomic_path,
+    cache_dir,
+    fingerprint,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+_BEGUN = "begun.json"  # `runs.train_run` leaves there what the training was begun on
+_TOLD = "training.json"  # what is worth knowing of a training beside its scores
 
 
 class Dinov2Recipe(Recipe):
     """The settings of `dinov2`.
 
     Attributes:
+        target: `class`, `region`, or the name of a region: then the run is the expert among its classes,
+            a binary one for a pair such as ear-left and ear-right (of three or more, ours).
         tune: `head` freezes the backbone; `full` fine-tunes it.
         freeze_norm: with `full`, keep batch statistics as the pretrained weights have them.
         views: augmented views of each training image whose features are cached, with `head`.
@@ -48,6 +69,7 @@ class Dinov2Recipe(Recipe):
     """
 
     method: Literal["dinov2"] = "dinov2"
+    target: str = "class"
     tune: Literal["head", "full"] = "head"
     freeze_norm: bool = True
     views: int = 4
@@ -106,6 +128,9 @@ class Dinov2(nn.Module):
             mend="use a run of a method that has one",
         )
 
+    def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.embed_texts(texts)
+
     def save(self, run: Run) -> None:
         from safetensors.torch import save
 
@@ -131,47 +156,161 @@ class Dinov2(nn.Module):
         precision: str = "fp32",
         resume: bool = False,
     ) -> tuple[Dinov2, Fit]:
+        """Train on the classes of both parts; `target` is worked out here, for flips are known by class.
+
+        Raises:
+            UsageError: no such target, or a logistic head over a backbone that learns.
+            RunError: a part has no image of the target, or training images of fewer than two of its classes.
+        """
+        if recipe.head.kind == "logistic" and recipe.tune != "head":
+            raise UsageError("A logistic head is solved on fixed features, and the backbone learns.", mend="--tune head, or head.kind=mlp")
+        taxonomy = train.taxonomy.of_target(recipe.target)
+        check_target(train, val, recipe)
+        _say_target(of_target(train, recipe.target), of_target(val, recipe.target), recipe.target)
         torch.manual_seed(recipe.seed)
         backbone, origin = create_backbone(recipe.backbone, recipe.image.size)
-        model = cls(backbone, recipe, train.taxonomy).to(device)
+        _warn_of_leaks(origin, run)
+        model = cls(backbone, recipe, taxonomy).to(device)
         if recipe.tune == "head":
             fitted = _fit_head(model, train, val, run, origin, device, resume)
         else:
-            fitted = _fit_full(model, train, val, run, device, precision, resume)
+            fitted = _fit_full(model, of_target(train, recipe.target), of_target(val, recipe.target), run, device, precision, resume)
         return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
+
+
+def of_target(catalog: Catalog, target: str) -> Catalog:
+    """The images that a `target` is about, with its classes as labels; images without a label are left out.
+
+    Raises:
+        UsageError: as `Taxonomy.of_target`.
+    """
+    taxonomy, names = catalog.taxonomy.of_target(target), catalog.taxonomy.names_in_target(target)
+    frame = catalog.frame[catalog.frame["label"].isin(list(names))].reset_index(drop=True)
+    return replace(catalog, frame=frame.assign(label=frame["label"].map(names)), taxonomy=taxonomy)
+
+
+def check_target(train: Catalog, val: Catalog, recipe: Dinov2Recipe) -> None:
+    """Whether a target can be learned from these parts.
+
+    Raises:
+        UsageError: as `Taxonomy.of_target`.
+        RunError: a part has no image of the target, or training images of one of its classes alone.
+    """
+    own = {name: of_target(part, recipe.target) for name, part in (("train", train), ("val", val))}
+    names = own["train"].taxonomy.names
+    for name, part in own.items():
+        if not len(part):
+            raise RunError(f"The {name} part of the split has no image of {', '.join(names)}.", mend="split again: `entrep split`")
+    there = [name for name, n in own["train"].counts().items() if n]
+    # Of one class alone there is still something to retrieve, by the backbone.
+    if len(there) < 2 and (recipe.target != "class" or recipe.head.kind == "logistic"):
+        raise RunError(
+            f"All training images of {', '.join(names)} are {there[0]}: nothing to tell apart.",
+            mend="split again: `entrep split`, or add images",
+        )
+
+
+def _say_target(train: Catalog, val: Catalog, target: str) -> None:
+    if target != "class":
+        classes = ", ".join(train.taxonomy.names)
+        console.say(f"Target {target}: {len(train)} training and {len(val)} validation images of {classes}.")
+    if lacking := [name for name, n in train.counts().items() if not n]:
+        console.warn(f"{len(lacking)} classes have no training images: {', '.join(lacking)}.")
 
 
 # ---------------------------------------------------------------- the two ways to train
 
 
-def _fit_head(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dict, device: torch.device, resume: bool):
+def _fit_head(
+    model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dict[str, Any], device: torch.device, resume: bool
+) -> Fitted:
     recipe = model.recipe
     if recipe.backbone.weights == "none":
         console.warn("The frozen backbone has random weights; its features mean little. --tune full trains it.")
     model.requires_grad_(False).eval()
     views = [_view_features(model, train, origin, view, device) for view in range(recipe.views + 1)]
-    features = torch.stack([f for f, _ in views])  # (V + 1, N, D)
-    targets = torch.stack([t for _, t in views])  # (V + 1, N); a flipped view has its mirror's class
-    val_features, val_targets = _view_features(model, val, origin, 0, device)
-    criterion = _criterion(targets[0], len(model.taxonomy), recipe.train, device)
-
-    def losses(epoch: int) -> Iterator[torch.Tensor]:
-        generator = epoch_generator(recipe.seed, epoch)
-        order = _epoch_order(targets[0], recipe.train, generator)
-        view = torch.randint(len(features), (len(order),), generator=generator)
-        for pick, seen in zip(batches(order, recipe.train.batch_size), _cut_like(view, order, recipe)):
-            yield criterion(head(features[seen, pick].to(device)), targets[seen, pick].to(device))
+    seen = _targets(train.taxonomy, recipe.target)[torch.stack([t for _, t in views])]  # (V + 1, N), -1 outside of the target
+    own = seen[0] >= 0
+    features = torch.stack([f[own] for f, _ in views])  # (V + 1, n, D)
+    seen = seen[:, own]  # a flipped view has its mirror's class
+    val_features, val_classes = _view_features(model, val, origin, 0, device)
+    val_targets = _targets(val.taxonomy, recipe.target)[val_classes]
+    val_features, val_targets = val_features[val_targets >= 0], val_targets[val_targets >= 0]
 
     @torch.no_grad()
-    def validate(head: nn.Module) -> dict[str, float]:
-        return classification_scores(head(val_features.to(device)).cpu(), val_targets)
+    def validate(head: Head) -> dict[str, float]:
+        return classification_scores(head(val_features.to(head.output.weight.device)).cpu(), val_targets)
 
     # Only the head is handed to the loop: it is all that is learned, checkpointed and averaged.
     head = model.head.requires_grad_(True)
-    return _run_loop(head, losses, validate, targets[0], recipe, run, resume)
+    if recipe.head.kind == "logistic":
+        fitted = _solve_head(head.cpu(), features, seen, validate, model.taxonomy, recipe, run)  # scikit-learn is at home there
+        model.to(device)
+        return fitted
+    targets = seen[0]
+    criterion = _criterion(targets, len(model.taxonomy), recipe.train, device)
+
+    def losses(epoch: int) -> Iterator[torch.Tensor]:
+        generator = epoch_generator(recipe.seed, epoch)
+        order = _epoch_order(targets, recipe.train, generator)
+        view = torch.randint(len(features), (len(order),), generator=generator)
+        view = view.masked_fill(seen[view, order] < 0, 0)  # a flip that leaves the target: the image itself instead
+        for pick, shown in zip(batches(order, recipe.train.batch_size), _cut_like(view, order, recipe)):
+            yield criterion(head(features[shown, pick].to(device)), seen[shown, pick].to(device))
+
+    if recipe.train.balance == "oversample":
+        _tell_oversampling(run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy)
+    return _run_loop(head, losses, validate, targets, recipe, run, resume)
 
 
-def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool):
+def _solve_head(
+    head: Head, features: torch.Tensor, seen: torch.Tensor, validate: Callable, taxonomy: Taxonomy, recipe: Dinov2Recipe, run: Run
+) -> Fitted:
+    """Logistic regressions on all views, (V + 1, n, D) and (V + 1, n), one for each strength; the best of validation stays.
+
+    Nothing is learned by epochs, so nothing is shown less often: to oversample is to repeat the images of
+    every class until they are as many as those of the largest (ours).
+    """
+    started = time.monotonic()
+    targets = seen[0]
+    order = torch.arange(len(targets))
+    if recipe.train.balance == "oversample":
+        order = _repeated(targets)
+        _tell_oversampling(run, targets, order, taxonomy)
+    rows, wanted = features[:, order].flatten(0, 1), seen[:, order].flatten()
+    rows, wanted = rows[wanted >= 0], wanted[wanted >= 0]
+    weights = class_weights(targets, len(taxonomy))[wanted] if recipe.train.balance == "weights" else None
+    head.standardise(rows)
+    with torch.no_grad():
+        hidden = head.body(rows)
+    tried: list[dict[str, float]] = []
+    best: dict[str, torch.Tensor] = {}
+    for c in sorted(recipe.head.c):
+        if not head.solve(hidden, wanted, c, weights):
+            console.say(f"The logistic regression with C = {c:g} has not converged.")
+        tried.append({"c": c, **validate(head)})
+        if max(tried, key=_better) is tried[-1]:
+            best = {name: value.clone() for name, value in head.state_dict().items()}
+    head.load_state_dict(best)
+    chosen = max(tried, key=_better)
+    console.say(f"Logistic regression: C = {chosen['c']:g} (of {len(tried)}, chosen on validation).")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(chosen), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in tried)
+    write_text_atomic(run.path(METRICS), text.getvalue())
+    _tell(run, c=chosen["c"])
+    scores = {key: value for key, value in chosen.items() if key != "c"}
+    return Fitted(0, scores, 0, time.monotonic() - started, sum(p.numel() for p in head.parameters()))
+
+
+def _better(scores: dict[str, float]) -> tuple[float, float]:
+    return scores[MONITOR], -scores["val_loss"]
+
+
+def _fit_full(
+    model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool
+) -> Fitted:
     recipe = model.recipe
     pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
@@ -192,12 +331,14 @@ def _fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, device: tor
         logits = [model(batch.to(device)).cpu() for batch in batched(val_pixels, recipe.batch_size)]
         return classification_scores(torch.cat(logits), val_targets)
 
+    if recipe.train.balance == "oversample":
+        _tell_oversampling(run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy)
     return _run_loop(model, losses, validate, targets, recipe, run, resume, precision)
 
 
 def _run_loop(
     module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool, precision: str = "fp32"
-):
+) -> Fitted:
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
     pretrained = {name for name, _ in module.named_parameters() if name.startswith("backbone.")}
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": pretrained, "precision": precision}
@@ -207,20 +348,38 @@ def _run_loop(
 # ---------------------------------------------------------------- parts
 
 
-def _view_features(model: Dinov2, part: Catalog, origin: dict, view: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, D) features and (N,) targets of view `view`: 0 is the image itself, the others augmented.
+def _warn_of_leaks(origin: dict[str, Any], run: Run) -> None:
+    begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
+    if any(key in begun and begun[key] != value for key, value in origin.get("trained_on", {}).items()):
+        console.warn(
+            f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
+            "that are now validation or test ones, the scores are too good."
+        )
 
-    Kept on disk by pixels, backbone, weights, preprocessing and augmentation.
+
+def _targets(taxonomy: Taxonomy, target: str) -> torch.Tensor:
+    """(C,) for each class index its index in the target's taxonomy, -1 where it is none of its classes."""
+    names, own = taxonomy.names_in_target(target), taxonomy.of_target(target)
+    return torch.tensor([own.index(names[name]) if name in names else -1 for name in taxonomy.names])
+
+
+def _view_features(
+    model: Dinov2, part: Catalog, origin: dict[str, Any], view: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, D) features and (N,) class indices of view `view`: 0 is the image itself, the others augmented.
+
+    Kept on disk by pixels, backbone, weights, preprocessing and augmentation. Of all classes of the part,
+    whatever the model's target is, so that one pass of the backbone serves every target.
     """
     recipe = model.recipe
     targets = torch.from_numpy(part.targets)
     # Augmentation draws batch by batch, so the size of a batch is part of what a view is.
     view_key = (
-        [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), model.taxonomy.mirrors, part.targets.tolist()] if view else []
+        [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), part.taxonomy.mirrors, part.targets.tolist()] if view else []
     )
-    seed_key = recipe.seed if "sha256" not in origin else 0  # random weights come from the seed
-    identity = {**recipe.backbone.model_dump(), **origin}
-    key = fingerprint([identity, seed_key, model.preprocess.as_dict(), view_key, part.digests])
+    # Random weights come from the seed; how weights are called and where they stand changes nothing.
+    identity = [recipe.backbone.name, recipe.backbone.pooling, recipe.backbone.options, origin.get("sha256", recipe.seed)]
+    key = fingerprint([identity, model.preprocess.as_dict(), view_key, part.digests])
     path = cache_dir("features") / f"{key}.npz"
     if path.is_file():
         try:
@@ -234,7 +393,7 @@ def _view_features(model: Dinov2, part: Catalog, origin: dict, view: int, device
     with console.progress(f"Features of view {view}" if view else "Features", len(part)) as advance, torch.inference_mode():
         for batch, wanted in zip(batched(pixels, recipe.batch_size), targets.split(recipe.batch_size)):
             if view:
-                batch, wanted, _ = augment(batch, wanted, model.taxonomy, recipe.augment, generator)
+                batch, wanted, _ = augment(batch, wanted, part.taxonomy, recipe.augment, generator)
             features.append(model.backbone(batch.to(device)).float().cpu())
             shown.append(wanted)
             advance(len(batch))
@@ -248,6 +407,26 @@ def _epoch_order(targets: torch.Tensor, settings: LoopSettings, generator: torch
     if settings.balance == "oversample":
         return balanced_order(targets, generator)
     return torch.randperm(len(targets), generator=generator)
+
+
+def _repeated(targets: torch.Tensor) -> torch.Tensor:
+    """Indices into (n,) targets in which every class comes as often as the largest, its images in turn."""
+    members = [(targets == label).nonzero().flatten() for label in targets.unique()]
+    largest = max(map(len, members))
+    return torch.cat([own.repeat(-(-largest // len(own)))[:largest] for own in members])
+
+
+def _tell_oversampling(run: Run, targets: torch.Tensor, order: torch.Tensor, taxonomy: Taxonomy) -> None:
+    """Say, and keep in the run, how many images a class has and how often they are shown: in an epoch, or in all."""
+    has, shown = (torch.bincount(t, minlength=len(taxonomy)).tolist() for t in (targets, targets[order]))
+    for name, n, m in zip(taxonomy.names, has, shown):
+        console.say(f"oversampled: {n} images of class {name} shown as {m}")
+    _tell(run, oversampled={name: {"images": n, "shown": m} for name, n, m in zip(taxonomy.names, has, shown)})
+
+
+def _tell(run: Run, **more: Any) -> None:
+    path = run.path(_TOLD)
+    write_json_atomic(path, {**(json.loads(path.read_text("utf-8")) if path.is_file() else {}), **more})
 
 
 def _cut_like(view: torch.Tensor, order: torch.Tensor, recipe: Dinov2Recipe) -> Iterator[torch.Tensor]:

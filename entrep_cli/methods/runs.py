@@ -8,6 +8,7 @@ import tomllib
 from importlib.metadata import version
 from typing import Any
 
+import torch
 
 from entrep_cli import __version__, console
 from entrep_cli.data.catalog import Catalog
@@ -18,7 +19,7 @@ from entrep_cli.methods import Model, method_class
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
-from entrep_cli.workspace import CONFIG, MODEL, Run, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import CONFIG, MANIFEST, MODEL, Run, fingerprint, write_json_atomic, write_text_atomic
 
 _BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
@@ -49,51 +50,70 @@ def train_run(
     for name, part in (("train", train), ("val", val)):
         if not len(part):
             raise RunError(f"The {name} part of the split is empty.", mend="make another one: `entrep split`")
-    text = recipe_toml(recipe)
-    if resume and run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != text:
-        raise RunError(
-            f"Run {run.name!r} was begun with another recipe.",
-            where=run.path(CONFIG),
-            mend=f"`entrep train --recipe {run.path(CONFIG)} --name {run.name} --resume`",
-        )
-    data = {"catalog": catalog.fingerprint, "split": split.fingerprint, "fold": fold}
-    begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if resume and run.path(_BEGUN).is_file() else {}
+    begun = _begun(run) if resume else {}
     # A training goes on in the precision it was begun in, also where a busy machine would be measured otherwise.
-    chosen, reason = (begun.pop("precision"), "as it was begun") if "precision" in begun else choose_precision(precision, place)
+    chosen, reason = (begun["precision"], "as it was begun") if "precision" in begun else choose_precision(precision, place)
     console.say(f"Precision: {chosen} ({reason}).")
-    if begun and begun != data:
-        raise RunError(
-            f"Run {run.name!r} was begun on other data, another split or another fold.",
-            where=run.path(_BEGUN),
-            mend="split as it was then, or begin again with --overwrite",
-        )
-    write_text_atomic(run.path(CONFIG), text)
-    write_json_atomic(run.path(_BEGUN), {**data, "precision": chosen})
-    model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=place, precision=chosen, resume=resume)
+    about = {
+        "data": {"layouts": list(catalog.layouts), "catalog": catalog.fingerprint},
+        "split": {
+            "seed": split.seed,
+            "ratios": list(split.ratios),
+            "folds": split.folds,
+            "fold": fold,
+            "fingerprint": split.fingerprint,
+        },
+    }
+    return _train(train, val, recipe, run, about, place, chosen, resume)
+
+
+def train_part(
+    train: Catalog, val: Catalog, recipe: Recipe, part: Run, whole: Run, *, device: torch.device, precision: str, resume: bool
+) -> tuple[Model, dict[str, Any]]:
+    """Train a run that is a part of another one, in a folder inside of it and on the same images.
+
+    With `resume` a complete part is loaded and not trained again, and an unfinished one goes on.
+
+    Raises:
+        RunError: as `train_run`.
+    """
+    about = _begun(whole).get("about") or {
+        # Not begun by `train_run`: there is no more to tell than the images.
+        "data": {"layouts": list(train.layouts), "catalog": fingerprint([train.fingerprint, val.fingerprint])},
+        "split": {"fold": None, "fingerprint": None},
+    }
+    if resume and part.complete:
+        _check_begun(part, recipe, about)
+        return load_model(part, str(device)), part.manifest
+    part.folder.mkdir(exist_ok=True)
+    part.path(MANIFEST).unlink(missing_ok=True)
+    return _train(train, val, recipe, part, about, device, precision, resume)
+
+
+def _train(
+    train: Catalog, val: Catalog, recipe: Recipe, run: Run, about: dict[str, Any], device: torch.device, precision: str, resume: bool
+) -> tuple[Model, dict[str, Any]]:
+    """`about` is what the manifest tells of the data and the split."""
+    if resume:
+        _check_begun(run, recipe, about)
+    write_text_atomic(run.path(CONFIG), recipe_toml(recipe))
+    write_json_atomic(run.path(_BEGUN), {**_trained_on(about), "precision": precision, "about": about})
+    model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=device, precision=precision, resume=resume)
     model.save(run)
+    images = {name: len(in_classes_of(model, part)) for name, part in (("train", train), ("val", val))}
     run.finish(
         {
             "entrep": __version__,
             "method": recipe.method,
-            "taxonomy": catalog.taxonomy.as_dict(),
+            "taxonomy": model.taxonomy.as_dict(),
             "preprocess": model.preprocess.as_dict(),
             "weights": fit.weights,
             "validation": fit.validation,
             "epoch": fit.epoch,
-            "data": {
-                "layouts": list(catalog.layouts),
-                "catalog": catalog.fingerprint,
-                "images": {"train": len(train), "val": len(val)},
-            },
-            "split": {
-                "seed": split.seed,
-                "ratios": list(split.ratios),
-                "folds": split.folds,
-                "fold": fold,
-                "fingerprint": split.fingerprint,
-            },
-            "device": str(place),
-            "precision": chosen,
+            "data": {**about["data"], "images": images},
+            "split": about["split"],
+            "device": str(device),
+            "precision": precision,
             "parameters": fit.parameters,
             "seconds": round(fit.seconds, 1),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
@@ -101,6 +121,44 @@ def train_run(
     )
     end_training(run)
     return model, run.manifest
+
+
+def in_classes_of(model: Model, catalog: Catalog) -> Catalog:
+    """A catalog as the classes of a model have it: regions as labels, or one region's images alone, where it is one of those.
+
+    What is scored against the answers of a model is labelled so.
+    """
+    target = getattr(model.recipe, "target", "class")
+    if target == "class":
+        return catalog
+    from entrep_cli.methods.dinov2 import of_target
+
+    return of_target(catalog, target)
+
+
+def _begun(run: Run) -> dict[str, Any]:
+    return json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
+
+
+def _trained_on(about: dict[str, Any]) -> dict[str, Any]:
+    return {"catalog": about["data"]["catalog"], "split": about["split"]["fingerprint"], "fold": about["split"]["fold"]}
+
+
+def _check_begun(run: Run, recipe: Recipe, about: dict[str, Any]) -> None:
+    """RunError where a training was begun with other settings or on other data, and must not go on with these."""
+    if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(recipe):
+        raise RunError(
+            f"Run {run.name!r} was begun with another recipe.",
+            where=run.path(CONFIG),
+            mend=f"`entrep train --recipe {run.path(CONFIG)} --name {run.name} --resume`",
+        )
+    begun, wanted = _begun(run), _trained_on(about)
+    if begun and any(begun.get(key) != value for key, value in wanted.items()):
+        raise RunError(
+            f"Run {run.name!r} was begun on other data, another split or another fold.",
+            where=run.path(_BEGUN),
+            mend="split as it was then, or begin again with --overwrite",
+        )
 
 
 def load_model(run: Run, device: str = "auto") -> Model:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +20,15 @@ from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.inputs import Normalise
 from entrep_cli.recipes.recipe import Section
-from entrep_cli.workspace import file_sha256
+from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run
 
 # What published checkpoints wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.", "_orig_mod.")
 # Part of DINOv2's pre-training only; timm's model has no place for it.
 _PRETRAINING_KEYS = ("mask_token",)
+# Where the tensors of a timm model stand in a run: of dinov2, of clip-lora with a tower of timm, and of mics (its white light).
+_IN_RUNS = ("backbone.model.", "backbone.visual.trunk.", "white.model.")
 
 
 class BackboneSettings(Section):
@@ -32,7 +36,9 @@ class BackboneSettings(Section):
 
     Attributes:
         name: any timm model.
-        weights: `hub` (only if it is cached already), a file, or `none` for random ones.
+        weights: `hub` (only if it is cached already), a file, a complete run by name or folder (its
+            backbone, as it was trained: dinov2, clip-lora with the same timm model as image tower, or the
+            white-light encoder of mics or its pre-training), or `none` for random ones.
         pooling: `auto` is the mean of the patch tokens for ViTs (Foregut paper, section 4.3.3) and
             the model's own pooled features otherwise; `gem` is the generalised mean (p = 3).
         options: passed to `timm.create_model`, as in `{pad_type = "same"}`.
@@ -93,14 +99,19 @@ class Backbone(nn.Module):
 def create_backbone(settings: BackboneSettings, size: int) -> tuple[Backbone, dict[str, Any]]:
     """A backbone with its weights, and where they came from: {"name", "weights", "sha256"}.
 
+    Of a run also {"run", "trained_on"}: what it has learned from.
+
     Raises:
-        WeightsError: not cached, unreadable, or of another model; UsageError: no such timm model.
+        WeightsError: not cached, unreadable, or of another model; UsageError: no such timm model;
+        RunError: the run is half written or damaged.
     """
     backbone = Backbone(settings, size)
     origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights}
     if settings.weights == "none":
         return backbone, origin
     path = _cached_hub_file(backbone.model.pretrained_cfg, settings) if settings.weights == "hub" else Path(settings.weights)
+    if settings.weights != "hub" and not path.is_file() and (run := find_run(settings.weights)):
+        return backbone, {**origin, **_load_from_run(backbone.model, settings, run)}
     load_weights(backbone.model, read_weights(path), path)
     # The file's name, not its path: a run may be shown to others.
     return backbone, {**origin, "weights": path.name, "sha256": file_sha256(path)}
@@ -113,7 +124,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         WeightsError: missing, damaged, or holding more than tensors (nothing in it is ever executed).
     """
     if not path.is_file():
-        raise WeightsError("There is no such weights file.", where=path, mend="--weights FILE, hub, or none for random weights")
+        raise WeightsError("There is no such weights file.", where=path, mend="--weights FILE, a run, hub, or none for random weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -181,6 +192,38 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
             mend="name the model they belong to with --backbone",
         )
     model.load_state_dict(state, strict=True)
+
+
+def _load_from_run(model: nn.Module, settings: BackboneSettings, run: Run) -> dict[str, Any]:
+    """Load the backbone of a complete run, strictly; what `create_backbone` tells of it."""
+    manifest = run.manifest
+    run.check_files()
+    path = run.path(MODEL)
+    recipe = tomllib.loads(run.path(CONFIG).read_text("utf-8"))
+    mend = "a complete run of dinov2, of mics or its pre-training, or of clip-lora with --tune full and an image tower of timm"
+    if recipe.get("method") == "clip-lora" and recipe.get("tune") != "full":
+        base = manifest["weights"].get("weights")
+        raise WeightsError(
+            f"Run {run.name!r} holds what it learned beside its base weights, and no whole image tower.",
+            where=run.folder,
+            mend=f"start from the base weights ({base}), or from {mend}",
+        )
+    state = read_weights(path)
+    prefix = next((p for p in _IN_RUNS if any(key.startswith(p) for key in state)), None)
+    if prefix is None:
+        what = f"Run {run.name!r} ({manifest.get('method')}) has no image backbone of timm."
+        raise WeightsError(what, where=run.folder, mend=f"name {mend}")
+    name = recipe.get("backbone", {}).get("name", "")
+    if (described := run.path("clip.json")).is_file():  # a clip-lora run: its own name is that of the whole CLIP
+        name = json.loads(described.read_text("utf-8"))["model_cfg"]["vision_cfg"].get("timm_model_name", "")
+    # What follows the dot names published weights, and these are others.
+    if name.split(".")[0] != settings.name.split(".")[0]:
+        what = f"Run {run.name!r} has the backbone {name!r}, not {settings.name!r}."
+        raise WeightsError(what, where=run.folder, mend=f"--backbone {name}")
+    load_weights(model, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, path)
+    data, split = manifest.get("data", {}), manifest.get("split", {})
+    trained_on = {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
+    return {"weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL], "trained_on": trained_on}
 
 
 def _create(settings: BackboneSettings, size: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,4 +136,89 @@ def contact_sheet(
         path = Path(path)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+        return path
+
+
+def picture_grid(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], path: str | Path, title: str, caption: str = "") -> Path:
+    """Draw pictures in rows and columns, each pixel of theirs as it is.
+
+    Args:
+        rows: of every row its pictures, (3, H, W) uint8 each.
+        headings: above the columns.
+        path: the PNG to write, replaced in one step.
+        title: above all. caption: below all, as small print.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: no rows, or one that has not a picture for each heading.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not rows or any(len(row) != len(headings) for row in rows):
+        raise ValueError(f"{[len(row) for row in rows]} pictures do not fit {len(headings)} headings")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        width = _TILE_INCHES * len(headings)
+        figure = Figure(figsize=(width, _TILE_INCHES * len(rows) + 0.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11, parse_math=False)
+        grid = figure.subplots(len(rows), len(headings), squeeze=False)
+        for axes, picture in zip(grid.flat, (picture for row in rows for picture in row)):
+            axes.imshow(np.asarray(picture).transpose(1, 2, 0), interpolation="nearest")
+            axes.set_axis_off()
+        for axes, heading in zip(grid[0], headings):
+            axes.set_title(heading, fontsize=9, parse_math=False)
+        if caption:
+            figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize=8, color="0.3", parse_math=False)
+        path = Path(path)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+        return path
+
+
+_LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))  # told apart in grey by their strokes
+
+
+def curves_png(panels: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, title: str, *, kept: int | None = None) -> Path:
+    """Draw learning curves side by side, one panel a score, each with an axis of its own.
+
+    Args:
+        panels: heading -> line -> one value an epoch, from epoch 1.
+        path: the PNG to write, replaced in one step.
+        title: above all.
+        kept: the epoch whose weights are kept, marked by a line.
+
+    Returns:
+        `path`.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(textwrap.fill(title, 40 * len(panels)), fontsize=11, parse_math=False)
+        for axes, (heading, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+            for i, (name, values) in enumerate(lines.items()):
+                colour, stroke = _LINES[i % len(_LINES)]
+                marker = "o" if len(values) == 1 else None  # a line through one point is none
+                axes.plot(range(1, len(values) + 1), values, stroke, color=colour, label=name, linewidth=1.5, marker=marker)
+            if kept:
+                axes.axvline(kept, color="0.6", linewidth=0.8, label="kept")
+            axes.set_title(heading, fontsize=10, parse_math=False)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.25)
+            for text in axes.legend(fontsize=8, frameon=False).get_texts():
+                text.set_parse_math(False)
+        path = Path(path)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
         return path

@@ -37,17 +37,18 @@ class PublishedTable:
         """Rows of (name, then for each column the paper's and ours), with "accuracy" as a last row where the paper has one.
 
         Args:
-            ours: row -> column -> value; "not run" stands for what is missing, and for all of it where it is None.
+            ours: row -> column -> value; "not run" stands everywhere where it is empty or None, "-" for single ones
+                that are missing, as of a class that our data do not have.
         """
         published = {name: dict(zip(self.columns, values)) for name, values in self.rows.items()}
         if self.accuracy is not None:
             published["accuracy"] = {self.columns[0]: self.accuracy}
-        found = []
+        missing, found = "-" if ours else NOT_RUN, []
         for name, values in published.items():
             cells = [name]
             for column in self.columns:
                 mine = (ours or {}).get(name, {}).get(column)
-                cells += [_number(values.get(column), column), NOT_RUN if mine is None and column in values else _number(mine, column)]
+                cells += [_number(values.get(column), column), missing if mine is None and column in values else _number(mine, column)]
             found.append(tuple(cells))
         return found
 

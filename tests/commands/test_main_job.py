@@ -31,9 +31,9 @@ def test_a_run_describes_itself(trained):
 
 def test_the_same_commands_give_the_same_bytes(trained, entrep, small, tmp_path, monkeypatch):
     second = tmp_path / "second"
-    for runs, lines in ((trained, []), (second, [["split"], ["train", "dinov2", *small], ["embed"]])):
+    for runs, before in ((trained, []), (second, [["split"], ["train", "dinov2", *small], ["embed"]])):
         monkeypatch.setenv("ENTREP_RUNS", str(runs))
-        for line in [*lines, ["predict", "--track", 1], ["predict", "--track", 2]]:
+        for line in [*before, ["predict", "--track", 1], ["predict", "--track", 2]]:
             assert entrep(*line).code == 0
     assert (trained / "split.csv").read_bytes() == (second / "split.csv").read_bytes()
     for part in ("embeddings", "submissions"):

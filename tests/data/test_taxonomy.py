@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
-from entrep_cli.errors import DataError
+from entrep_cli.errors import DataError, UsageError
 
 
 def test_the_challenge_has_its_ids_regions_and_mirrors():
@@ -104,3 +104,57 @@ def test_a_broken_file_says_where(tmp_path, content):
 def test_classes_stand_in_the_order_of_their_ids():
     assert Taxonomy("t", (ClassInfo("b", 5, "r"), ClassInfo("a", 9, "r"), ClassInfo("c", 0, "r"))).names == ["c", "b", "a"]
     assert Taxonomy.entrep().indices(["throat", "nose-right"]) == [6, 0]
+
+
+def of(*rows: tuple[str, str, str | None]) -> Taxonomy:
+    classes = (ClassInfo(name, 10 + i, region, mirror, {"en": (f"a {name}",)}) for i, (name, region, mirror) in enumerate(rows))
+    return Taxonomy("t", tuple(classes))
+
+
+def test_the_coarse_taxonomy_of_the_challenge():
+    coarse = Taxonomy.entrep().of_target("region")
+    assert (coarse.names, coarse.ids, coarse.regions) == (["nose", "ear", "vc", "throat"], [0, 1, 2, 3], ["nose", "ear", "vc", "throat"])
+    assert coarse.mirrors == [0, 1, 2, 3]
+    assert coarse.classes[1].prompts["en"][0] == "an endoscopic image of the right ear" and len(coarse.classes[1].prompts["vi"]) == 4
+    assert Taxonomy.from_dict(coarse.as_dict()) == coarse
+    assert Taxonomy.entrep().names_in_target("region")["vc-open"] == "vc"
+
+
+@pytest.mark.parametrize(
+    ("rows", "mirrors"),
+    [
+        ([("l", "a", "r"), ("r", "a", "l"), ("t", "b", "t")], ["a", "b"]),
+        ([("l", "a", "r"), ("r", "b", "l")], ["b", "a"]),  # regions that are mirrors of each other
+        ([("l", "a", "r"), ("x", "a", "x"), ("r", "b", "l")], [None, None]),  # a flip leaves the region, or does not
+        ([("l", "a", None), ("r", "a", "r")], [None]),
+        ([("l", "a", "r"), ("r", "b", "l"), ("y", "b", "z"), ("z", "c", "y")], [None, None, None]),
+    ],
+)
+def test_mirrors_of_regions(rows, mirrors):
+    assert [c.mirror for c in of(*rows).of_regions().classes] == mirrors
+
+
+def test_the_classes_of_a_region_keep_ids_and_what_stays_inside():
+    taxonomy = of(("l", "a", "r"), ("x", "a", "x"), ("n", "a", None), ("r", "b", "l"))
+    own = taxonomy.of_target("a")
+    assert (own.names, own.ids) == (["l", "x", "n"], [10, 11, 12]) and own.mirrors == [-1, 1, -1]
+    assert taxonomy.names_in_target("a") == {"l": "l", "x": "x", "n": "n"}
+    assert Taxonomy.entrep().of_region("ear").mirrors == [1, 0]
+    assert taxonomy.of_target("class") is taxonomy and taxonomy.names_in_target("class") == {name: name for name in taxonomy.names}
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [("nosse", "no region 'nosse'"), ("throat", "one class, 'throat'"), ("", "no region ''"), ("ear-left", "no region")]
+)
+def test_a_target_that_is_none_says_why(target, why):
+    with pytest.raises(UsageError, match=why) as caught:
+        Taxonomy.entrep().of_target(target)
+    assert "nose, ear, vc" in caught.value.mend
+
+
+def test_one_region_alone_is_nothing_to_tell_apart():
+    with pytest.raises(UsageError, match="one region, 'a'"):
+        of(("l", "a", "r"), ("r", "a", "l")).of_target("region")
+    with pytest.raises(UsageError, match="one class") as caught:
+        Taxonomy.derive(["polyp", "ulcer"]).of_target("polyp")
+    assert "none has several classes" in caught.value.mend

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
+from entrep_cli.app import main
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import pixel_digest
+from entrep_cli.data.splits import Split, make_split, read_catalog_and_split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
-from entrep_cli.errors import UsageError
+from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import METHODS, WITH_TEXT, method_class
 from entrep_cli.methods import dinov2 as module
-from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
+from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, of_target
+from entrep_cli.methods.runs import in_classes_of, load_model, train_run
+from entrep_cli.models.backbones import Backbone
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
-from entrep_cli.workspace import Run
+from entrep_cli.retrieval.embeddings import embed_items
+from entrep_cli.retrieval.sets import catalog_items
+from entrep_cli.scoring.parts import score_part
+from entrep_cli.workspace import Run, open_run
+from tests.tiny import make_contest
 
 TAXONOMY = Taxonomy("sides", (ClassInfo("left", 0, "r", "right"), ClassInfo("right", 1, "r", "left"), ClassInfo("top", 2, "s", "top")))
 
@@ -85,8 +96,9 @@ def test_what_a_model_gives(catalog, tmp_path):
     embeddings, probabilities = model.embed_images(x), model.classify(x)
     assert embeddings.shape == (5, 128) and probabilities.shape == (5, 3)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(5)) and torch.allclose(probabilities.sum(1), torch.ones(5))
-    with pytest.raises(UsageError):
-        model.embed_texts(["a spur"])
+    for ask in (model.embed_texts, model.classify_texts):
+        with pytest.raises(UsageError):
+            ask(["a spur"])
 
 
 @pytest.mark.parametrize("kind, width", [("head", 128), ("backbone", 64), ("both", 192)])
@@ -145,3 +157,189 @@ def test_every_method_keeps_the_contract():
     with pytest.raises(UsageError) as caught:
         method_class("dino")
     assert "dinov2" in caught.value.mend
+
+
+# ---------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("tune", ["head", "full"])
+@pytest.mark.parametrize("target, names", [("region", ["r", "s"]), ("r", ["left", "right"])])
+def test_a_coarse_model_and_an_expert_have_classes_of_their_own(catalog, tmp_path, target, names, tune):
+    made = recipe(f"target={target}", f"tune={tune}", "train.epochs=12", "train.backbone_learning_rate=1e-3", name="test_resnet")
+    run = Run(tmp_path / "run")
+    model, fitted = fit(catalog, made, run)
+    assert model.taxonomy.names == names and model.classify(pixels()).shape == (3, 2)
+    assert fitted.validation["val_accuracy"] > 0.8
+    model.save(run)
+    again = Dinov2.load(run, made, model.taxonomy, torch.device("cpu"))
+    assert torch.equal(model.classify(pixels()), again.classify(pixels()))
+
+
+def test_of_target_maps_labels_and_leaves_out(catalog):
+    coarse, own = of_target(catalog, "region"), of_target(catalog, "r")
+    assert coarse.counts() == {"r": 24, "s": 12} and coarse.images == catalog.images
+    assert own.counts() == {"left": 12, "right": 12} and own.images == [image for i, image in enumerate(catalog.images) if i % 3 != 2]
+    assert of_target(catalog, "class").counts() == catalog.counts()
+
+
+def test_a_run_of_a_target_describes_itself(catalog, tmp_path):
+    split = make_split(catalog, ratios=(50, 25, 25))
+    for target, images, names in (("region", 18, ["r", "s"]), ("r", 12, ["left", "right"])):
+        run = Run(tmp_path / target)
+        run.folder.mkdir()
+        _, manifest = train_run(catalog, split, recipe(f"target={target}", "train.epochs=1"), run, device="cpu", precision="fp32")
+        assert [c["name"] for c in manifest["taxonomy"]["classes"]] == names
+        assert manifest["data"]["images"]["train"] == images and manifest["data"]["catalog"] == catalog.fingerprint
+        model = load_model(run, "cpu")
+        assert model.taxonomy.names == names
+        assert in_classes_of(model, catalog).counts() == {"r": 24, "s": 12} if target == "region" else {"left": 12, "right": 12}
+
+
+def test_targets_that_cannot_be_trained(catalog, tmp_path):
+    def error(kind, match, target, part=catalog, val=catalog, *more):
+        with pytest.raises(kind, match=match):
+            Dinov2.fit(part, val, recipe(f"target={target}", *more), Run(tmp_path / "run"), device=torch.device("cpu"))
+
+    def only(*labels):
+        return catalog.subset([i for i, label in zip(catalog.images, catalog.frame["label"]) if label in labels])
+
+    error(UsageError, "no region 'x'", "x")
+    error(UsageError, "one class, 'top'", "s")
+    error(RunError, "train part of the split has no image of left, right", "r", only("top"))
+    error(RunError, "val part of the split has no image of left, right", "r", catalog, only("top"))
+    error(RunError, "All training images of left, right are left", "r", only("left", "top"))
+    error(UsageError, "logistic", "class", catalog, catalog, "head.kind=logistic", "tune=full")
+    assert not (tmp_path / "runs" / "cache").exists()  # all of it before anything is computed
+
+
+def test_all_targets_read_one_pass_of_features(catalog, tmp_path, monkeypatch):
+    passed = []
+    forward = Backbone.forward
+
+    def counted(self, x):
+        passed.append(len(x) * (x.dtype == torch.uint8))  # a new backbone asks for its dimension with one that is not
+        return forward(self, x)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    fit(catalog, recipe("train.epochs=1", "views=2"), Run(tmp_path / "a"))
+    assert sum(passed) == 3 * 24 + 12
+    passed.clear()
+    for i, more in enumerate((["target=region"], ["target=r"], ["head.kind=logistic"], ["target=r", "head.kind=linear"])):
+        fit(catalog, recipe("train.epochs=1", "views=2", *more), Run(tmp_path / f"b{i}"))
+    assert not sum(passed)
+
+
+def test_a_flip_that_leaves_the_expert_is_not_shown(catalog, tmp_path):
+    """Two regions that are mirrors of each other: a flipped image of one is none of its expert's."""
+    crossed = Taxonomy(
+        "crossed",
+        (ClassInfo("left", 0, "a", "right"), ClassInfo("top", 1, "a", "top"), ClassInfo("right", 2, "b", "left")),
+    )
+    made = recipe("target=a", "augment.flip=1", "views=1", "train.epochs=2", "train.label_smoothing=0")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_criterion", lambda *a: lambda logits, wanted: (seen.append(wanted), F.cross_entropy(logits, wanted))[1])
+        model, fitted = fit(Catalog(catalog.frame, crossed), made, Run(tmp_path / "run"))
+    assert model.taxonomy.mirrors == [-1, 1]
+    for epoch in torch.cat(seen).split(16):
+        assert sorted(epoch.tolist()) == [0] * 8 + [1] * 8
+    assert fit(Catalog(catalog.frame, crossed), recipe("target=a", "head.kind=logistic", "augment.flip=1", "views=1"), Run(tmp_path / "l"))
+
+
+# ---------------------------------------------------------------- logistic heads, oversampling
+
+
+@pytest.mark.parametrize("target", ["class", "r"])
+def test_a_logistic_head_is_chosen_by_validation(catalog, tmp_path, target):
+    made, run = recipe("head.kind=logistic", f"target={target}", "views=1", name="test_resnet"), Run(tmp_path / "run")
+    model, fitted = fit(catalog, made, run)
+    rows = [line.split(",") for line in run.path("metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["c", "val_loss", "val_accuracy", "val_macro_f1"] and [float(r[0]) for r in rows[1:]] == list(made.head.c)
+    best = max(rows[1:], key=lambda r: (float(r[3]), -float(r[1])))
+    assert json.loads(run.path("training.json").read_text()) == {"c": float(best[0])}
+    assert fitted.validation["val_macro_f1"] == pytest.approx(float(best[3]), abs=1e-5) and fitted.epoch == 0
+    model.save(run)
+    again = Dinov2.load(run, made, model.taxonomy, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(model.infer(pixels()), again.infer(pixels())))
+    assert torch.equal(fit(catalog, made, Run(tmp_path / "again"))[0].head.output.weight, model.head.output.weight)
+
+
+@pytest.mark.parametrize("tune", ["head", "full"])
+def test_oversampling_is_counted(catalog, tmp_path, capsys, tune):
+    labels = catalog.frame["label"]
+    few = catalog.subset([image for image, label in zip(catalog.images, labels) if label != "right" or image < "08.png"])
+    run = Run(tmp_path / "run")
+    Dinov2.fit(few, catalog, recipe("train.balance=oversample", "train.epochs=1", f"tune={tune}"), run, device=torch.device("cpu"))
+    counts = few.counts()
+    assert counts == {"left": 12, "right": 3, "top": 12}
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("oversampled")]
+    assert said == [f"oversampled: {counts[name]} images of class {name} shown as 9" for name in TAXONOMY.names]
+    assert json.loads(run.path("training.json").read_text())["oversampled"]["right"] == {"images": 3, "shown": 9}
+
+
+def test_a_logistic_expert_sees_its_rare_class_as_often_as_the_other(catalog, tmp_path, monkeypatch):
+    labels = catalog.frame["label"]
+    few = catalog.subset([image for image, label in zip(catalog.images, labels) if label != "right" or image < "08.png"])
+    shown = []
+    solve = module.Head.solve
+    monkeypatch.setattr(module.Head, "solve", lambda self, x, y, *more: (shown.append(y.bincount().tolist()), solve(self, x, y, *more))[1])
+    for balance, wanted in (("none", [24, 6]), ("oversample", [24, 24])):
+        made = recipe("target=r", "head.kind=logistic", f"train.balance={balance}", "views=1", "augment.flip=0", "head.c=[1.0]")
+        Dinov2.fit(few, catalog, made, Run(tmp_path / balance), device=torch.device("cpu"))
+        assert shown.pop() == wanted
+
+
+def test_weights_by_class_reach_the_logistic_head(catalog, tmp_path, monkeypatch):
+    few = catalog.subset([image for image, label in zip(catalog.images, catalog.frame["label"]) if label != "right" or image < "08.png"])
+    given = []
+    solve = module.Head.solve
+    monkeypatch.setattr(module.Head, "solve", lambda self, x, y, c, w: (given.append((y, w)), solve(self, x, y, c, w))[1])
+    made = recipe("target=r", "head.kind=logistic", "train.balance=weights", "views=1", "head.c=[1.0]")
+    Dinov2.fit(few, catalog, made, Run(tmp_path / "run"), device=torch.device("cpu"))
+    ((classes, weights),) = given
+    for label, wanted in ((0, 15 / 24), (1, 15 / 6)):
+        assert weights[classes == label].unique().tolist() == [pytest.approx(wanted)]
+
+
+def test_starting_from_a_run_of_another_split_is_told(catalog, tmp_path, capsys):
+    made = recipe("tune=full", "train.epochs=1")
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    split = make_split(catalog, ratios=(50, 25, 25))
+    train_run(catalog, split, made, Run(folder), device="cpu", precision="fp32")
+    frozen = recipe("train.epochs=1", "backbone.weights=first")
+    other = Split(dict(zip(catalog.images, list(split.assignment.values())[::-1])), 0, 1, split.ratios, split.catalog)
+    for i, now in enumerate((split, other)):
+        capsys.readouterr()
+        run = Run(tmp_path / f"run{i}")
+        run.folder.mkdir()
+        _, manifest = train_run(catalog, now, frozen, run, device="cpu", precision="fp32")
+        assert ("too good" in capsys.readouterr().err) == bool(i)
+        assert manifest["weights"]["run"] == "first" and len(manifest["weights"]["sha256"]) == 64
+
+
+def test_the_command_trains_a_coarse_model_and_an_expert(tmp_path, monkeypatch, capsys):
+    made = make_contest(tmp_path / "data", per_class=6, tests=1)
+    monkeypatch.setenv("ENTREP_DATA", str(made.root))
+
+    def entrep(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in arguments])
+        assert not ended.value.code, capsys.readouterr().err
+
+    entrep("split", "--ratios", "60/20/20")
+    small = ["--set", "image.size=32", "--set", "views=1", "--backbone", "test_resnet", "--weights", "none", "--epochs", 3]
+    entrep("train", "dinov2", "--name", "coarse", "--set", "target=region", *small)
+    entrep("train", "dinov2", "--name", "ears", "--set", "target=ear", "--set", "head.kind=logistic", *small)
+    read, split = read_catalog_and_split(made.root)
+    test = read.subset(split.images("test"))
+    ears = int((test.frame["region"] == "ear").sum())
+    for name, names, n in (("coarse", ["nose", "ear", "vc", "throat"], len(test)), ("ears", ["ear-right", "ear-left"], ears)):
+        run = open_run(name)
+        model = load_model(run, "cpu")
+        assert model.taxonomy.names == names and model.taxonomy.as_dict() == run.manifest["taxonomy"]
+        entrep("predict", "--track", 1, "--run", name)
+        # What `entrep evaluate` scores: the part in the classes of the run.
+        part = in_classes_of(model, test)
+        scores = score_part(part, embed_items(model, catalog_items(part))).classification.as_dict()
+        assert [row["class"] for row in scores["per_class"]][: len(names)] == names and scores["n_items"] == n

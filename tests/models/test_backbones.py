@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from entrep_cli.errors import UsageError, WeightsError
+from entrep_cli.errors import RunError, UsageError, WeightsError
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone, read_weights
+from entrep_cli.workspace import Run, file_sha256, runs_dir, write_json_atomic
 
 timm = pytest.importorskip("timm")  # after entrep_cli, which mends torchvision for it
 
@@ -144,3 +145,77 @@ def test_freeze_norm_keeps_batch_statistics(pixels):
     before = {k: v.clone() for k, v in backbone.state_dict().items() if "running" in k}
     backbone(pixels)
     assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in before.items())
+
+
+def make_run(state, config: str, name: str = "first", **files) -> Run:
+    """A complete run that holds these tensors."""
+    run = Run(runs_dir() / name)
+    run.folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in state.items()}, run.path("model.safetensors"))
+    run.path("config.toml").write_text(config)
+    for file, content in files.items():
+        write_json_atomic(run.path(f"{file}.json"), content)
+    run.finish({"method": "x", "weights": {"weights": "base.pth"}, "data": {"catalog": "c"}, "split": {"fingerprint": "s", "fold": 1}})
+    return run
+
+
+def of_dinov2(name: str = "test_vit", size: int = 64) -> dict:
+    model = Backbone(settings(name), size)
+    return {f"backbone.{k}": v for k, v in model.state_dict().items()} | {"head.output.weight": torch.ones(2, 3)}
+
+
+CONFIG = 'method = "dinov2"\n[backbone]\nname = "{}"\n'
+CLIP_CONFIG = 'method = "clip-lora"\ntune = "{}"\n[backbone]\nname = "tiny-clip"\n'
+CLIP_FILE = {"model_cfg": {"vision_cfg": {"timm_model_name": "test_resnet"}}}
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+def test_a_run_of_dinov2_gives_its_backbone(by):
+    state = of_dinov2()
+    run = make_run(state, CONFIG.format("test_vit.some_tag"))
+    backbone, origin = create_backbone(settings(weights="first" if by == "name" else str(run.folder)), 64)
+    assert all(torch.equal(v, state[f"backbone.{k}"]) for k, v in backbone.state_dict().items())
+    assert origin == {
+        "name": "test_vit",
+        "weights": "run first",
+        "run": "first",
+        "sha256": file_sha256(run.path("model.safetensors")),
+        "trained_on": {"catalog": "c", "split": "s", "fold": 1},
+    }
+    assert create_backbone(settings(weights="first"), 96)[0].model.pos_embed.shape[1] == 1 + 36  # another grid
+
+
+def test_a_run_of_clip_lora_gives_its_image_tower():
+    trunk = timm.create_model("test_resnet", num_classes=0).state_dict()
+    state = {f"backbone.visual.trunk.{k}": v for k, v in trunk.items()} | {"backbone.text.x": torch.ones(1), "head.weight": torch.ones(1)}
+    make_run(state, CLIP_CONFIG.format("full"), clip=CLIP_FILE)
+    backbone, _ = create_backbone(settings("test_resnet", "first"), 64)
+    assert all(torch.equal(v, trunk[k]) for k, v in backbone.model.state_dict().items())
+    with pytest.raises(WeightsError, match="has the backbone 'test_resnet', not 'test_vit'") as caught:
+        create_backbone(settings("test_vit", "first"), 64)
+    assert caught.value.mend == "--backbone test_resnet"
+
+
+def test_runs_that_have_no_such_backbone_are_refused():
+    make_run({"backbone.visual.trunk.bn.running_mean": torch.ones(1)}, CLIP_CONFIG.format("lora"), "adapters", clip=CLIP_FILE)
+    with pytest.raises(WeightsError, match="beside its base weights") as caught:
+        create_backbone(settings("test_resnet", "adapters"), 64)
+    assert "base.pth" in caught.value.mend
+    make_run({"backbone.visual.proj": torch.ones(1)}, CLIP_CONFIG.format("full"), "vit")
+    with pytest.raises(WeightsError, match="no image backbone of timm"):
+        create_backbone(settings("test_resnet", "vit"), 64)
+    make_run({k: v for k, v in of_dinov2().items() if "blocks.0" not in k}, CONFIG.format("test_vit"), "part")
+    with pytest.raises(WeightsError, match="tensors differ"):
+        create_backbone(settings(weights="part"), 64)
+    with pytest.raises(WeightsError, match="no such weights file"):
+        create_backbone(settings(weights="nowhere"), 64)
+
+
+def test_half_written_and_changed_runs_are_refused():
+    run = make_run(of_dinov2(), CONFIG.format("test_vit"))
+    run.path("model.safetensors").write_bytes(b"changed")
+    with pytest.raises(RunError, match="damaged"):
+        create_backbone(settings(weights="first"), 64)
+    run.path("run.json").unlink()
+    with pytest.raises(RunError, match="not complete"):
+        create_backbone(settings(weights="first"), 64)

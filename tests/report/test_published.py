@@ -42,8 +42,8 @@ def test_ours_stand_beside_and_what_is_missing_was_not_run():
     table = FOREGUT.table(9)
     rows = table.beside({"hybrid": {"accuracy": 0.5}})
     assert len(table.headings) == len(rows[0]) == 7
-    assert dict((r[0], r[1:]) for r in rows)["hybrid"] == ("0.9409", "0.5000", "0.9442", NOT_RUN, "0.9410", NOT_RUN)
+    assert dict((r[0], r[1:]) for r in rows)["hybrid"] == ("0.9409", "0.5000", "0.9442", "-", "0.9410", "-")
     assert all(cell == NOT_RUN for row in table.beside(None) for cell in row[2::2])
     report = dict((r[0], r[1:]) for r in FOREGUT.table(4).beside({"accuracy": {"precision": 0.25}}))
     assert report["accuracy"] == ("0.5591", "0.2500", "", "", "", "", "", "")
-    assert report["ear-left"][-2:] == ("18", NOT_RUN)
+    assert report["ear-left"][-2:] == ("18", "-")

@@ -1,0 +1,208 @@
+"""*Fusion at the Foregut*, all of it, from one hybrid run: the paper's Tables 4 to 13 beside ours, and its figure 2.
+
+The hybrid and its parts, each complete in the run, are scored on one part of the data; nothing is trained
+here. The paper's figures come from `report/published.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from entrep_cli import console
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.pixels import load_pixels
+from entrep_cli.experiments.scored import seen_by, texts_for
+from entrep_cli.methods.dinov2 import of_target
+from entrep_cli.methods.hybrid import NONE_ACCEPTED, Decisions, Hybrid
+from entrep_cli.methods.prototype import Prototype
+from entrep_cli.methods.runs import load_model
+from entrep_cli.report.embedding_map import map_png, tsne
+from entrep_cli.retrieval.class_aware import ClassRule
+from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.scoring.classification import ClassificationScores
+from entrep_cli.scoring.intervals import Interval, pooled
+from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
+from entrep_cli.training.validation import batched
+from entrep_cli.workspace import Run, write_json_atomic
+
+Cells = Mapping[str, Mapping[str, float]]  # row -> column -> value
+
+
+@dataclass(frozen=True)
+class Foregut:
+    """What one hybrid run came to.
+
+    Attributes:
+        classes, regions: scores by model, at the two levels.
+        against_baseline: the hybrid less the baseline, paired.
+        stages: of the hybrid: what decided, how many images, how many of them rightly.
+        retrieval: of the prototypes' embeddings by region, unfiltered and filtered.
+        tables: ours for the paper's tables, by their number.
+        figure: the map; None where there are too few images for one.
+    """
+
+    classes: dict[str, ClassificationScores]
+    regions: dict[str, ClassificationScores]
+    against_baseline: dict[str, Interval]
+    stages: list[dict[str, Any]]
+    retrieval: PartScores
+    tables: dict[int, Cells] = field(default_factory=dict)
+    figure: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "classes": {name: scores.as_dict() for name, scores in self.classes.items()},
+            "regions": {name: scores.as_dict() for name, scores in self.regions.items()},
+            "hybrid less baseline": {name: value.as_dict() for name, value in self.against_baseline.items()},
+            "stages": self.stages,
+            "retrieval by region": {name: scores.as_dict() for name, scores in self.retrieval.retrieval.items()},
+            "tables": {str(number): cells for number, cells in self.tables.items()},
+            "figure": self.figure and str(self.figure),
+        }
+
+
+def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str, *, device: str = "auto") -> Foregut:
+    """Score a hybrid and its parts on `part`, draw the map, and write both into the run's `paper/`.
+
+    Table 10 says neither what is right nor what its gallery is: ours has every image of the part as a query to
+    the others, those of its own group left out, and counts the region as right, by which the paper filters.
+    """
+    hybrid = load_model(run, device)
+    prototype, baseline = (Run(run.path(name)) for name in ("prototype", "baseline"))
+    nearest = load_model(prototype, device)
+    of_hybrid, of_prototype, of_baseline = (
+        seen_by(own, model, part, catalog, root, on)
+        for own, model in ((run, hybrid), (prototype, nearest), (baseline, load_model(baseline, device)))
+    )
+    decisions = _decide(hybrid, part)
+    later = _decide(hybrid, part, threshold=NONE_ACCEPTED)
+    answers = {
+        "prototypes": of_prototype.probabilities.argmax(axis=1),
+        "baseline": of_baseline.probabilities.argmax(axis=1),
+        "region and experts": later.classes.numpy(),
+        "hybrid": of_hybrid.probabilities.argmax(axis=1),
+    }
+    names, groups = part.taxonomy.names, part.groups
+    classes = {name: ClassificationScores(part.targets, given, names, groups) for name, given in answers.items()}
+    region_part = of_target(part, "region")
+    region_of = np.array([region_part.taxonomy.index(c.region) for c in part.taxonomy.classes])
+    by_region_prototypes = _region_probabilities(nearest, of_prototype)
+    in_regions = {"region prototypes": by_region_prototypes.argmax(axis=1), **{name: region_of[given] for name, given in answers.items()}}
+    regions = {
+        name: ClassificationScores(region_part.targets, given, region_part.taxonomy.names, groups) for name, given in in_regions.items()
+    }
+    retrieval = score_part(
+        region_part,
+        replace(of_prototype, probabilities=by_region_prototypes),
+        rule=ClassRule("hard"),
+        texts=_with_regions(nearest, texts_for(nearest, part)),
+    )
+    found = Foregut(
+        classes,
+        regions,
+        pooled([classes["hybrid"].sample], [classes["baseline"].sample]),
+        _stages(hybrid, decisions, part),
+        retrieval,
+        _tables(classes, regions, retrieval),
+        _map(run, of_prototype, part, on),
+    )
+    write_json_atomic(run.path("paper", f"{on}.json"), {"run": run.name, "on": on, "images": len(part), **found.as_dict()})
+    return found
+
+
+def _decide(hybrid: Hybrid, part: Catalog, threshold: float | None = None) -> Decisions:
+    own, hybrid.threshold = hybrid.threshold, hybrid.threshold if threshold is None else threshold
+    pixels = load_pixels(part.paths, part.digests, hybrid.preprocess, "scored images")
+    try:
+        with console.progress("Deciding", len(part)) as advance:
+            found = []
+            for batch in batched(pixels, hybrid.recipe.batch_size):
+                found.append(hybrid.decide(batch.to(hybrid.region_of.device)))
+                advance(len(batch))
+    finally:
+        hybrid.threshold = own
+    return Decisions(*(torch.cat(columns).cpu() for columns in zip(*found)))
+
+
+def _region_probabilities(nearest: Prototype, seen: Embeddings) -> np.ndarray:
+    """(N, R) by the region prototypes, from embeddings that are there."""
+    vectors = torch.from_numpy(np.array(seen.vectors)).to(nearest.region_of.device)
+    return nearest.prototypes.region_probabilities(nearest.scores(vectors)[1]).cpu().numpy()
+
+
+def _with_regions(nearest: Prototype, texts):
+    """Text queries with the region that the nearest region prototype gives them, in the place of a class."""
+    if texts is None:
+        return None
+    vectors = torch.from_numpy(texts.vectors).to(nearest.region_of.device)
+    return replace(texts, probabilities=nearest.prototypes.region_probabilities(nearest.scores(vectors)[1]).cpu().numpy())
+
+
+def _stages(hybrid: Hybrid, decisions: Decisions, part: Catalog) -> list[dict[str, Any]]:
+    regions = part.taxonomy.regions
+    decided = np.array([regions.index(part.taxonomy.classes[c].region) for c in decisions.classes])
+    stages, right = decisions.stages.numpy(), decisions.classes.numpy() == part.targets
+    rows = {(1, "prototypes"): stages == 1, **({} if hybrid.region is None else {(2, "region model"): stages == 2})}
+    rows |= {(3, f"expert {region}"): (stages == 3) & (decided == regions.index(region)) for region in hybrid.expert_regions}
+    rows["", "all"] = np.ones(len(part), bool)
+    return [
+        {"by": by, "stage": stage, "images": int(own.sum()), "share": float(own.mean()), "right": int(right[own].sum())}
+        for (stage, by), own in rows.items()
+    ]
+
+
+def _tables(classes: dict[str, ClassificationScores], regions: dict[str, ClassificationScores], retrieval: PartScores) -> dict[int, Cells]:
+    reports = {
+        4: classes["prototypes"],
+        5: regions["region prototypes"],
+        6: classes["baseline"],
+        7: regions["hybrid"],
+        8: classes["hybrid"],
+    }
+    tables = {number: _report(scores) for number, scores in reports.items()}
+    compared = {name: classes[name] for name in ("prototypes", "baseline", "hybrid")}
+    tables[9] = {
+        name: {"accuracy": s.accuracy.value, "macro F1": s.macro_f1.value, "weighted F1": s.weighted_f1.value}
+        for name, s in compared.items()
+    }
+    kinds = {"image to image": "class, class-aware hard", "text to image": f"{TEXTS}, class-aware hard"}
+    tables[10] = {
+        row: {name: value.value for name, value in retrieval.retrieval[key].means.items()}
+        for row, key in kinds.items()
+        if key in retrieval.retrieval and retrieval.retrieval[key].scored.any()
+    }
+    return tables
+
+
+def _report(scores: ClassificationScores) -> Cells:
+    """A classification report with the rows and columns of the paper's."""
+    columns = ("precision", "recall", "F1", "support")
+    rows = {
+        name: dict(zip(columns, map(float, values)))
+        for name, *values in zip(scores.class_names, scores.precision, scores.recall, scores.f1, scores.support)
+    }
+    n = float(len(scores.truth))
+    rows["macro average"] = dict(zip(columns, (scores.macro_precision, scores.macro_recall, scores.macro_f1.value, n)))
+    rows["weighted average"] = dict(zip(columns, (scores.weighted_precision, scores.weighted_recall, scores.weighted_f1.value, n)))
+    rows["accuracy"] = {"precision": scores.accuracy.value}
+    return rows
+
+
+def _map(run: Run, seen: Embeddings, part: Catalog, on: str) -> Path | None:
+    if len(part) < 4:
+        return None
+    labels = part.frame["label"].tolist()
+    region = {c.name: c.region for c in part.taxonomy.classes}
+    return map_png(
+        tsne(np.asarray(seen.vectors)),
+        [("regions", [region[label] for label in labels]), ("classes", labels)],
+        run.path("paper", f"{on}-map.png"),
+        f"t-SNE of the prototypes' visual embeddings, run {run.name}, {on}: {len(part)} images",
+        order=[*part.taxonomy.names, *part.taxonomy.regions],
+    )
