@@ -163,7 +163,8 @@ def run_ablation(
     kind = type(recipe)
     plan = [(row, recipe.seed + k) for k in range(seeds) for row in rows]  # whole tables first, then more seeds
     settings = {
-        (row.key, seed): build_recipe(kind, recipe.model_dump(), *row.settings, _started_from(row, name), {"seed": seed}) for row, seed in plan
+        (row.key, seed): build_recipe(kind, recipe.model_dump(), *row.settings, _started_from(row, name), {"seed": seed})
+        for row, seed in plan
     }
     runs = {place: Run(folder / f"{place[0]}-seed{place[1]}") for place in settings}
     first = {row.before.key: row.before.recipe(build_recipe(kind, recipe.model_dump(), *row.settings)) for row in rows if row.before}

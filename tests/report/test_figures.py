@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from entrep_cli.report.figures import confusion_png
+from entrep_cli.report.figures import confusion_png, curves_png, picture_grid
 
 SEVEN = ["nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat"]
 
@@ -98,3 +98,49 @@ def test_a_failed_drawing_leaves_the_old_file(tmp_path, monkeypatch):
 def test_names_must_fit_the_matrix(tmp_path):
     with pytest.raises(ValueError, match="2 names do not fit"):
         confusion_png(matrix(3), ["a", "b"], tmp_path / "a.png")
+
+
+def pictures(n, height=8, width=12):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (3, height, width), dtype=np.uint8) for _ in range(n)]
+
+
+def test_a_grid_shows_every_picture_as_it_is(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = []
+    savefig = Figure.savefig
+
+    def keep(figure, *args, **options):
+        shown.extend((axes.get_title(), axes.images[0].get_array()) for axes in figure.axes)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    tiles = pictures(6)
+    path = picture_grid([tiles[:3], tiles[3:]], ["a", "$b_", "c"], tmp_path / "grid.png", "t", "small print $1$")
+    assert Image.open(path).format == "PNG" and [title for title, _ in shown] == ["a", "$b_", "c", "", "", ""]
+    for (_, picture), tile in zip(shown, tiles):
+        assert np.array_equal(picture, tile.transpose(1, 2, 0))
+    again = picture_grid([tiles[:3], tiles[3:]], ["a", "$b_", "c"], tmp_path / "again.png", "t", "small print $1$")
+    assert path.read_bytes() == again.read_bytes() and b"Software" not in path.read_bytes()
+    for rows in ([], [tiles[:2]]):
+        with pytest.raises(ValueError, match="do not fit"):
+            picture_grid(rows, ["a", "b", "c"], tmp_path / "no.png", "t")
+
+
+def test_curves_have_a_panel_a_score_and_mark_the_epoch_that_is_kept(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = {}
+    savefig = Figure.savefig
+
+    def keep(figure, *args, **options):
+        drawn.update({axes.get_title(): [list(line.get_ydata()) for line in axes.lines] for axes in figure.axes})
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    panels = {"sum": {"train": [3.0, 2.0], "held out": [3.5, 3.0]}, "$x_": {"train": [1.0, 0.5]}}
+    first = curves_png(panels, tmp_path / "a.png", "t", kept=2)
+    assert drawn["sum"][:2] == [[3.0, 2.0], [3.5, 3.0]] and drawn["$x_"][0] == [1.0, 0.5] and len(drawn["sum"]) == 3
+    assert first.read_bytes() == curves_png(panels, tmp_path / "b.png", "t", kept=2).read_bytes()
+    assert curves_png({"sum": {"train": [3.0]}}, tmp_path / "c.png", "t").is_file()
