@@ -16,7 +16,24 @@ from typing import Annotated, Any
 import typer
 
 from entrep_cli import __version__, console
-from entrep_cli.commands import ablate, demo, embed, evaluate, index, predict, pretrain, reproduce, search, split, synth, train, validate
+from entrep_cli.commands import (
+    ablate,
+    cache,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    index,
+    predict,
+    pretrain,
+    reproduce,
+    search,
+    split,
+    synth,
+    train,
+    validate,
+    weights,
+)
 from entrep_cli.errors import EntrepError, Interrupted
 
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command
@@ -42,7 +59,30 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (validate.validate, "Check any submission: entrep validate FILE --track 2"),
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
     ],
-    "Machine": [(demo.demo, "The whole job on phantom data: entrep demo")],
+    "Machine": [
+        (demo.demo, "The whole job on phantom data: entrep demo"),
+        (doctor.doctor, "Will entrep work here, and how fast: entrep doctor"),
+    ],
+}
+# Commands of two words: the first -> its panel, what its help says, and the second words. They come last in their panel.
+GROUPS: dict[str, tuple[str, str, dict[str, tuple[Callable[..., dict[str, Any]], str]]]] = {
+    "weights": (
+        "Machine",
+        "Published weights, here or not: entrep weights list",
+        {
+            "list": (weights.list_, "All that recipes need: entrep weights list"),
+            "check": (weights.check, "Whole, and of their model: entrep weights check"),
+            "fetch": (weights.fetch, "Download, verified: entrep weights fetch dinov2-s"),
+        },
+    ),
+    "cache": (
+        "Machine",
+        "What can be computed again: entrep cache list",
+        {
+            "list": (cache.list_, "How much there is, by kind: entrep cache list"),
+            "clear": (cache.clear, "Free the disk of it: entrep cache clear"),
+        },
+    ),
 }
 GLOBAL_FLAGS = ("--json", "--quiet", "-q")
 
@@ -74,7 +114,9 @@ def _options(
     # `main` has set the mode from the flags: an error in the command line itself must keep to it too.
 
 
-def _register(function: Callable[..., dict[str, Any]], panel: str, short: str) -> None:
+def _register(
+    function: Callable[..., dict[str, Any]], panel: str | None, short: str, group: typer.Typer | None = None, name: str | None = None
+) -> None:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
         result = function(*args, **kwargs)
@@ -85,12 +127,19 @@ def _register(function: Callable[..., dict[str, Any]], panel: str, short: str) -
 
     # The lines of a docstring are not those of a terminal; its paragraphs are.
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(function) or "").split("\n\n"))
-    app.command(help=text, short_help=short, rich_help_panel=panel)(command)
+    (app if group is None else group).command(name, help=text, short_help=short, rich_help_panel=panel)(command)
 
 
 for _panel, _commands in PANELS.items():
     for _function, _short in _commands:
         _register(_function, _panel, _short)
+for _first, (_panel, _help, _words) in GROUPS.items():
+    # Without its second word a command is wrong usage, in --json too; help that nobody asked for would be no document.
+    _group = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+    for _second, (_function, _short) in _words.items():
+        _register(_function, None, _short, _group, _second)
+    _what, _example = _help.split(": ")
+    app.add_typer(_group, name=_first, help=f"Example: {_example}\n\n{_what}.", short_help=_help, rich_help_panel=_panel)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -89,7 +89,8 @@ def document(value: dict[str, Any]) -> None:
             text.encode(sys.stdout.encoding)
         except UnicodeEncodeError:
             text = json.dumps(value, indent=2)
-        print(text, flush=True)
+        # JSON escapes ASCII controls alone; a terminal obeys others too, and some turn the direction of a line.
+        print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text), flush=True)
 
 
 def next_commands(*commands: str) -> None:

@@ -141,6 +141,12 @@ class Run:
         return self.folder.name
 
     @property
+    def reference(self) -> str:
+        """What `--run` and `--weights` take for it: its place below the runs folder, as in `hybrid/baseline`; elsewhere its folder."""
+        folder, root = self.folder.resolve(), runs_dir().resolve()
+        return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+
+    @property
     def complete(self) -> bool:
         return (self.folder / MANIFEST).is_file()
 
@@ -155,7 +161,9 @@ class Run:
             raise RunError(
                 f"Run {self.name!r} is not complete: its training did not end, {MANIFEST} is missing.",
                 where=self.folder,
-                mend=f"go on with `entrep train --name {self.name} --resume`, or start anew with --overwrite",
+                mend=f"go on with `entrep train --name {self.name} --resume`, or start anew with --overwrite"
+                if self.reference == self.name
+                else "the command that began it (hybrid, ablate, reproduce) goes on with it",
             )
         try:
             manifest = json.loads(path.read_text("utf-8"))

@@ -30,11 +30,10 @@ def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch):
 
 
 def test_every_command_is_in_the_table():
-    from entrep_cli.app import PANELS
+    from entrep_cli.app import GROUPS, PANELS
 
-    for commands in PANELS.values():
-        for function, _ in commands:
-            assert re.search(rf"`(entrep )?{function.__name__}\b", README), function.__name__
+    for name in (*(function.__name__ for commands in PANELS.values() for function, _ in commands), *GROUPS):
+        assert re.search(rf"`(entrep )?{name}\b", README), name
 
 
 @pytest.mark.parametrize("path", ["README.md", "data/README.md", "Makefile", ".ci/run", "constraints.txt"])

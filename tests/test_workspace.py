@@ -301,3 +301,10 @@ def test_a_full_disk_leaves_no_half_manifest(monkeypatch):
         with pytest.raises(OSError):
             run.finish({})
     assert set(everything(run.folder)) == {MODEL} and not run.complete
+
+
+def test_a_run_is_referred_to_by_its_place_below_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
+    assert Run(tmp_path / "runs" / "hybrid" / "baseline").reference == "hybrid/baseline"
+    assert Run(tmp_path / "runs" / "dinov2").reference == "dinov2"
+    assert Run(tmp_path / "elsewhere").reference == str(tmp_path / "elsewhere")

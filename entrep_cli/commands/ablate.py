@@ -40,7 +40,8 @@ def ablate(
 
     Train a recipe without its components, then with one after the other, each alike and with several
     seeds, and score all in one table. What is trained stays: the same command goes on where it was
-    interrupted, and more --seeds add to it.
+    interrupted, and more --seeds or --rows add to it. What rows of mics start from is pre-trained once, for all
+    of them.
     """
     from entrep_cli.experiments.ablation import ABLATIONS, SHOWN, run_ablation
     from entrep_cli.methods import method_class
@@ -75,7 +76,8 @@ def ablate(
     try:
         found, chance = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
     except KeyboardInterrupt:
-        raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend="the same command goes on with it") from None
+        mend = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
+        raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend=mend) from None
     shown = [column for column in SHOWN if any(column in row.scores for row in found)]
     title = f"{paper} on {on}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups"
     console.table(

@@ -53,7 +53,7 @@ def embed(
     done = {name: embeddings_of(opened, name, items, model) for name, items in sets.items()}
     rows = [(name, len(e), e.vectors.shape[1]) for name, e in done.items()]
     console.table(f"Embeddings of run {opened.name}", ["set", "images", "dimensions"], rows)
-    console.next_commands(f"entrep index --run {opened.name}")
+    console.next_commands(f"entrep index{options.flags(run=opened.reference)}")
     return {
         "run": opened.name,
         "sets": {name: {"images": n, "dimensions": d, "folder": str(opened.path("embeddings", name))} for name, n, d in rows},

@@ -66,8 +66,11 @@ def _evaluate_part(
     run_name: str | None,
     device: str,
 ) -> dict[str, Any]:
+    import torch
+
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.experiments.scored import scored_part, seen_by
+    from entrep_cli.methods.hybrid import show_stages
     from entrep_cli.methods.runs import in_classes_of, load_model
     from entrep_cli.scoring.parts import finding_texts, score_part
 
@@ -104,6 +107,9 @@ def _evaluate_part(
     title = f"run {opened.name}, part {part}" + ("" if fold is None else f", fold {fold}")
     stem = opened.path("evaluation", part if fold == own_fold else f"{part}-fold-{fold}")
     more = {"class_aware": {**aware, "fell_back": scores.fell_back}}
+    if hasattr(model, "decide_images"):
+        more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
+        show_stages(f"What decided: {title}", more["stages"])
     return _show(title, stem, images.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
 
 

@@ -23,5 +23,5 @@ def index(run: options.RunName = None) -> dict[str, Any]:
         ["sets", "images", "dimensions"],
         [(", ".join(manifest["sets"]), manifest["images"], manifest["dimensions"])],
     )
-    console.next_commands(f"entrep search IMAGE --run {opened.name}")
+    console.next_commands(f"entrep search IMAGE{options.flags(run=opened.reference)}")
     return {"run": opened.name, "index": str(opened.path("index", "index.faiss")), **manifest}

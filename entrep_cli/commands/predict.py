@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -51,6 +53,8 @@ def predict(
         )
     if tta and track != 1:
         raise UsageError("--tta averages class probabilities; it is for track 1.", mend="leave it out")
+    if mask_groups and track != 2:
+        raise UsageError("--mask-groups masks the group of a query image in a gallery; it is for track 2.", mend="leave it out")
     if track == 1 and class_aware != "off":
         raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", mend="leave it out")
     options.check_class_aware(class_aware, class_weight)
@@ -110,6 +114,7 @@ def predict(
     if template is not None:
         rows.insert(2, ("template", template))
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
+    decided = _decided(model, found, out) if track == 1 and hasattr(model, "decide_images") else None
     truth = found.folder / track_of(track).truth_file
     if truth.is_file():
         console.next_commands(f"entrep evaluate{options.flags(data=data, submission=out, truth=truth, track=track)}")
@@ -121,5 +126,32 @@ def predict(
         "queries": len(found.queries),
         "class_aware": {**aware, "fell_back": found.fell_back},
         "template": template,
+        **({} if decided is None else {"stages": decided}),
         "validated": True,
     }
+
+
+def _decided(model, found, out: Path) -> list[dict[str, Any]]:
+    """Which stage of a hybrid decided each query, as a table and as a CSV beside the submission."""
+    from entrep_cli.data.layouts import read_test_folder
+    from entrep_cli.methods.hybrid import show_stages
+    from entrep_cli.retrieval.sets import folder_items
+    from entrep_cli.submission.tracks import resolve_names
+    from entrep_cli.workspace import write_text_atomic
+
+    items = folder_items(read_test_folder(found.folder))
+    place = {str(name): i for i, name in enumerate(items.image)}
+    files = resolve_names(found.queries, list(place))
+    rows = [place[files[query]] for query in found.queries]
+    decisions = model.decide_images([Path(items.path[i]) for i in rows], [items.digest[i] for i in rows])
+    stages = model.stages(decisions)
+    show_stages("What decided" + (", and how many are marked as out of distribution" if model.recipe.abstain else ""), stages)
+    path = out.with_name(f"{out.stem}-stages.csv")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["query", "stage", "confidence", "out of distribution"])
+    columns = (decisions.stages.tolist(), decisions.confidences.tolist(), decisions.abstained.tolist())
+    writer.writerows((query, stage, f"{sure:.6f}", int(marked)) for query, stage, sure, marked in zip(found.queries, *columns))
+    write_text_atomic(path, text.getvalue())
+    console.say(f"Written: {path}")
+    return stages

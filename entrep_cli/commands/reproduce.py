@@ -17,7 +17,9 @@ PAPERS = {"foregut": "hybrid"}
 def reproduce(
     paper: Annotated[str, typer.Argument(help="foregut: Fusion at the Foregut.")],
     data: options.Data = None,
-    run: options.RunName = None,
+    run: Annotated[
+        Optional[str], typer.Option("--run", help="Score this run, by name or folder, and train nothing.", show_default=False)
+    ] = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
     seed: options.RecipeSeed = None,
@@ -87,9 +89,10 @@ def reproduce(
     tables = _show_beside(paper, {} if found is None else found.tables, title)
     if missing is not None:
         console.warn(f"Nothing was trained: {missing.what} {missing.where or ''}", f"mend: {missing.mend}")
+        console.say("To see it all on phantom data, from scratch and without weights: entrep reproduce foregut --recipe foregut-tiny")
     else:
         console.say(f"Written: {trained.path('paper', f'{on}.json')}" + (f", {found.figure}" if found.figure else ""))
-        flags = options.flags(data=data, run=trained.name)
+        flags = options.flags(data=data, run=trained.reference)
         console.next_commands(f"entrep predict --track 1{flags}", f"entrep predict --track 2{flags}")
     return {
         "paper": paper,
@@ -112,19 +115,22 @@ def _trained(name: str, catalog, split, settings, overwrite: bool, device: str, 
         if there.path(CONFIG).read_text("utf-8") != recipe_toml(settings):
             raise RunError(f"Run {name!r} has other settings.", where=there.folder, mend="choose another --name, or --overwrite")
         return there
-    unfinished = there.path(CONFIG).is_file() and not there.complete
+    unfinished = there.folder.is_dir() and not there.complete
     run = new_run(settings.method, name, overwrite=overwrite, resume=unfinished and not overwrite)
     try:
         train_run(catalog, split, settings, run, device=device, precision=precision, resume=unfinished and not overwrite)
     except BaseException as error:
         run.remove_if_empty()
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("Interrupted; what was trained is kept.", where=run.folder, mend="the same command goes on with it") from None
+            mend = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
+            raise Interrupted("Interrupted; what was trained is kept.", where=run.folder, mend=mend) from None
         raise
     return run
 
 
 def _show_ours(found, on: str, n: int) -> None:
+    from entrep_cli.methods.hybrid import show_stages
+
     for level, scored in (("classes", found.classes), ("regions", found.regions)):
         console.table(
             f"Ours, {level}, {on} ({n} images), with 95% intervals over groups",
@@ -136,11 +142,7 @@ def _show_ours(found, on: str, n: int) -> None:
         ["score", "difference"],
         [(name, value) for name, value in found.against_baseline.items()],
     )
-    console.table(
-        "Stages of the hybrid",
-        ["decided by", "stage", "images", "share", "right", "accuracy"],
-        [(*(r[key] for key in ("by", "stage", "images", "share", "right")), _ratio(r)) for r in found.stages],
-    )
+    show_stages("Stages of the hybrid", found.stages)
     scores = {key: s for key, s in found.retrieval.retrieval.items() if s.scored.any()}
     names = dict.fromkeys(name for s in scores.values() for name in s.means)
     console.table(
@@ -151,10 +153,6 @@ def _show_ours(found, on: str, n: int) -> None:
             for key, s in scores.items()
         ],
     )
-
-
-def _ratio(row: dict[str, Any]) -> float | str:
-    return row["right"] / row["images"] if row["images"] else "-"
 
 
 def _show_beside(paper: str, ours: dict[int, Any], where: str) -> list[dict[str, Any]]:

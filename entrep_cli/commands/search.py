@@ -40,19 +40,21 @@ def search(
     from entrep_cli.retrieval.search import gallery_of, nearest, nearest_exactly, open_run_index
     from entrep_cli.retrieval.text_queries import check_template, templated, text_probabilities, text_vectors
 
-    path = Path(query)
-    if save is not None and (save.suffix.lower() != ".png" or save.exists() and path.exists() and save.samefile(path)):
+    path, is_file = Path(query), _is_file(query)
+    if save is not None and (save.suffix.lower() != ".png" or save.exists() and is_file and save.samefile(path)):
         raise UsageError(f"The sheet cannot be {str(save)!r}.", mend="name a new file that ends in .png with --save")
     options.check_class_aware(class_aware, class_weight)
     check_template(template)
-    if template is not None and path.is_file():
+    if template is not None and is_file:
         raise UsageError(f"--template is for text queries; {query!r} is a file.", mend="leave it out")
+    if mask_groups and not is_file:
+        raise UsageError(f"--mask-groups masks the group of a query image; {query!r} is no image file.", mend="leave it out")
     opened = open_run(run)
     by_class = class_aware != "off"
     index, gallery = (None, gallery_of(opened)) if by_class else open_run_index(opened)
     model = load_model(opened, device)
     group = ""
-    if path.is_file():
+    if is_file:
         try:
             digest = pixel_digest(read_image(path))
         except ImageError as error:
@@ -95,7 +97,7 @@ def search(
             (Path(gallery.items.path[row]), f"{a['rank']}. {a['label'] or a['image']}  {a['score']:.2f}")
             for row, a in zip(found.indices[0], answers)
         ]
-        contact_sheet(path if path.is_file() else None, query, cases, save)
+        contact_sheet(path if is_file else None, query, cases, save)
     console.table(
         f"Nearest to {query} (run {opened.name}{f', {rule}' if by_class else ''})",
         ["image", "rank", "label", "score"],
@@ -105,3 +107,10 @@ def search(
         console.say(f"Sheet: {save}")
     asked = {"run": opened.name, "query": query, "class_aware": aware, "template": template}
     return {**asked, "answers": answers, **({"sheet": str(save)} if save else {})}
+
+
+def _is_file(query: str) -> bool:
+    try:
+        return Path(query).is_file()
+    except (OSError, ValueError):  # a text may be longer than any name of a file
+        return False

@@ -48,9 +48,8 @@ def train(
     base = read_recipe(recipe) if recipe else {}
     wanted = method or base.get("method") or DEFAULT_METHOD
     if base.get("method", wanted) != wanted:
-        raise UsageError(
-            f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']} --recipe {recipe}"
-        )
+        again = f" --resume{options.flags(name=begun.name)}" if begun else options.flags(recipe=recipe)
+        raise UsageError(f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']}{again}")
     short = options.short_settings(
         backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed
     )
@@ -83,5 +82,6 @@ def train(
         list(manifest["validation"].items()),
     )
     place = options.flags(data=data, run=run.name)
-    console.next_commands(*(f"entrep {command}{place}" for command in ("evaluate", "embed", "predict --track 1")))
+    track = 1 if getattr(settings, "target", "class") == "class" else 2  # a coarse model or an expert has no classes to submit
+    console.next_commands(*(f"entrep {command}{place}" for command in ("evaluate", "embed", f"predict --track {track}")))
     return {"run": run.name, "folder": str(run.folder), **manifest}

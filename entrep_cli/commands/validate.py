@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from entrep_cli import console
 from entrep_cli.commands import options
-from entrep_cli.workspace import data_dir, data_dir_exists
+from entrep_cli.errors import DataError, UsageError
+from entrep_cli.workspace import data_dir, data_dir_exists, open_run
+
+if TYPE_CHECKING:
+    from entrep_cli.submission.archive import Fault
 
 
 def validate(
@@ -20,20 +27,43 @@ def validate(
         typer.Option(help="The query file, or the folder that holds it (default: the dataset's test folder).", show_default=False),
     ] = None,
     data: options.Data = None,
+    run: Annotated[
+        Optional[str],
+        typer.Option("--run", help="Compare with what this run sees: are ids or sides exchanged? Tracks 1 and 2.", show_default=False),
+    ] = None,
+    truth: Annotated[Optional[Path], typer.Option(help="Compare with this truth file, likewise.", show_default=False)] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Write a corrected copy, if every mend is certain.")] = False,
+    out: Annotated[
+        Optional[Path], typer.Option(help="The corrected copy (default: NAME-fixed.zip beside the file).", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=1)] = 5,
+    device: options.Device = "auto",
 ) -> dict[str, Any]:
     """Example: entrep validate runs/clip-lora/submissions/track1.zip --track 1
 
-    Check anybody's submission and list every fault with its mend. Nothing is extracted or executed.
-    Exit code 1 where there is a fault.
+    Check anybody's submission and list every fault with its mend. Nothing is extracted or executed. With
+    --run or --truth, also tell ids in alphabetical order, ids from 1 and exchanged sides: a warning, never
+    a fault. With --fix, write a corrected copy where no mend is a guess; the file itself stays as it is.
+
+    Exit code 1 where there is a fault, and no corrected copy without one.
     """
     from entrep_cli.data.layouts import find_test_sets
-    from entrep_cli.data.queries import known_images, lies_alone, named_test_set
+    from entrep_cli.data.queries import known_images, lies_alone, named_test_set, only_test_set
     from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.submission.checks import check_submission
+    from entrep_cli.submission import suspicions
+    from entrep_cli.submission.checks import check_submission, plain_faults
+    from entrep_cli.submission.mending import check_out, mend_submission, write_mended
     from entrep_cli.submission.tracks import read_queries, track_of
 
     wanted = track_of(track)
+    if out is not None and not fix:
+        raise UsageError("--out names the corrected copy.", mend="add --fix, or leave it out")
+    if out is not None:
+        check_out(out, file)
+    if run is not None and truth is not None:
+        raise UsageError("--run and --truth are two things to compare with.", mend="leave one of them out")
+    if run is not None and track == 3:
+        raise UsageError("A run knows the classes of images, and the queries of track 3 are texts.", mend=f"--truth {wanted.truth_file}")
     root = data_dir(data) if data is not None or queries is None and data_dir_exists() else None
     tests = find_test_sets(root) if root else []
     file_named = queries is not None and queries.is_file()
@@ -43,23 +73,86 @@ def validate(
         test_set = named_test_set(queries) if queries else tests[0] if len(tests) == 1 else None
     path = queries if file_named else test_set.queries.get(track) if test_set else None
     asked = read_queries(path, track, known_names=test_set.images if test_set else None, warn=console.warn) if path else None
-    known, taxonomy = known_images(root) if root is not None else ({}, None)
+    labels, taxonomy = known_images(root) if root is not None else ({}, None)
     # Which gallery the boards search is not stated: any image of the dataset may be answered.
-    gallery = set(known).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    gallery = set(labels).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
     taxonomy = taxonomy or Taxonomy.entrep()
-    classes = {c.name: c.id for c in taxonomy.classes}
-    report = check_submission(file, track, queries=asked, gallery=gallery, classes=classes)
-    console.table(
-        f"Track {track}, {wanted.name}",
-        ["", ""],
-        [
-            ("file", file),
-            ("checked against", root or queries or f"no dataset; the classes of {taxonomy.name}"),
-            ("entries", "unreadable" if report.n_entries is None else report.n_entries),
-            ("faults", len(report.faults)),
-            ("valid", "yes" if report.ok else "NO"),
-        ],
-    )
+    known = {"queries": asked, "gallery": gallery, "classes": {c.name: c.id for c in taxonomy.classes}}
+    report = check_submission(file, track, **known)
+    mending = mend_submission(file, track, **known)
+
+    rows = [
+        ("file", file),
+        ("checked against", root or queries or f"no dataset; the classes of {taxonomy.name}"),
+        ("entries", "unreadable" if report.n_entries is None else report.n_entries),
+        ("faults", len(report.faults)),
+        ("valid", "yes" if report.ok else "NO"),
+    ]
+    suspicion = suspicions.count_from_one(mending.answers.values(), taxonomy) if track == 1 else None
+    compared = None
+    if mending.answers and (run is not None or truth is not None):
+        if truth is not None:
+            by = f"the truth {truth.name}"
+            expected, named = suspicions.expected_by_truth(truth, track, taxonomy)
+        else:
+            from entrep_cli.methods.runs import load_model
+
+            opened = open_run(run)
+            seen = test_set or (named_test_set(queries, root) if queries else root and only_test_set(root))
+            if seen is None:
+                raise DataError("There are no images that the run could look at.", mend="--queries FOLDER, or --data FOLDER")
+            model = load_model(opened, device)
+            by, taxonomy = f"run {opened.name}", model.taxonomy
+            expected, named = suspicions.expected_by_run(opened, model, seen, root), {}
+        # Training images may be answered too, and their labels are known.
+        expected = suspicions.ids_of(labels, taxonomy) | expected
+        pairs = suspicions.class_pairs(mending.answers, track, expected, named)
+        compared = {"by": by, "compared": len(pairs), "agree": sum(given == meant for given, meant in pairs)}
+        rows.append((f"agree with {by}", f"{compared['agree']} of {len(pairs)}"))
+        suspicion = suspicions.suspect(pairs, taxonomy, track, by=by) or suspicion
+        if len(pairs) < suspicions.MIN_PAIRS:
+            console.warn(f"not checked: whether ids or sides are exchanged ({len(pairs)} answers with a known class are too few)")
+    console.table(f"Track {track}, {wanted.name}", ["", ""], rows)
     for line in report.lines(limit)[1:]:
         console.warn(line)
-    return {**report.as_dict(), "ok": report.ok}
+    if suspicion is not None:
+        console.warn(f"{suspicion.kind}: {suspicion.message}")
+
+    written = None
+    if fix and mending.certain:
+        written = out or file.with_name(f"{file.stem}-fixed.zip")
+        write_mended(mending, written)
+        again = check_submission(written, track, **known)
+        if not again.ok:
+            raise DataError("The corrected copy is not valid.", where=written, faults=again.lines())
+    if fix:
+        mended = "mended" if written else "could be mended"
+        nothing = "nothing: there is no fault" if report.ok else "nothing: mend the others first"
+        fixed = [
+            (mended, _counts(mending.mended)),
+            ("no certain mend", _counts(mending.left)),
+            ("written and validated", written or nothing),
+        ]
+        console.table("Corrected copy", ["", ""], fixed)
+    elif mending.certain:
+        more = options.flags(track=track, queries=queries, data=data)
+        console.next_commands(f"entrep validate {shlex.quote(str(file))}{more} --fix")
+    return {
+        **report.as_dict(),
+        "ok": report.ok or written is not None,
+        "valid": report.ok,
+        "fixable": mending.certain,
+        "compared": compared,
+        "suspicions": [] if suspicion is None else [suspicion.as_dict()],
+        "fix": {
+            "written": None if written is None else str(written),
+            "mended": plain_faults(mending.mended),
+            "left": plain_faults(mending.left),
+        }
+        if fix
+        else None,
+    }
+
+
+def _counts(faults: Iterable[Fault]) -> str:
+    return ", ".join(f"{kind} ({n})" for kind, n in Counter(fault.kind for fault in faults).items()) or "-"

@@ -8,11 +8,12 @@ drawing the groups of the scored part anew, and differences between rows are pai
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class RowScores:
             "parameters": manifests[0]["parameters"],
             "seconds": float(np.mean([manifest["seconds"] for manifest in manifests])),
             "runs": [
-                {"run": str(run.folder), "validation": m["validation"], "epoch": m["epoch"], "seconds": m["seconds"]}
+                {"run": run.reference, "validation": m["validation"], "epoch": m["epoch"], "seconds": m["seconds"]}
                 for run, m in zip(self.runs, manifests)
             ],
         }
@@ -178,10 +179,10 @@ def run_ablation(
         if not run.complete:
             if row.before and not (before := Run(folder / row.before.key)).complete:
                 console.say(f"First {before.name}, for all rows that start from it.")
-                before.folder.mkdir(parents=True, exist_ok=True)
-                row.before.train(catalog, split, first[before.name], before, device=device, precision=precision, fold=fold)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            train_run(catalog, split, settings[place], run, device=device, precision=precision, fold=fold, resume=True)
+                with _begun(before):
+                    row.before.train(catalog, split, first[before.name], before, device=device, precision=precision, fold=fold)
+            with _begun(run):
+                train_run(catalog, split, settings[place], run, device=device, precision=precision, fold=fold, resume=True)
         samples[place], by_chance = _samples(run, scored, catalog, root, on, device)
         chance |= by_chance
     of_row = {row.key: [samples[row.key, recipe.seed + k] for k in range(seeds)] for row in rows}
@@ -213,6 +214,17 @@ def run_ablation(
 def _started_from(row: Row, name: str) -> dict[str, Any]:
     # By its place under the runs folder, so that the folder may be moved.
     return {"backbone": {"weights": f"ablations/{name}/{row.before.key}"}} if row.before else {}
+
+
+@contextlib.contextmanager
+def _begun(run: Run) -> Iterator[None]:
+    """The folder of a training; one that ends before there is anything to go on from leaves none, and forbids no other settings."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        run.remove_if_empty()
+        raise
 
 
 def _check_runs(runs: dict, settings: dict, split: Split, fold: int | None) -> None:

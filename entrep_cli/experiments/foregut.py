@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.pixels import load_pixels
 from entrep_cli.experiments.scored import seen_by, texts_for
 from entrep_cli.methods.dinov2 import of_target
 from entrep_cli.methods.hybrid import NONE_ACCEPTED, Decisions, Hybrid
@@ -28,7 +26,6 @@ from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.intervals import Interval, pooled
 from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
-from entrep_cli.training.validation import batched
 from entrep_cli.workspace import Run, write_json_atomic
 
 Cells = Mapping[str, Mapping[str, float]]  # row -> column -> value
@@ -63,7 +60,7 @@ class Foregut:
             "stages": self.stages,
             "retrieval by region": {name: scores.as_dict() for name, scores in self.retrieval.retrieval.items()},
             "tables": {str(number): cells for number, cells in self.tables.items()},
-            "figure": self.figure and str(self.figure),
+            "figure": self.figure and self.figure.name,  # beside this; no place of this machine is written down
         }
 
 
@@ -80,8 +77,7 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
         seen_by(own, model, part, catalog, root, on)
         for own, model in ((run, hybrid), (prototype, nearest), (baseline, load_model(baseline, device)))
     )
-    decisions = _decide(hybrid, part)
-    later = _decide(hybrid, part, threshold=NONE_ACCEPTED)
+    decisions, later = hybrid.decide_images(part.paths, part.digests), _later_stages(hybrid, part)
     answers = {
         "prototypes": of_prototype.probabilities.argmax(axis=1),
         "baseline": of_baseline.probabilities.argmax(axis=1),
@@ -107,7 +103,7 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
         classes,
         regions,
         pooled([classes["hybrid"].sample], [classes["baseline"].sample]),
-        _stages(hybrid, decisions, part),
+        hybrid.stages(decisions, torch.from_numpy(part.targets)),
         retrieval,
         _tables(classes, regions, retrieval),
         _map(run, of_prototype, part, on),
@@ -116,18 +112,13 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
     return found
 
 
-def _decide(hybrid: Hybrid, part: Catalog, threshold: float | None = None) -> Decisions:
-    own, hybrid.threshold = hybrid.threshold, hybrid.threshold if threshold is None else threshold
-    pixels = load_pixels(part.paths, part.digests, hybrid.preprocess, "scored images")
+def _later_stages(hybrid: Hybrid, part: Catalog) -> Decisions:
+    """What the region model and the experts say to every image."""
+    own, hybrid.threshold = hybrid.threshold, NONE_ACCEPTED
     try:
-        with console.progress("Deciding", len(part)) as advance:
-            found = []
-            for batch in batched(pixels, hybrid.recipe.batch_size):
-                found.append(hybrid.decide(batch.to(hybrid.region_of.device)))
-                advance(len(batch))
+        return hybrid.decide_images(part.paths, part.digests)
     finally:
         hybrid.threshold = own
-    return Decisions(*(torch.cat(columns).cpu() for columns in zip(*found)))
 
 
 def _region_probabilities(nearest: Prototype, seen: Embeddings) -> np.ndarray:
@@ -142,19 +133,6 @@ def _with_regions(nearest: Prototype, texts):
         return None
     vectors = torch.from_numpy(texts.vectors).to(nearest.region_of.device)
     return replace(texts, probabilities=nearest.prototypes.region_probabilities(nearest.scores(vectors)[1]).cpu().numpy())
-
-
-def _stages(hybrid: Hybrid, decisions: Decisions, part: Catalog) -> list[dict[str, Any]]:
-    regions = part.taxonomy.regions
-    decided = np.array([regions.index(part.taxonomy.classes[c].region) for c in decisions.classes])
-    stages, right = decisions.stages.numpy(), decisions.classes.numpy() == part.targets
-    rows = {(1, "prototypes"): stages == 1, **({} if hybrid.region is None else {(2, "region model"): stages == 2})}
-    rows |= {(3, f"expert {region}"): (stages == 3) & (decided == regions.index(region)) for region in hybrid.expert_regions}
-    rows["", "all"] = np.ones(len(part), bool)
-    return [
-        {"by": by, "stage": stage, "images": int(own.sum()), "share": float(own.mean()), "right": int(right[own].sum())}
-        for (stage, by), own in rows.items()
-    ]
 
 
 def _tables(classes: dict[str, ClassificationScores], regions: dict[str, ClassificationScores], retrieval: PartScores) -> dict[int, Cells]:

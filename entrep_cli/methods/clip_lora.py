@@ -90,6 +90,13 @@ class ClipLoraRecipe(Recipe):
     train: LoopSettings = LoopSettings(epochs=30, patience=8, batch_size=32, learning_rate=1e-3, backbone_learning_rate=2e-4, warmup=0.1)
     images_per_class: int = 4  # after `train`, with which it is checked
 
+    @field_validator("train")
+    @classmethod
+    def _balanced_by_batch(cls, train: LoopSettings) -> LoopSettings:
+        if train.balance != "oversample":
+            raise ValueError("a batch holds as many images of each of its classes, so train.balance is oversample; leave it out")
+        return train
+
     @field_validator("images_per_class")
     @classmethod
     def _fits_a_batch(cls, n: int, others: ValidationInfo) -> int:
@@ -282,7 +289,8 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     if recipe.tune == "lora":
         towers = recipe.lora.towers if filled == "" else tuple(t for t in recipe.lora.towers if t == "image")
         if not towers:
-            raise UsageError("lora.towers names no tower that has pretrained weights.", mend="--set 'lora.towers=[\"image\"]', or --tune full")
+            mend = "--set 'lora.towers=[\"image\"]', or --tune full"
+            raise UsageError("lora.towers names no tower that has pretrained weights.", mend=mend)
         add_lora(model.backbone, recipe.lora.model_copy(update={"towers": towers}))
     for name, parameter in model.backbone.named_parameters():
         from_base = filled is not None and name.startswith(filled) and "lora_" not in name
@@ -416,8 +424,11 @@ def _text_features(model: ClipLora, texts: _Texts) -> Callable[[torch.Tensor], t
 
     fixed = None
     if not learns and model.recipe.texts.contrast:
+        was = model.training
+        model.eval()  # a dropout in the tower would be drawn once, for all of the training
         with torch.no_grad():
             fixed = encode(texts.prompt_tokens), None if texts.finding_tokens is None else encode(texts.finding_tokens)
+        model.train(was)
 
     def features(drawn: torch.Tensor) -> torch.Tensor:
         prompts = fixed[0] if fixed else model.encode(texts.prompt_tokens)

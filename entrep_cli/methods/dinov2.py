@@ -16,10 +16,11 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,9 +73,9 @@ class Dinov2Recipe(Recipe):
     target: str = "class"
     tune: Literal["head", "full"] = "head"
     freeze_norm: bool = True
-    views: int = 4
+    views: Annotated[int, Field(ge=0)] = 4
     embedding: Literal["backbone", "head", "both"] = "head"
-    batch_size: int = 32
+    batch_size: Annotated[int, Field(ge=1)] = 32
     image: ImageSettings = ImageSettings()
     backbone: BackboneSettings = BackboneSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -384,7 +385,8 @@ def _view_features(
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as kept:
-                return torch.from_numpy(kept["features"]), torch.from_numpy(kept["targets"])
+                # A view's classes follow from what its key holds; of the images themselves only the pixels are in it.
+                return torch.from_numpy(kept["features"]), torch.from_numpy(kept["targets"]) if view else targets
         except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
             path.unlink()  # damaged: computed again
     pixels = load_pixels(part.paths, part.digests, model.preprocess, "images")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,16 @@ from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.methods import Fit
 from entrep_cli.methods.dinov2 import Dinov2
-from entrep_cli.methods.hybrid_parts import HybridRecipe, check_parts, check_views, load_one, part_recipes, share_backbones, train_one
+from entrep_cli.methods.hybrid_parts import (
+    HybridRecipe,
+    check_parts,
+    check_views,
+    load_one,
+    part_recipes,
+    section_of,
+    share_backbones,
+    train_one,
+)
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.models.prototypes import fit_temperature
 from entrep_cli.training.validation import batched, classification_scores
@@ -131,6 +141,33 @@ class Hybrid(nn.Module):
     def decide(self, pixels: torch.Tensor) -> Decisions:
         """The class of each image, and by which stage."""
         return self._answer(pixels)[2]
+
+    def decide_images(self, paths: Sequence[Path], digests: Sequence[str]) -> Decisions:
+        """The decisions on image files, batch by batch; `digests` are of their pixels. They come back on the CPU."""
+        pixels, found = load_pixels(paths, digests, self.preprocess, "images to decide on"), []
+        with console.progress("Deciding", len(pixels)) as advance:
+            for batch in batched(pixels, self.recipe.batch_size):
+                found.append(self.decide(batch.to(self.region_of.device)))
+                advance(len(batch))
+        return Decisions(*(torch.cat(columns).cpu() for columns in zip(*found)))
+
+    def stages(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
+        """What decided, one row each and one for all: images, their share, those marked as out of distribution and, with `targets`, those right.
+
+        Args:
+            targets: (N,) class indices.
+        """
+        decided_region, regions = self.region_of.cpu()[decisions.classes], self.taxonomy.regions
+        rows = {(1, "prototypes"): decisions.stages == 1, **({} if self.region is None else {(2, "region model"): decisions.stages == 2})}
+        for region in self.expert_regions:
+            rows[3, f"expert {region}"] = (decisions.stages == 3) & (decided_region == regions.index(region))
+        rows["", "all"] = torch.ones_like(decisions.abstained)
+        return [
+            {"by": by, "stage": stage, "images": int(own.sum()), "share": float(own.float().mean())}
+            | ({"marked": int(decisions.abstained[own].sum())} if self.recipe.abstain else {})
+            | ({} if targets is None else _right(decisions, targets, own, bool(self.recipe.abstain)))
+            for (stage, by), own in rows.items()
+        ]
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows by the prototype's text tower."""
@@ -255,7 +292,8 @@ class Hybrid(nn.Module):
         check_parts(recipes, train, val)
         models, manifests = {}, {}
         for name, own in recipes.items():
-            models[name], manifests[name] = train_one(name, own, train, val, run, device, precision, resume)
+            section = section_of(name, recipe)
+            models[name], manifests[name] = train_one(name, own, section, train, val, run, device, precision, resume)
             check_views(*(model.preprocess for key, model in models.items() if key != "towers"))
         experts = {model.recipe.target: model for name, model in models.items() if name.startswith("expert-")}
         made = cls(models["prototype"], models.get("region"), experts, recipe).to(device)
@@ -323,26 +361,10 @@ class Hybrid(nn.Module):
         """
         from sklearn.metrics import f1_score
 
-        n = len(targets)
-        region_of, regions = self.region_of.cpu(), self.taxonomy.regions
-        decided_region = region_of[decisions.classes]
-        rows = {(1, "prototype"): decisions.stages == 1, **({} if self.region is None else {(2, "region model"): decisions.stages == 2})}
-        for region in self.expert_regions:
-            rows[3, f"expert {region}"] = (decisions.stages == 3) & (decided_region == regions.index(region))
-        stages = [
-            {"stage": stage, "by": by, "images": int(own.sum()), "right": int((decisions.classes == targets)[own].sum())}
-            for (stage, by), own in rows.items()
-        ]
+        n, region_of = len(targets), self.region_of.cpu()
+        stages = self.stages(decisions, targets)
         how = "tuned on validation" if self.recipe.threshold == "tune" else "as the recipe says"
-        whole = {"stage": "", "by": "all", "images": n, "right": int((decisions.classes == targets).sum())}
-        console.table(
-            f"Stages on validation: {self.recipe.confidence} of {self.threshold:.4f} or more ({how})",
-            ["decided by", "stage", "images", "share", "right", "accuracy"],
-            [
-                (r["by"], r["stage"], r["images"], r["images"] / n, r["right"], r["right"] / r["images"] if r["images"] else "-")
-                for r in (*stages, whole)
-            ],
-        )
+        show_stages(f"Stages on validation: {self.recipe.confidence} of {self.threshold:.4f} or more ({how})", stages)
         models = [
             {
                 "model": name,
@@ -377,6 +399,23 @@ class Hybrid(nn.Module):
             "abstained": abstained,
             "models": models,
         }
+
+
+def _right(decisions: Decisions, targets: torch.Tensor, own: torch.Tensor, abstains: bool) -> dict[str, Any]:
+    right, n = (decisions.classes == targets) & own, int(own.sum())
+    found = {"right": int(right.sum()), "accuracy": float(right.sum() / n) if n else None}
+    kept = own & ~decisions.abstained
+    return found | ({"accuracy of the unmarked": float(right[kept].float().mean()) if kept.any() else None} if abstains else {})
+
+
+def show_stages(title: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `Hybrid.stages` as a table."""
+    columns = {"by": "decided by"}
+    console.table(
+        title,
+        [columns.get(key, key) for key in stages[0]],
+        [["-" if value is None else value for value in row.values()] for row in stages],
+    )
 
 
 def tune_threshold(confidences: torch.Tensor, first_right: torch.Tensor, later_right: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +16,14 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.errors import DataError, RunError, UsageError, WeightsError
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, check_target
 from entrep_cli.methods.prototype import PrototypeRecipe
 from entrep_cli.methods.runs import load_model, train_part
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.recipes.recipe import Recipe, Section, build_recipe, read_recipe
-from entrep_cli.workspace import CHECKPOINT, MANIFEST, Run, runs_dir, write_text_atomic
+from entrep_cli.workspace import CHECKPOINT, CONFIG, MANIFEST, Run, write_text_atomic
 
 
 class PartSettings(Section):
@@ -107,7 +108,7 @@ def part_recipes(recipe: HybridRecipe, taxonomy: Taxonomy, run: Run) -> dict[str
     prototype = recipe.prototype.model_copy(update=seed)
     if recipe.towers.recipe:
         recipes["towers"] = _own_recipe("towers", ClipLoraRecipe, recipe.towers, seed)
-        backbone = prototype.backbone.model_copy(update={"weights": _reference(run, "towers")})
+        backbone = prototype.backbone.model_copy(update={"weights": Run(run.path("towers")).reference})
         prototype = prototype.model_copy(update={"backbone": backbone})
     recipes["prototype"] = prototype
     fine = recipe.experts.model_copy(update=seed)
@@ -127,7 +128,7 @@ def part_recipes(recipe: HybridRecipe, taxonomy: Taxonomy, run: Run) -> dict[str
                 f"The experts start from the baseline, and it has the backbone {theirs!r}, not {fine.backbone.name!r}.",
                 mend=f"--set experts.backbone.name={theirs}",
             )
-        fine = fine.model_copy(update={"backbone": fine.backbone.model_copy(update={"weights": _reference(run, "baseline")})})
+        fine = fine.model_copy(update={"backbone": fine.backbone.model_copy(update={"weights": Run(run.path("baseline")).reference})})
     if len(taxonomy.regions) > 1:
         recipes["region"] = fine.model_copy(update={"target": "region"})
     binary = {
@@ -149,13 +150,6 @@ def _own_recipe(name: str, kind: type[Recipe], settings: PartSettings, fixed: di
         what = f"{name}.recipe must be one of {method}, and {settings.recipe!r} is one of {table.get('method')}."
         raise UsageError(what, mend=f"--set {name}.recipe=NAME, of {method}")
     return build_recipe(kind, table, settings.settings, fixed)
-
-
-def _reference(run: Run, part: str) -> str:
-    """A part as `--weights` names it: below the runs folder, so that no place of this machine is written down."""
-    folder = run.path(part).resolve()
-    below = folder.is_relative_to(runs_dir().resolve())
-    return folder.relative_to(runs_dir().resolve()).as_posix() if below else str(folder)
 
 
 def check_parts(recipes: Mapping[str, Recipe], train: Catalog, val: Catalog) -> None:
@@ -185,16 +179,30 @@ def check_views(*views: Preprocess | ImageSettings) -> None:
         )
 
 
+def section_of(name: str, recipe: HybridRecipe) -> str:
+    """Where the recipe of a hybrid holds the settings of a part."""
+    if name == "towers" or name == "baseline" and recipe.baseline.recipe:
+        return f"{name}.settings"
+    return "prototype" if name == "prototype" else "experts"
+
+
 def train_one(
-    name: str, recipe: Recipe, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool
+    name: str, recipe: Recipe, section: str, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """A part, trained or found complete. A checkpoint file marks the whole as one to go on with, while there is anything to go on from."""
+    """A part, trained or found complete. A checkpoint file marks the whole as one to go on with, while there is anything to go on from.
+
+    Args:
+        section: see `section_of`, for the messages.
+    """
     part = Run(run.path(name))
     console.say("", f"Part {name} ({recipe.method}){': it is complete.' if resume and part.complete else ''}")
     # Written first: a power cut leaves no time for it.
     write_text_atomic(run.path(CHECKPOINT), "The checkpoints of a hybrid are those of its parts.\n")
     try:
         return train_part(train, val, recipe, part, run, device=device, precision=precision, resume=resume)
+    except WeightsError as error:
+        named = f"of a hybrid, --backbone is --set {section}.backbone.name=NAME, and --weights is --set {section}.backbone.weights=FILE"
+        raise WeightsError(error.what, where=error.where, faults=error.faults, mend=f"{error.mend}; {named}") from error
     finally:
         if not part.complete and not part.path(CHECKPOINT).is_file():
             shutil.rmtree(part.folder, ignore_errors=True)
@@ -216,7 +224,8 @@ def load_one(run: Run, name: str, hashes: Mapping[str, str], device: torch.devic
             f"Part {name!r} of run {run.name!r} cannot be used: {error.what}",
             where=error.where or part.folder,
             faults=error.faults,
-            mend=f"copy the whole run folder again from where it was trained, or `entrep train hybrid --name {run.name} --overwrite`",
+            mend="copy the whole run folder again from where it was trained, or "
+            f"`entrep train --recipe {shlex.quote(str(run.path(CONFIG)))} --name {run.name} --overwrite`",
         ) from error
 
 

@@ -376,7 +376,9 @@ def _fit(
         return {**tally.means("train"), "val_loss": loss, **own.means("val"), MONITOR: -loss}
 
     def _draw(epoch: int) -> None:
-        shown = kept[:_SHOWN]
+        # The first of every group, then the others: frames of one exam look alike.
+        alike = pd.Series(images.groups[kept.numpy()]).duplicated().to_numpy()
+        shown = kept[np.concatenate([np.flatnonzero(~alike), np.flatnonzero(alike)])[:_SHOWN]]
         whole = views(shown)
         generator = torch.Generator().manual_seed(recipe.seed)
         seen, drawn = model.reconstruct(*(view.to(device) for view in whole), generator)

@@ -194,7 +194,7 @@ class Prototype(nn.Module):
 
         made_with = run.manifest["weights"]
         beside = [str(run.folder.parent / made_with["run"])] if "run" in made_with else []
-        towers, found = _open_towers(recipe, device, run.path(_ARCHITECTURE), beside)
+        towers, found = _open_towers(recipe, device, run.path(_ARCHITECTURE), beside, made_with.get("sha256"))
         if found["sha256"] != made_with.get("sha256"):
             raise RunError(
                 "The towers are not those that the prototypes were made with.",
@@ -288,13 +288,14 @@ def _sentence(prompt: str) -> str:
 
 
 def _open_towers(
-    recipe: PrototypeRecipe, device: torch.device, architecture: Path | None = None, beside: Sequence[str] = ()
+    recipe: PrototypeRecipe, device: torch.device, architecture: Path | None = None, beside: Sequence[str] = (), sha256: str | None = None
 ) -> tuple[Towers | ClipLora, dict[str, Any]]:
     """The towers of a recipe with their weights, and where these came from; `sha256` is always among it.
 
     Args:
         architecture: the file in which a run kept it, for a hub's may be gone.
         beside: where else a run may stand that gave the towers.
+        sha256: of its model, where it is known: of several runs the one that has it is taken.
     """
     weights = recipe.backbone.weights
     if weights == "none":
@@ -303,7 +304,7 @@ def _open_towers(
             mend="--weights FILE, hub, or a trained run: `entrep train clip-lora`, then --weights clip-lora",
         )
     if weights != "hub" and not Path(weights).is_file():
-        return _open_run(weights, device, beside)
+        return _open_run(weights, device, beside, sha256)
     name = str(architecture) if architecture and architecture.is_file() else recipe.backbone.name
     towers = Towers(read_architecture(name), recipe)
     origin, filled = load_clip_weights(towers.backbone, recipe.backbone)
@@ -316,11 +317,13 @@ def _open_towers(
     return towers.to(device), origin
 
 
-def _open_run(weights: str, device: torch.device, beside: Sequence[str]) -> tuple[ClipLora, dict[str, Any]]:
+def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256: str | None) -> tuple[ClipLora, dict[str, Any]]:
     """A trained CLIP as towers, checked as `load_model` checks it."""
     from entrep_cli.methods.runs import load_model
 
-    run = next(filter(None, map(find_run, (weights, *beside))), None)
+    runs = [*filter(None, map(find_run, (weights, *beside)))]
+    # Of that name another one may stand here, where a folder of runs was copied to.
+    run = next((r for r in runs if sha256 and r.complete and r.manifest["files"].get(MODEL) == sha256), runs[0] if runs else None)
     if run is None:
         raise WeightsError(
             f"There is neither a weights file nor a run {weights!r}.",
@@ -335,6 +338,12 @@ def _open_run(weights: str, device: torch.device, beside: Sequence[str]) -> tupl
             mend="`entrep train clip-lora`, then --weights clip-lora",
         )
     model = load_model(run, str(device))
+    if not model.has_text_tower:
+        raise UsageError(
+            f"The text tower of run {run.name!r} was never trained, and says nothing to fuse with an image.",
+            where=run.folder,
+            mend="train it again with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
+        )
     data, split = manifest.get("data", {}), manifest.get("split", {})
     trained_on = {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
     origin = {"name": "clip-lora", "weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL]}

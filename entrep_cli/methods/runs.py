@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import tomllib
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +20,7 @@ from entrep_cli.methods import Model, method_class
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
-from entrep_cli.workspace import CONFIG, MANIFEST, MODEL, Run, fingerprint, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import CONFIG, MANIFEST, MODEL, Run, fingerprint, runs_dir, write_json_atomic, write_text_atomic
 
 _BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
@@ -150,7 +151,7 @@ def _check_begun(run: Run, recipe: Recipe, about: dict[str, Any]) -> None:
         raise RunError(
             f"Run {run.name!r} was begun with another recipe.",
             where=run.path(CONFIG),
-            mend=f"`entrep train --recipe {run.path(CONFIG)} --name {run.name} --resume`",
+            mend=_as_begun(run),
         )
     begun, wanted = _begun(run), _trained_on(about)
     if begun and any(begun.get(key) != value for key, value in wanted.items()):
@@ -159,6 +160,13 @@ def _check_begun(run: Run, recipe: Recipe, about: dict[str, Any]) -> None:
             where=run.path(_BEGUN),
             mend="split as it was then, or begin again with --overwrite",
         )
+
+
+def _as_begun(run: Run) -> str:
+    """How to go on with a run as it was begun; with a part of another run or of an ablation, `train` by its name cannot."""
+    if run.folder.parent.resolve() != runs_dir().resolve():
+        return "bring back the recipe it was begun with, or begin the whole again with --overwrite"
+    return f"`entrep train --recipe {shlex.quote(str(run.path(CONFIG)))} --name {run.name} --resume`, or begin anew with --overwrite"
 
 
 def load_model(run: Run, device: str = "auto") -> Model:

@@ -19,6 +19,7 @@ from torch import nn
 from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.inputs import Normalise
+from entrep_cli.models.published import fetch_commands
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run
 
@@ -265,7 +266,7 @@ def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> P
     raise WeightsError(
         f"The weights of {settings.name!r} are not on this machine, and nothing is downloaded unasked.",
         where=f"{repository}, file model.safetensors",
-        mend=f"where there is a network: `hf download {repository} model.safetensors`; or give a file with --weights FILE",
+        mend=f"where there is a network: {fetch_commands(repository, ['model.safetensors'])}; or give a file with --weights FILE",
     )
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.backbones import load_weights, read_weights
+from entrep_cli.models.published import fetch_commands
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
@@ -182,7 +183,8 @@ def make_tokenizer(settings: ClipSettings, architecture: Architecture) -> Callab
         raise WeightsError(
             f"The tokenizer cannot be read: {first_line(error)}",
             where=f"{repository}, in {folder}",
-            mend=f"with a network: `hf download {repository} tokenizer.json tokenizer_config.json config.json`; or {_OTHER_MODEL}",
+            mend="with a network: "
+            f"{fetch_commands(repository, ['tokenizer.json', 'tokenizer_config.json', 'config.json'])}; or {_OTHER_MODEL}",
         ) from error
 
 
@@ -265,5 +267,5 @@ def _cached(repository: str, *files: str, with_it: Sequence[str] = (), otherwise
         "A file of the model is not on this machine, and nothing is downloaded unasked.",
         where=f"{repository}, file {named}",
         faults=faults,
-        mend=f"where there is a network: `hf download {' '.join([repository, files[0], *with_it])}`; or {otherwise}",
+        mend=f"where there is a network: {fetch_commands(repository, [files[0], *with_it])}; or {otherwise}",
     )

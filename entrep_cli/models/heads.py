@@ -6,7 +6,7 @@ import warnings
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from entrep_cli.recipes.recipe import Section
@@ -28,8 +28,8 @@ class HeadSettings(Section):
     """
 
     kind: Literal["mlp", "linear", "logistic"] = "mlp"
-    hidden: tuple[int, ...] = (256, 128)
-    dropout: float = 0.3
+    hidden: tuple[PositiveInt, ...] = (256, 128)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     c: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +42,17 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
         kept = json.loads(path.read_text("utf-8"))
         if kept["key"] == key:
             return TunedWeight.from_dict(kept)
+    from entrep_cli.methods.runs import in_classes_of
+
     try:
         catalog, split = read()
-        tuned = _tune(run, model, _validation_part(run, catalog, split), catalog)
+        tuned = _tune(run, model, in_classes_of(model, _validation_part(run, catalog, split)), catalog)
     except (DataError, RunError, UsageError) as error:
         raise RunError(
             f"The class weight of run {run.name!r} cannot be tuned: {error.what}",
             where=error.where or run.folder,
             faults=error.faults,
-            mend=f"--class-weight W, or tune it where the dataset and its split are: `entrep evaluate --run {run.name} --class-aware soft`",
+            mend=f"--class-weight W, or tune it where the dataset and its split are: `entrep evaluate --run {shlex.quote(run.reference)} --class-aware soft`",
         ) from error
     with contextlib.suppress(OSError):  # a run of somebody else: then it is tuned again each time
         write_json_atomic(path, {"key": key, **tuned.as_dict()})

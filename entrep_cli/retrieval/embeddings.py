@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def set_fingerprint(run: Run, name: str) -> str:
 def read_embeddings(run: Run, name: str) -> Embeddings:
     """Read a set back; RunError where it is missing, half written or damaged."""
     folder = run.path("embeddings", name)
-    mend = f"`entrep embed --run {run.name}`"
+    mend = f"`entrep embed --run {shlex.quote(run.reference)}`"
     if not (folder / "manifest.json").is_file():
         raise RunError(f"Run {run.name!r} has no embeddings of {name!r}.", where=folder, mend=mend)
     manifest = _manifest(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def gallery_of(run: Run) -> Embeddings:
     """All embedded sets of a run as one gallery; RunError where nothing is embedded."""
     names = embedded_sets(run)
     if not names:
-        raise RunError(f"Run {run.name!r} has no embeddings.", where=run.folder, mend=f"`entrep embed --run {run.name}`")
+        raise RunError(f"Run {run.name!r} has no embeddings.", where=run.folder, mend=f"`entrep embed --run {shlex.quote(run.reference)}`")
     return Embeddings.joined([read_embeddings(run, name) for name in names])
 
 
@@ -38,7 +39,7 @@ def build_run_index(run: Run) -> dict:
 def open_run_index(run: Run):
     """The index and its gallery; RunError where the index is missing or older than the embeddings."""
     path = run.path("index", "manifest.json")
-    mend = f"`entrep index --run {run.name}`"
+    mend = f"`entrep index --run {shlex.quote(run.reference)}`"
     if not path.is_file():
         raise RunError(f"Run {run.name!r} has no index.", where=path.parent, mend=mend)
     try:

@@ -10,6 +10,7 @@ import codecs
 import io
 import json
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -21,11 +22,15 @@ from typing import Any
 # against the memory of any machine that runs entrep.
 MAX_BYTES = 16 * 2**20
 MAX_MEMBERS = 100
+# Commas and brackets of the JSON text, counted before it is parsed: a parsed value takes far more memory than its text.
+MAX_MARKS = 500_000
 # Below a mebibyte no ratio is a danger, and a small repetitive JSON may well shrink 200 times.
 MAX_RATIO, RATIO_FREE_BYTES = 200, 2**20
 
 _TOO_MUCH = f"more than {MAX_BYTES // 2**20} MiB; send the one JSON of answers only"
 _PACK = "pack the .json alone: `zip -j OUT.zip FILE.json`"
+_ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+_CENTRAL_ENTRY = b"PK\x01\x02"
 
 Entry = tuple[str, Any]
 
@@ -45,16 +50,27 @@ class Fault:
 
 @dataclass(frozen=True)
 class Contents:
-    """What one file holds: its JSON's name and entries, None where they could not be read."""
+    """What one file holds: its JSON's name and entries, None where they could not be read.
+
+    Faults beside entries are of the packing alone: a copy with the same entries need not have them (but "several-json").
+    """
 
     member: str | None
     entries: tuple[Entry, ...] | None
     faults: tuple[Fault, ...]
 
 
+def whole(value: object) -> str:
+    """`value` as one text, control characters escaped: equal for equal answers, 1 and 1.0 and True apart."""
+    try:
+        return repr(value)
+    except RecursionError:  # what the JSON parser takes may still be too deep to be shown
+        return f"<{type(value).__name__} {id(value)}>"
+
+
 def show(value: object) -> str:
     """`value` for a message: quoted, control characters escaped, long ones cut."""
-    text = repr(value)
+    text = whole(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -99,7 +115,10 @@ def read_contents(source: str | Path | bytes) -> Contents:
 
 def _file_bytes(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
+            raise _Stop("unreadable", f"{show(str(path))} is no file; name a .zip file")
         if size > MAX_BYTES:
             raise _Stop("too-big", f"the file has {_TOO_MUCH}")
         with path.open("rb") as file:
@@ -112,10 +131,14 @@ def _file_bytes(path: Path) -> bytes:
 def _json_bytes(data: bytes, faults: list[Fault]) -> tuple[str | None, bytes]:
     """Name and bytes of the JSON inside."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
-        if data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        start = data[:4096].decode(json.detect_encoding(data), "ignore")
+        if start.removeprefix("\ufeff").lstrip()[:1] in ("{", "["):
             faults.append(Fault("bare-json", f"the file is bare JSON; {_PACK}"))
             return None, data
         raise _Stop("not-a-zip", f"the file is {'no zip archive' if data else 'empty'}; {_PACK}")
+    # Before the table of members is read, whose own count may be false: no member is without this mark.
+    if data.count(_CENTRAL_ENTRY) > MAX_MEMBERS:
+        raise _Stop("too-many-members", f"the archive has more than {MAX_MEMBERS} members; {_PACK}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             member = _the_json(archive.infolist(), faults)
@@ -129,12 +152,10 @@ def _json_bytes(data: bytes, faults: list[Fault]) -> tuple[str | None, bytes]:
 
 def _the_json(members: Sequence[zipfile.ZipInfo], faults: list[Fault]) -> zipfile.ZipInfo:
     """The JSON to check: the one at the root, else the only one in a folder."""
-    if len(members) > MAX_MEMBERS:
-        raise _Stop("too-many-members", f"the archive has {len(members)} members; {_PACK}")
     root, nested = [], []
     for member in members:
         name = member.filename
-        bare, is_json = bare_name(name), name.endswith(".json")
+        bare, is_json = bare_name(name), name.lower().endswith(".json")
         if "__MACOSX" in name or bare.startswith("._") or bare == ".DS_Store":
             faults.append(Fault("macos-junk", f"{show(name)} is macOS junk; {_PACK}", name))
         elif bare != name:
@@ -142,14 +163,20 @@ def _the_json(members: Sequence[zipfile.ZipInfo], faults: list[Fault]) -> zipfil
             nested += [member] if is_json else []
         elif is_json:
             root.append(member)
+            if not name.endswith(".json"):
+                faults.append(Fault("member-name", f"{show(name)} does not end in .json; call it {show(name[:-5] + '.json')}", name))
+        elif name.lower().endswith(_ARCHIVES):
+            faults.append(Fault("nested-archive", f"{show(name)} is an archive in the archive, which is not opened; {_PACK}", name))
         else:
             faults.append(Fault("extra-member", f"{show(name)} is no .json; {_PACK}", name))
     candidates = root or nested
     if not candidates:
         raise _Stop("no-json", f"the archive holds no .json; {_PACK}")
+    names = ", ".join(show(member.filename) for member in root + nested)
     if len(candidates) > 1:
-        names = ", ".join(show(member.filename) for member in candidates)
         raise _Stop("several-json", f"the archive holds {names}; keep one")
+    if len(root + nested) > 1:
+        faults.append(Fault("several-json", f"the archive holds {names}; keep one"))
     return candidates[0]
 
 
@@ -171,18 +198,39 @@ class Pairs(list):
 
 
 def _entries(data: bytes, faults: list[Fault]) -> tuple[Entry, ...]:
-    if data.startswith(codecs.BOM_UTF8):
-        message = "the JSON begins with a byte-order mark, which parsers refuse; save it without"
-        faults.append(Fault("byte-order-mark", message))
-    try:
-        text = decode_utf8(data.removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        raise _Stop("encoding", f"the JSON: {error}; save it as UTF-8") from error
+    text = _text(data, faults)
+    if sum(map(text.count, ",[{")) > MAX_MARKS:
+        raise _Stop("too-many-values", f"the JSON holds more than {MAX_MARKS} values; write one answer for each query")
     try:
         value = json.loads(text, object_pairs_hook=Pairs)
     except (ValueError, RecursionError) as error:
         message = f"malformed JSON ({error}); write it with json.dump"
         raise _Stop("malformed-json", message) from error
     if not isinstance(value, Pairs):
-        raise _Stop("not-an-object", 'the JSON is not an object; write {"query": answer, ...}')
+        what = f"a list of {len(value)}" if isinstance(value, list) else "a single value"
+        raise _Stop("not-an-object", f'the JSON is {what}, not an object; write {{"query": answer, ...}}')
+    # `{"predictions": {...}}`: one entry that holds several is a wrapping, for no answer is an object.
+    if len(value) == 1 and isinstance(value[0][1], Pairs) and len(value[0][1]) > 1:
+        ((key, value),) = value
+        faults.append(Fault("wrapped", f"all answers stand inside of {show(key)}; write them without it", key))
     return tuple(value)
+
+
+def _text(data: bytes, faults: list[Fault]) -> str:
+    """The text of the JSON: UTF-8, else what its first bytes say for certain."""
+    if data.startswith(codecs.BOM_UTF8):
+        message = "the JSON begins with a byte-order mark, which parsers refuse; save it without"
+        faults.append(Fault("byte-order-mark", message))
+    encoding = json.detect_encoding(data)
+    if encoding.startswith("utf-8"):
+        try:
+            return decode_utf8(data.removeprefix(codecs.BOM_UTF8))
+        except ValueError as error:
+            raise _Stop("encoding", f"the JSON: {error}; save it as UTF-8") from error
+    name = encoding[:6].upper()
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise _Stop("encoding", f"the JSON is not UTF-8 and no whole {name}; save it as UTF-8") from error
+    faults.append(Fault("encoding", f"the JSON is {name}, not UTF-8; save it as UTF-8"))
+    return text

@@ -11,6 +11,7 @@ the caller to escape.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +22,11 @@ from typing import Any
 
 from entrep_cli.data.texts import fold, has_control
 from entrep_cli.errors import UsageError
-from entrep_cli.submission.archive import Entry, Fault, Pairs, bare_name, read_contents, show
+from entrep_cli.submission.archive import Entry, Fault, Pairs, bare_name, read_contents, show, whole
 
 Slugged = Iterator[tuple[str, str]]
+# What may stand in quotes where a number belongs: an integer, as a table of floats may write it too.
+_NUMERIC = re.compile(r"\s*([+-]?\d{1,9})(?:\.0*)?\s*")
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,17 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole report in plain JSON types, safe to encode as UTF-8."""
-        faults = [asdict(fault) for fault in self.faults]
-        for fault in faults:
-            # A JSON may spell half a surrogate pair, which no UTF-8 text can hold.
-            entry = fault["entry"]
-            fault["entry"] = entry and entry.encode(errors="backslashreplace").decode()
-        return {**asdict(self), "ok": self.ok, "counts": self.counts(), "faults": faults}
+        return {**asdict(self), "ok": self.ok, "counts": self.counts(), "faults": plain_faults(self.faults)}
+
+
+def plain_faults(faults: Iterable[Fault]) -> list[dict[str, Any]]:
+    """Faults in plain JSON types, safe to encode as UTF-8; `kind` is the code."""
+    listed = [asdict(fault) for fault in faults]
+    for fault in listed:
+        # A JSON may spell half a surrogate pair, which no UTF-8 text can hold.
+        entry = fault["entry"]
+        fault["entry"] = entry and entry.encode(errors="backslashreplace").decode()
+    return listed
 
 
 def check_submission(
@@ -101,6 +109,9 @@ def check_submission(
 
 # ---------------------------------------------------------------- texts
 
+# Those of `data.images.SUFFIXES`, which would import numpy and Pillow.
+_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)\Z")
+
 
 def _loose(text: str) -> str:
     # Zero-width characters go too: a byte-order mark read as text sticks to the first query.
@@ -108,10 +119,15 @@ def _loose(text: str) -> str:
     return " ".join(seen.split())
 
 
+def _stem(text: str) -> str:
+    return _SUFFIX.sub("", _loose(text)).rstrip()
+
+
 _FORMS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
     ("unicode", "unicode normal form", partial(unicodedata.normalize, "NFC")),
     ("case", "case", fold),
     ("spacing", "blanks or invisible characters", _loose),
+    ("suffix", "the file extension", _stem),
 )
 
 
@@ -127,15 +143,24 @@ class Names:
         self.exact = frozenset(names)
         self._alike: dict[str, list[str]] = {}
         for name in sorted(self.exact):
-            self._alike.setdefault(_loose(name), []).append(name)
+            self._alike.setdefault(_stem(name), []).append(name)
+
+    def alike(self, name: str) -> list[str]:
+        """The name itself, else those that are `name` but for unicode form, else but for case, blanks, the extension."""
+        if name in self.exact:
+            return [name]
+        alike = self._alike.get(_stem(name), ())
+        found = ([other for other in alike if form(other) == form(name)] for _, _, form in _FORMS)
+        return next(filter(None, found), [])
 
     def nearest(self, name: str) -> str | None:
-        """The name itself, else one that is `name` but for unicode form, case or blanks."""
-        if name in self.exact:
-            return name
-        alike = self._alike.get(_loose(name), ())
-        found = (other for _, _, form in _FORMS for other in alike if form(other) == form(name))
-        return next(found, None)
+        """The first of those alike."""
+        return next(iter(self.alike(name)), None)
+
+    def meant(self, name: str) -> str | None:
+        """The only one alike; None where that is in doubt."""
+        found = self.alike(name)
+        return found[0] if len(found) == 1 else None
 
 
 # ---------------------------------------------------------------- the entries
@@ -152,7 +177,7 @@ def entry_faults(
     """The faults of (key, value) pairs; arguments as for `check_submission`."""
     if not entries:
         return [Fault("empty", "there is no answer in the JSON; write one for each query")]
-    faults = list(_key_faults(track, Counter(key for key, _ in entries), queries))
+    faults = list(_key_faults(track, entries, queries))
     names = None if gallery is None else Names(gallery)
     for key, value in entries:
         if track == 1:
@@ -163,20 +188,33 @@ def entry_faults(
     return faults
 
 
-def _key_faults(track: int, keys: Counter[str], queries: Collection[str] | None) -> Iterator[Fault]:
-    for key, count in keys.items():
-        if count > 1:
-            message = f"{show(key)} is a key {count} times; keep one"
-            yield Fault("duplicate-key", message, key, count)
-    unanswered = Names(query for query in queries or () if query not in keys)
-    known, meant = set(queries or ()), set()
-    for key in keys:
+def _key_faults(track: int, entries: Sequence[Entry], queries: Collection[str] | None) -> Iterator[Fault]:
+    answers: dict[str, list[Any]] = {}
+    for key, value in entries:
+        answers.setdefault(key, []).append(value)
+    for key, values in answers.items():
+        if len(values) > 1:
+            different = {whole(value): show(value) for value in values}
+            if len(different) == 1:
+                yield Fault("duplicate-key", f"{show(key)} is a key {len(values)} times; keep one", key, len(values))
+            else:
+                listed = ", ".join(list(different.values())[:5]) + ", ..." * (len(different) > 5)
+                message = f"{show(key)} is a key {len(values)} times with different answers, {listed}; keep the right one"
+                yield Fault("contradicting-key", message, key, len(values))
+    known = set(queries or ())
+    unanswered, answered = Names(known.difference(answers)), Names(known.intersection(answers))
+    meant: dict[str, list[str]] = {}
+    for key in answers:
         if key in known:
             continue
         bare = key if track == 3 else bare_name(key)
         query = unanswered.nearest(bare)
-        meant.add(query)
+        if query is not None or queries is None and bare != key:
+            meant.setdefault(bare if query is None else query, []).append(key)
         mend = "remove it" if query is None else f"write {show(query)}"
+        other = answered.nearest(bare) if query is None else None
+        if other is not None:
+            mend = f"{show(other)} has an answer already; remove it"
         if not key.strip():
             yield Fault("blank-key", f"{show(key)} is a blank key; remove it", key)
         elif has_control(key):
@@ -190,47 +228,75 @@ def _key_faults(track: int, keys: Counter[str], queries: Collection[str] | None)
             message = f"the key {show(key)} differs from the query in {words}; {mend}"
             yield Fault(f"{slug}-key", message, key)
         elif queries is not None:
-            yield Fault("extra-key", f"{show(key)} is not among the queries; remove it", key)
+            yield Fault("extra-key", f"{show(key)} is not among the queries; {mend}", key)
+    for query, keys in meant.items():
+        if len(keys) > 1 or queries is None and query in answers:
+            keys = ([query] if query in answers else []) + keys
+            yield Fault("same-query", f"{', '.join(map(show, keys[:5]))} all mean {show(query)}; keep one", query, len(keys))
     for query in dict.fromkeys(queries or ()):
-        if query not in keys and query not in meant:
+        if query not in answers and query not in meant:
             yield Fault("missing-key", f"{show(query)} has no answer; add one", query)
 
 
+def integral(value: Any) -> int | None:
+    """The integer that a float or a text certainly is: 4.0, "4" and "4.0" are 4; None for all others."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    number = _NUMERIC.fullmatch(value) if isinstance(value, str) else None
+    return int(number[1]) if number else None
+
+
+def class_named(name: str, classes: Mapping[str, int] | None) -> int | None:
+    """The id of a class by its name, without regard to case; None where it is none or several could be meant."""
+    wanted = fold(name.strip())
+    found = {id_ for class_name, id_ in (classes or {}).items() if fold(class_name) == wanted}
+    return found.pop() if len(found) == 1 else None
+
+
 def _class_faults(value: Any, classes: Mapping[str, int] | None) -> Slugged:
-    ids = {fold(name): id_ for name, id_ in (classes or {}).items()}
     listed = f": {', '.join(map(str, classes.values()))}" if classes else ""
     wanted = f"write a class id, an integer{listed}"
-    if isinstance(value, str):
-        if value.strip().isdecimal():
-            yield "numeric-string", f"the id {show(value)} stands in quotes; write {value.strip()}"
-        else:
-            id_ = ids.get(fold(value.strip()))
-            mend = wanted if id_ is None else f"write {id_}"
-            yield "class-string", f"{show(value)} stands where a class id belongs; {mend}"
-    elif type(value) is not int:
+    id_: int | None = value if type(value) is int else integral(value)
+    if id_ is not None:
+        if isinstance(value, str):
+            yield "numeric-string", f"the id {show(value)} stands in quotes; write {id_}"
+        elif isinstance(value, float):
+            yield "float", f"the id {value} is a float; write {id_}"
+        if classes is not None and id_ not in classes.values():
+            yield "class-range", f"{show(id_)} is not the id of a class; {wanted}"
+    elif isinstance(value, str):
+        named = class_named(value, classes)
+        mend = wanted if named is None else f"write {named}"
+        yield "class-string", f"{show(value)} stands where a class id belongs; {mend}"
+    elif is_single(value):
+        yield "list", f"the answer is a list of one; write {show(value[0])} alone"
+        yield from _class_faults(value[0], classes)
+    else:
         yield _wrong_type(value, wanted)
-    elif classes is not None and value not in classes.values():
-        yield "class-range", f"{show(value)} is not the id of a class; {wanted}"
 
 
 def _answer_faults(value: Any, gallery: Names | None, query: str | None) -> Slugged:
     """`query` is given in track 2, where it is a file that may not answer itself."""
+    if is_single(value):
+        yield "list", f"the answer is a list of one; write {show(value[0])} alone"
+        value = value[0]
     if not isinstance(value, str):
         yield _wrong_type(value, "write one file name")
         return
     if not value.strip():
         yield "blank-answer", "the answer is blank; write a file name"
         return
-    if has_control(value):
-        yield "control-character", f"the answer {show(value)} holds a control character; remove it"
-        return
     name = bare_name(value)
-    if name != value:
+    file = None if gallery is None else gallery.nearest(name)
+    if has_control(value):
+        mend = "remove it" if file is None else f"write {show(file)}"
+        yield "control-character", f"the answer {show(value)} holds a control character; {mend}"
+        name = name if file is None else file
+    elif name != value:
         yield "path-answer", f"the answer {show(value)} is a path; write {show(name)}"
-    if query is not None and _same_file(name, bare_name(query), gallery):
+    if query is not None and any(same_file(n, bare_name(query), gallery) for n in (name, file) if n is not None):
         yield "self-answer", f"the answer {show(name)} is the query itself; write another file"
-    elif gallery is not None and name not in gallery.exact:
-        file = gallery.nearest(name)
+    elif gallery is not None and name not in gallery.exact and not has_control(name):
         if file is None:
             yield "unknown-answer", f"{show(name)} is not in the gallery; write one of its files"
         else:
@@ -239,9 +305,17 @@ def _answer_faults(value: Any, gallery: Names | None, query: str | None) -> Slug
             yield f"{slug}-answer", f"{what}; write {show(file)}"
 
 
-def _same_file(name: str, query: str, gallery: Names | None) -> bool:
-    # Lists and disks spell names in different case, so one image can hide behind two spellings;
-    # two files that differ in nothing else are told apart only by a gallery that holds both.
+def is_single(value: Any) -> bool:
+    """Whether a list holds one plain value, which is then what was meant."""
+    return type(value) is list and len(value) == 1 and not isinstance(value[0], list)
+
+
+def same_file(name: str, query: str, gallery: Names | None) -> bool:
+    """Whether an answer is the image of the query.
+
+    Lists and disks spell names in different case, so one image can hide behind two spellings; two
+    files that differ in nothing else are told apart only by a gallery that holds both.
+    """
     both_exist = gallery is not None and name in gallery.exact and query in gallery.exact
     return name == query if both_exist else fold(name) == fold(query)
 
@@ -251,5 +325,7 @@ def _wrong_type(value: Any, wanted: str) -> tuple[str, str]:
         return "not-finite", f"{value} is no number in JSON; {wanted}"
     kinds = {bool: "boolean", int: "number", float: "float", list: "list", Pairs: "nested"}
     kind = kinds.get(type(value), "null")
+    if kind == "list":
+        return kind, f"the answer is a list of {len(value)}; {wanted}"
     shown = f": {show(value)}" if kind in ("boolean", "number", "float") else ""
     return kind, f"the answer is of the wrong kind, {kind}{shown}; {wanted}"

@@ -230,8 +230,7 @@ def write_submission(
         what = "The ranked list would replace a file that is none."
         raise UsageError(what, where=table_path, mend="give the zip another name")
     try:
-        text = json.dumps(dict(answers), ensure_ascii=False, indent=2, default=_plain_int)
-        packed, table = _zipped(member, text.encode() + b"\n"), _ranked_csv(ranked).encode()
+        packed, table = packed_answers(member, answers), _ranked_csv(ranked).encode()
     except (TypeError, ValueError) as error:
         mend = "write query texts or names to class ids (track 1) or file names"
         raise DataError(f"The answers cannot be written: {error}.", where=path, mend=mend) from error
@@ -244,6 +243,12 @@ def write_submission(
     write_bytes_atomic(table_path, table)
     write_bytes_atomic(path, packed)
     return path, table_path
+
+
+def packed_answers(member: str, answers: Mapping[str, Answer]) -> bytes:
+    """The bytes of a submission's zip; same answers, same bytes. ValueError or TypeError where JSON has no such answers."""
+    text = json.dumps(dict(answers), ensure_ascii=False, indent=2, default=_plain_int)
+    return _zipped(member, text.encode() + b"\n")
 
 
 def _plain_int(value: object) -> int:

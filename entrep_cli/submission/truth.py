@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import read_json, read_text
 from entrep_cli.data.layouts import TestSet
@@ -92,6 +93,8 @@ def labelled_test(test_set: TestSet, taxonomy: Taxonomy) -> Catalog:
     )
     if frame.empty:
         raise DataError("The truth file knows none of the test images.", where=path, mend="is it of another test set?")
+    if unknown := len(items) - len(frame):
+        console.warn(f"{unknown} of {len(items)} test images are not in {path.name}, and are left out")
     return Catalog(frame, taxonomy)
 
 

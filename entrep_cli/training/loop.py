@@ -14,9 +14,10 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from entrep_cli import console
@@ -25,6 +26,7 @@ from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_text_atomic
 
 CHECKPOINT_SECONDS = 10.0
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LoopSettings(Section):
@@ -40,17 +42,17 @@ class LoopSettings(Section):
             0 turns it off.
     """
 
-    epochs: int = 100
-    patience: int = 20
-    batch_size: int = 64
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    backbone_learning_rate: float = 1e-4
-    weight_decay: float = 1e-2
-    warmup: float = 0.05
-    label_smoothing: float = 0.0
+    epochs: PositiveInt = 100
+    patience: NonNegativeInt = 20
+    batch_size: PositiveInt = 64
+    accumulate: PositiveInt = 1
+    learning_rate: NonNegativeFloat = 1e-3
+    backbone_learning_rate: NonNegativeFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-2
+    warmup: Share = 0.05
+    label_smoothing: Share = 0.0
     balance: Literal["oversample", "weights", "none"] = "oversample"
-    average: float = 0.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -290,6 +290,8 @@ def test_search_by_text(trained_clip, entrep):
     assert [a["image"] for a in soft["answers"]] == [a["image"] for a in index["answers"]]
     assert soft["class_aware"]["class"] in ("nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat")
     assert entrep("search", "septal spur", "--class-aware", "hard").code == 0
+    long = entrep("search", "a septal spur and " * 30)  # longer than a file may be called
+    assert long.code == 0 and "are cut" in long.err
 
 
 # ---------------------------------------------------------------- refusals
@@ -305,6 +307,9 @@ def test_search_by_text(trained_clip, entrep):
         (["predict", "--track", 2, "--class-aware", "soft", "--class-weight", -1], "class-weight"),
         (["predict", "--track", 2, "--class-aware", "soft", "--class-weight", "inf"], "must be a number"),
         (["predict", "--track", 1, "--template", "a {}"], "track 3"),
+        (["predict", "--track", 1, "--mask-groups"], "track 2"),
+        (["predict", "--track", 3, "--mask-groups"], "no text tower"),
+        (["search", "septal spur", "--mask-groups"], "no image file"),
         (["predict", "--track", 2, "--template", "a {}"], "track 3"),
         (["evaluate", "--class-weight", 0.1], "--class-aware soft"),
         (["evaluate", "--submission", "x.zip", "--truth", "t.json", "--track", 2, "--class-aware", "hard"], "ranked already"),

@@ -21,7 +21,7 @@ def test_an_interrupted_training_goes_on_as_the_message_says(fresh, entrep, smal
     line = [sys.executable, "-c", "import entrep_cli.training.loop as l; l.CHECKPOINT_SECONDS = 0\nfrom entrep_cli.app import main; main()"]
     settings = [*small, "--epochs", "60", "--set", "train.patience=0"]
     training = subprocess.Popen([*line, "train", "dinov2", *settings], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (fresh / "dinov2" / "checkpoint.pt").exists() and time.monotonic() < deadline and training.poll() is None:
         time.sleep(0.01)
     training.send_signal(signal.SIGINT)

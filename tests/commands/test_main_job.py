@@ -310,7 +310,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(fresh, entrep, small, small
     assert entrep("train", method, "--name", "whole", *settings).code == 0
     line = [sys.executable, "-c", "import entrep_cli.training.loop as l; l.CHECKPOINT_SECONDS = 0\nfrom entrep_cli.app import main; main()"]
     training = subprocess.Popen([*line, "train", method, "--name", "killed", *settings], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (fresh / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline and training.poll() is None:
         time.sleep(0.01)
     training.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -52,6 +53,16 @@ def test_everything_from_an_unsplit_dataset_to_the_tables(trained_clip, entrep, 
     assert all(cell == "not run" for table in found["tables"][7:] for row in table["rows"] for cell in row[2::2])
     # A class's rate of the hybrid at region level cannot be below that at class level.
     assert ours["regions"]["hybrid"]["accuracy"]["value"] >= ours["classes"]["hybrid"]["accuracy"]["value"]
+
+    stages = entrep("evaluate", "--run", "foregut", "--json").json["stages"]
+    assert stages == ours["stages"]
+    predicted = entrep("predict", "--track", 1, "--run", "foregut", "--json").json
+    assert predicted["stages"][-1]["images"] == predicted["queries"] == 42
+    with open(run.path("submissions", "track1-stages.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 42 and {row["out of distribution"] for row in rows} == {"0"}
+    nested = entrep("embed", "--run", "foregut/baseline")
+    assert nested.code == 0 and "--run foregut/baseline" in nested.err
 
     again = entrep("reproduce", "foregut", "--recipe", recipe, "--json")
     assert again.json["tables"] == found["tables"] and "Training" not in again.err

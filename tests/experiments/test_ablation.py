@@ -19,7 +19,7 @@ from entrep_cli.experiments.mlcf import rows
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
-from entrep_cli.workspace import MANIFEST
+from entrep_cli.workspace import MANIFEST, open_run
 from tests.tiny import make_contest
 
 CLIP = {
@@ -148,3 +148,21 @@ def test_what_cannot_be_scored_is_told_before_anything_is_trained(setting, monke
     with pytest.raises(RunError, match="empty"):
         run_ablation("mlcf", catalog, make_split(catalog, ratios=(80, 20, 0)), rows(recipe), recipe, root)
     assert not names
+
+
+def test_a_training_that_never_began_forbids_no_other_settings(setting, tmp_path):
+    root, catalog, split, recipe = setting
+    table = rows(recipe)[:1]
+    without = build_recipe(ClipLoraRecipe, recipe.model_dump(), {"backbone": {"weights": str(tmp_path / "nowhere.safetensors")}})
+    with pytest.raises(RunError, match="no such weights file"):
+        run_ablation("mlcf", catalog, split, table, without, root, seeds=1)
+    found, _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32")
+    document = json.loads((tmp_path / "runs" / "ablations" / "mlcf" / "table.json").read_text())
+    # What `--run` takes, and no place of this machine.
+    (written,) = [run["run"] for row in document["rows"] for run in row["runs"]]
+    assert written == "ablations/mlcf/base-seed0" and open_run(written).folder == found[0].runs[0].folder
+
+
+def test_a_recipe_that_learns_a_head_alone_has_a_frozen_base():
+    bare = build_recipe(ClipLoraRecipe, parse_assignments(["tune=head"]))
+    assert [row.name for row in rows(bare)] == ["base, frozen", "+ levels", "+ slerp", "+ prompts, contrast"]

@@ -232,6 +232,7 @@ def test_a_run_without_vietnamese_texts_says_so_when_asked_in_it(files, capsys):
         (["train.batch_size=3"], "a batch of 3 does not hold 4 images of a class; set train.batch_size=4 or more"),
         (["train.batch_size=8", "images_per_class=9"], "a batch of 8 does not hold 9"),
         (["images_per_class=1"], "2 images of a class, or more"),
+        (["train.balance=weights"], "train.balance is oversample"),
     ],
 )
 def test_a_batch_without_room_for_positives_is_refused_at_once(assignments, said):
@@ -288,3 +289,15 @@ def test_a_lower_precision_stays_near_float32(catalog, files, tmp_path, precisio
     exact, near = (found[name].embed_images(pixels()) for name in ("fp32", precision))
     assert near.dtype == torch.float32 and not torch.equal(exact, near)
     assert (exact * near).sum(dim=1).min() > 0.98
+
+
+def test_texts_that_are_embedded_once_are_embedded_without_dropout(catalog, files, tmp_path, monkeypatch):
+    seen, encode = [], ClipLora.encode
+
+    def watched(self, tokens):
+        seen.append(self.backbone.training)
+        return encode(self, tokens)
+
+    monkeypatch.setattr(ClipLora, "encode", watched)
+    model, _ = fit(catalog, recipe(files, "vit", "tune=head"), Run(tmp_path / "run"))
+    assert seen and not any(seen)

@@ -319,7 +319,7 @@ def test_starting_from_a_run_of_another_split_is_told(catalog, tmp_path, capsys)
 
 
 def test_the_command_trains_a_coarse_model_and_an_expert(tmp_path, monkeypatch, capsys):
-    made = make_contest(tmp_path / "data", per_class=6, tests=1)
+    made = make_contest(tmp_path / "data", per_class=6, tests=2)
     monkeypatch.setenv("ENTREP_DATA", str(made.root))
 
     def entrep(*arguments: object) -> None:
@@ -330,6 +330,7 @@ def test_the_command_trains_a_coarse_model_and_an_expert(tmp_path, monkeypatch, 
     entrep("split", "--ratios", "60/20/20")
     small = ["--set", "image.size=32", "--set", "views=1", "--backbone", "test_resnet", "--weights", "none", "--epochs", 3]
     entrep("train", "dinov2", "--name", "coarse", "--set", "target=region", *small)
+    assert "predict --track 2" in (said := capsys.readouterr().err) and "predict --track 1" not in said
     entrep("train", "dinov2", "--name", "ears", "--set", "target=ear", "--set", "head.kind=logistic", *small)
     read, split = read_catalog_and_split(made.root)
     test = read.subset(split.images("test"))
@@ -338,8 +339,28 @@ def test_the_command_trains_a_coarse_model_and_an_expert(tmp_path, monkeypatch, 
         run = open_run(name)
         model = load_model(run, "cpu")
         assert model.taxonomy.names == names and model.taxonomy.as_dict() == run.manifest["taxonomy"]
-        entrep("predict", "--track", 1, "--run", name)
+        entrep("predict", "--track", 2, "--run", name)
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", "--track", "1", "--run", name])
+        assert ended.value.code == 2 and "knows all classes" in capsys.readouterr().err
         # What `entrep evaluate` scores: the part in the classes of the run.
         part = in_classes_of(model, test)
         scores = score_part(part, embed_items(model, catalog_items(part))).classification.as_dict()
         assert [row["class"] for row in scores["per_class"]][: len(names)] == names and scores["n_items"] == n
+
+
+def test_labels_that_were_mended_are_learned_where_features_are_kept(catalog, tmp_path):
+    fit(catalog, recipe("train.epochs=1", "views=1"), Run(tmp_path / "run"))
+    turned = {"left": "top", "right": "left", "top": "right"}
+    mended = Catalog(catalog.frame.assign(label=catalog.frame["label"].map(turned)), TAXONOMY)
+    made = recipe("views=1")
+    model = Dinov2(Backbone(made.backbone, 32), made, TAXONOMY)
+    for part in (mended.subset(mended.images[:24]), mended.subset(mended.images[24:])):
+        shown = module._view_features(model, part, {}, 0, torch.device("cpu"))[1]
+        assert torch.equal(shown, torch.from_numpy(part.targets))
+
+
+@pytest.mark.parametrize("assignment", ["views=-1", "batch_size=0"])
+def test_counts_that_cannot_be_are_refused_at_once(assignment):
+    with pytest.raises(UsageError, match="do not hold"):
+        recipe(assignment)

@@ -278,8 +278,8 @@ def test_equals_are_decided_by_the_higher_threshold(first, later, wanted):
 
 def test_what_the_stages_did_is_kept(base, copied):
     told = json.loads((copied / "stages.json").read_text())
-    assert told["tuned"] and told["images"] == 12 == sum(stage["images"] for stage in told["stages"])
-    assert [(s["stage"], s["by"]) for s in told["stages"]] == [(1, "prototype"), (2, "region model"), (3, "expert side")]
+    assert told["tuned"] and told["images"] == 12 == sum(stage["images"] for stage in told["stages"][:-1])
+    assert [(s["stage"], s["by"]) for s in told["stages"]] == [(1, "prototypes"), (2, "region model"), (3, "expert side"), ("", "all")]
     assert list(told["temperatures"]) == ["region", "expert side"]
     scores = {row["model"]: row["accuracy"] for row in told["models"]}
     assert list(scores) == ["prototype alone", "baseline alone", "region and experts alone", "hybrid"]
@@ -292,8 +292,8 @@ def test_what_the_stages_did_is_kept(base, copied):
     seen = torch.stack([torch.from_numpy(model.preprocess(Image.open(path))) for path in val.paths])
     found = model.decide(seen)
     right = found.classes == torch.from_numpy(val.targets)
-    assert [int((found.stages == s).sum()) for s in (1, 2, 3)] == [s["images"] for s in told["stages"]]
-    assert [int(right[found.stages == s].sum()) for s in (1, 2, 3)] == [s["right"] for s in told["stages"]]
+    assert [int((found.stages == s).sum()) for s in (1, 2, 3)] == [s["images"] for s in told["stages"][:-1]]
+    assert [int(right[found.stages == s].sum()) for s in (1, 2, 3)] == [s["right"] for s in told["stages"][:-1]]
     assert json.loads((copied / "run.json").read_text())["validation"]["val_accuracy"] == pytest.approx(scores["hybrid"])
 
 
@@ -417,8 +417,9 @@ def test_a_hybrid_that_ends_before_anything_is_learned_leaves_nothing(base, tmp_
 def test_a_part_that_fails_at_once_is_taken_away(base, tmp_path, monkeypatch):
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
     run = Run(tmp_path / "runs" / "hybrid")
-    with pytest.raises(RunError, match="no such weights file"):
+    with pytest.raises(RunError, match="no such weights file") as caught:
         train(make_catalog(base / "images"), recipe(base / "files", "experts.backbone.weights=nowhere.pth"), run)
+    assert "--set experts.backbone.weights=FILE" in caught.value.mend  # --weights is no option of a hybrid's part
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {"prototype", "baseline"}
     assert run.path("checkpoint.pt").is_file()  # the baseline is worth going on with
 
@@ -497,7 +498,7 @@ def test_an_expert_without_images_is_told_before_anything_is_trained(base, tmp_p
     catalog = make_catalog(tmp_path / "images", taxonomy_of(*FORMS["two regions of two"]))
     train_part, val = (catalog.subset(catalog.images[a:b]) for a, b in ((0, 24), (24, 48)))
     val = val.subset([image for image, label in zip(val.images, val.frame["label"]) if label in ("left", "right")])
-    monkeypatch.setattr(module, "_train_part", lambda *a: pytest.fail("nothing may begin"))
+    monkeypatch.setattr(module, "train_one", lambda *a: pytest.fail("nothing may begin"))
     with pytest.raises(RunError, match="val part of the split has no image of top, bottom"):
         Hybrid.fit(train_part, val, recipe(base / "files"), Run(tmp_path / "h"), device=torch.device("cpu"))
 
@@ -513,7 +514,7 @@ def test_regions_of_odd_names_have_folders_of_their_own(base):
 
 
 def test_the_recipe_of_the_paper():
-    made = build_recipe(HybridRecipe, read_recipe("hybrid"), {"backbone": {}, "train": {}})
+    made = build_recipe(HybridRecipe, read_recipe("foregut"), {"backbone": {}, "train": {}})
     assert (made.threshold, made.confidence, made.expert_head, made.expert_balance) == (0.99, "similarity", "mlp", "oversample")
     assert "BiomedCLIP" in made.prototype.backbone.name and made.experts.head.hidden == (256, 128) and made.experts.head.dropout == 0.3
     parts = part_recipes(made, Taxonomy.entrep(), Run(runs_dir() / "hybrid"))
@@ -589,3 +590,17 @@ def test_the_command_from_training_to_submissions(tmp_path, monkeypatch, capsys)
     assert "accuracy" in entrep("evaluate", "--run", "hybrid/baseline")
     parts = {path.parent.name for path in (tmp_path / "runs" / "hybrid").glob("*/run.json")}
     assert parts == {"towers", "prototype", "baseline", "region", "expert-nose", "expert-ear", "expert-vc"}
+
+
+def test_marked_images_are_counted_stage_by_stage(model):
+    seen, targets = pixels(16), torch.tensor([i % 4 for i in range(16)])
+    sure = model.decide(seen)
+    assert all("marked" not in row for row in model.stages(sure, targets))
+    between = float(sure.confidences.sort().values[7:9].mean())
+    model.recipe = model.recipe.model_copy(update={"abstain": between})
+    decisions = model.decide(seen)
+    rows = model.stages(decisions, targets)
+    marked = [c < between for c in sure.confidences.tolist()]
+    assert rows[-1]["marked"] == sum(marked) == sum(row["marked"] for row in rows[:-1]) > 0
+    kept = [int(c) == int(t) for c, t, m in zip(decisions.classes, targets, marked) if not m]
+    assert rows[-1]["accuracy of the unmarked"] == pytest.approx(sum(kept) / len(kept))

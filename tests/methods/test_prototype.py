@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -352,6 +353,12 @@ def test_a_trained_run_gives_the_towers(data, clip, entrep, tmp_path, monkeypatc
     assert torch.equal(towers.embed_texts(["a scar"]), model.embed_texts(["a scar"]))
     assert open_run("prototype").manifest["weights"]["sha256"] == open_run("clip-lora").manifest["files"]["model.safetensors"]
     assert open_run("prototype").path("model.safetensors").stat().st_size < 10_000
+    # A run whose text tower never learned has nothing to fuse with an image.
+    fresh = ["--backbone", clip["name"], "--weights", "none", "--tune", "full", "--set", "image.size=32", "--set", "texts.contrast=0"]
+    code, _, err = entrep("train", "clip-lora", *fresh, *small, "--name", "textless")
+    assert code == 0, err
+    code, _, err = entrep("train", "prototype", "--weights", "textless", "--name", "of-textless")
+    assert code == 2 and "never trained" in err and not (open_run("clip-lora").folder.parent / "of-textless").exists()
     # Runs that were moved together are found beside each other.
     moved = tmp_path / "moved"
     open_run("prototype").folder.parent.rename(moved)
@@ -366,3 +373,13 @@ def test_a_trained_run_gives_the_towers(data, clip, entrep, tmp_path, monkeypatc
     assert entrep("train", "clip-lora", *options(clip), *small, "--seed", "4", "--name", "clip-lora", "--overwrite")[0] == 0
     code, _, err = entrep("evaluate", "--run", "leak")
     assert code == 1 and "not those that the prototypes were made with" in err
+    # A run that was copied with its towers has its own, whatever stands here by their name.
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for name in ("prototype", "clip-lora"):
+        shutil.copytree(moved / name, copied / name)
+    assert entrep("train", "prototype", "--weights", "clip-lora", "--name", "prototype", "--overwrite")[0] == 0
+    shutil.rmtree(copied / "prototype")
+    shutil.copytree(moved / "prototype", copied / "prototype")
+    assert entrep("train", "clip-lora", *options(clip), *small, "--seed", "6", "--name", "clip-lora", "--overwrite")[0] == 0
+    load_model(Run(copied / "prototype"))

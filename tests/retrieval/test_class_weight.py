@@ -14,6 +14,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.splits import make_split
 from entrep_cli.errors import DataError, RunError
+from entrep_cli.methods.dinov2 import of_target
 from entrep_cli.retrieval import class_weight as module
 from entrep_cli.retrieval.class_aware import tune_weight
 from entrep_cli.retrieval.class_weight import tuned_weight
@@ -192,3 +193,15 @@ def test_a_run_of_somebody_else_is_tuned_all_the_same(run, model, catalog, split
 
     monkeypatch.setattr(module, "write_json_atomic", refuse)
     assert tuned_weight(run, model, lambda: (catalog, split)).queries > 0
+
+
+def test_a_model_of_regions_is_tuned_by_regions(tmp_path, catalog, split):
+    regions = of_target(catalog, "region")
+    model = Brightness(regions.taxonomy)
+    model.recipe.target = "region"
+    tuned = tuned_weight(finished(tmp_path / "runs" / "coarse", catalog, split), model, lambda: (catalog, split))
+    val = regions.subset(split.images("val"))
+    seen = embed_items(model, catalog_items(val))
+    exclude = [(keys, keys) for keys in (val.images, val.digests, val.groups)]
+    assert tuned == tune_weight(seen.vectors, seen.probabilities, val.frame["label"], exclude)
+    assert set(val.frame["label"]) == {"nose", "throat"}

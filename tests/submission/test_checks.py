@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from entrep_cli.data.images import SUFFIXES
 from entrep_cli.errors import UsageError
 from entrep_cli.submission import archive
 from entrep_cli.submission.archive import read_contents
-from entrep_cli.submission.checks import Report, check_submission, difference
+from entrep_cli.submission.checks import Names, Report, check_submission, difference
 
 CLASSES = {"nose-right": 0, "nose-left": 1, "ear-right": 2, "vc-open": 4}
 FILES = ["a.png", "b.png", "c_Image04(1).png"]
@@ -75,7 +77,9 @@ GOOD = json.dumps(CLEAN[1])
         (b"\xef\xbb\xbf" + GOOD.encode(), ["bare-json", "byte-order-mark"]),
         (zipped({}), ["no-json"]),
         (zipped({"readme.txt": "x"}), ["extra-member", "no-json"]),
-        (zipped({"SUBMISSION.JSON": GOOD}), ["extra-member", "no-json"]),
+        (zipped({"SUBMISSION.JSON": GOOD}), ["member-name"]),
+        (zipped({"submission.zip": zipped(GOOD)}), ["nested-archive", "no-json"]),
+        (zipped({"submission.json": GOOD, "old/submission.json": GOOD}), ["sub-folder", "several-json"]),
         (zipped({"submission.json": GOOD, "b.txt": "x"}), ["extra-member"]),
         (zipped({"submission.json": GOOD, "b.json": GOOD}), ["several-json"]),
         (zipped({"sub/submission.json": GOOD}), ["sub-folder"]),
@@ -189,10 +193,52 @@ def test_faults_of_the_json(tmp_path, text, expected):
     assert kinds(check(tmp_path, text)) == expected
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32", "latin-1"])
 def test_another_encoding(tmp_path, encoding):
-    report = check(tmp_path, zipped({"s.json": '{"œdème": 0}'.replace("œ", "o").encode(encoding)}))
-    assert kinds(report) == ["encoding"]
+    """What the first bytes say for certain is read on, so that all faults are told at once."""
+    data = '{"odème": 0}'.encode(encoding)
+    report = check(tmp_path, zipped({"s.json": data}), queries=["odème", "a.png"])
+    assert kinds(report) == ["encoding"] + ["missing-key"] * (encoding != "latin-1")
+    assert ("perhaps Latin-1" in report.faults[0].message) == (encoding == "latin-1")
+    report = check(tmp_path, data, queries=["odème"])
+    assert kinds(report) == ["bare-json", "encoding"]
+
+
+def test_half_a_utf16_text_is_not_read(tmp_path):
+    assert kinds(check(tmp_path, zipped({"s.json": GOOD.encode("utf-16")[:-1]}))) == ["encoding"]
+
+
+def test_answers_inside_of_an_object_are_found(tmp_path):
+    report = check(tmp_path, json.dumps({"predictions": {**CLEAN[1], "a.png": "x"}}))
+    assert kinds(report) == ["wrapped", "class-string"] and report.n_entries == 3
+
+
+def test_a_json_of_very_many_values_is_not_parsed(tmp_path):
+    for text in ('{"a.png": [' + "[]," * 10**6 + "0]}", '{"a": 0,' * 600_000):
+        tracemalloc.start()
+        report = check(tmp_path, text.encode())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert kinds(report) == ["bare-json", "too-many-values"] and peak < 4 * len(text)
+
+
+def test_members_are_counted_before_their_table_is_read(tmp_path, monkeypatch):
+    content = zipped({f"{n}.txt": "" for n in range(5000)})
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    assert kinds(check(tmp_path, content)) == ["too-many-members"]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert kinds(check_submission(tmp_path / "pipe", 1)) == ["unreadable"]
+    assert kinds(check_submission("/dev/zero", 1)) == ["unreadable"]
+
+
+def test_answers_nested_too_deep_to_be_shown(tmp_path):
+    for depth in (*range(200, 1000, 20), 5000):
+        deep = '{"x":' * depth + "0" + "}" * depth
+        report = check(tmp_path, f'{{"a.png": [{deep}], "a.png": {deep}, "b.png": 0, "c_Image04(1).png": 0}}')
+        assert set(kinds(report)) in ({"contradicting-key", "list", "nested"}, {"malformed-json"})
 
 
 # ---------------------------------------------------------------- keys
@@ -201,8 +247,21 @@ def test_another_encoding(tmp_path, encoding):
 def test_doubled_keys_are_counted(tmp_path):
     report = check(tmp_path, GOOD[:-1] + ', "a.png": 0, "a.png": 1}')
     (fault,) = report.faults
-    assert (fault.kind, fault.entry, fault.count) == ("duplicate-key", "a.png", 3)
-    assert report.n_entries == 5
+    assert (fault.kind, fault.entry, fault.count) == ("contradicting-key", "a.png", 3)
+    assert report.n_entries == 5 and "0, 1" in fault.message
+    (fault,) = check(tmp_path, GOOD[:-1] + ', "a.png": 0}').faults
+    assert (fault.kind, fault.entry, fault.count) == ("duplicate-key", "a.png", 2)
+    # 1, 1.0 and true are equal in Python, and three answers.
+    assert "1, 1.0, True" in check(tmp_path, '{"a.png": 1, "a.png": 1.0, "a.png": true}').faults[0].message
+
+
+def test_two_keys_that_mean_one_query(tmp_path):
+    report = check(tmp_path, '{"x/a.png": 0, "A.png": 1}', queries=["a.png"])
+    assert kinds(report) == ["path-key", "case-key", "same-query"] and report.faults[2].entry == "a.png"
+    report = check(tmp_path, '{"x/a.png": 0, "a.png": 1}', queries=None)
+    assert kinds(report) == ["path-key", "same-query"]
+    (fault,) = check(tmp_path, '{"A.png": 0, "a.png": 1}', queries=["a.png"]).faults
+    assert fault.kind == "extra-key" and fault.message.endswith("'a.png' has an answer already; remove it")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +274,8 @@ def test_doubled_keys_are_counted(tmp_path):
         ("a.png", "a.png ", "spacing-key"),
         ("a.png", "\ufeffa.png", "spacing-key"),
         ("a.png", "a.png\n", "control-character"),
+        ("a.png", "a", "suffix-key"),
+        ("a.png", "A.jpg", "suffix-key"),
     ],
 )
 def test_a_key_written_otherwise_is_one_fault_that_names_the_query(tmp_path, query, key, kind):
@@ -263,12 +324,17 @@ def test_a_text_may_hold_a_slash_and_must_keep_its_blanks(tmp_path):
         (1, '"Nose-Left "', "class-string", "write 1"),
         (1, '"nostril"', "class-string", "write a class id, an integer: 0, 1, 2, 4"),
         (1, '"4"', "numeric-string", "write 4"),
+        (1, '" 4.0"', "numeric-string", "write 4"),
         (1, "3", "class-range", "0, 1, 2, 4"),
         (1, "-1", "class-range", "0, 1, 2, 4"),
         (1, "true", "boolean", "0, 1, 2, 4"),
-        (1, "1.0", "float", "0, 1, 2, 4"),
+        (1, "1.0", "float", "write 1"),
+        (1, "1.5", "float", "0, 1, 2, 4"),
         (1, "null", "null", "0, 1, 2, 4"),
-        (1, "[1]", "list", "0, 1, 2, 4"),
+        (1, "[1]", "list", "write 1 alone"),
+        (1, "[1, 1]", "list", "0, 1, 2, 4"),
+        (1, "[]", "list", "0, 1, 2, 4"),
+        (1, "[[1]]", "list", "0, 1, 2, 4"),
         (1, '{"x": 1}', "nested", "0, 1, 2, 4"),
         (1, "NaN", "not-finite", "0, 1, 2, 4"),
         (1, "-Infinity", "not-finite", "0, 1, 2, 4"),
@@ -279,7 +345,11 @@ def test_a_text_may_hold_a_slash_and_must_keep_its_blanks(tmp_path):
         (2, '"B.png"', "case-answer", "write 'b.png'"),
         (2, '"b.png "', "spacing-answer", "write 'b.png'"),
         (2, '"z.png"', "unknown-answer", "write one of its files"),
-        (2, '"b.png\\n"', "control-character", "remove it"),
+        (2, '"b.png\\n"', "control-character", "write 'b.png'"),
+        (2, '"z.png\\n"', "control-character", "remove it"),
+        (2, '"b"', "suffix-answer", "write 'b.png'"),
+        (2, '"a"', "self-answer", "another file"),
+        (2, '["b.png"]', "list", "write 'b.png' alone"),
         (2, '"\\ud800.png"', "control-character", "remove it"),
         (2, '""', "blank-answer", "write a file name"),
         (2, '["b.png", "a.png"]', "list", "write one file name"),
@@ -323,7 +393,7 @@ def test_many_faults_at_once(tmp_path):
     content = zipped({"sub/s.json": "\ufeff" + text, "__MACOSX/._s.json": "", "notes.txt": ""})
     report = check(tmp_path, content, 2)
     assert sorted(kinds(report)) == sorted(
-        ["sub-folder", "macos-junk", "extra-member", "byte-order-mark", "duplicate-key"]
+        ["sub-folder", "macos-junk", "extra-member", "byte-order-mark", "contradicting-key"]
         + ["path-answer", "self-answer", "null", "path-key", "list", "control-character", "number"]
         + ["case-key", "case-answer"]
     )
@@ -384,7 +454,27 @@ def test_contents_come_from_bytes_too():
     )
 
 
+def test_one_value_may_have_several_faults(tmp_path):
+    assert kinds(check(tmp_path, with_entry(1, "a.png", '["9"]'))) == ["list", "numeric-string", "class-range"]
+    assert kinds(check(tmp_path, with_entry(2, "a.png", '["imgs/A.png"]'), 2)) == ["list", "path-answer", "self-answer"]
+
+
+def test_extensions_are_those_of_images():
+    assert {suffix for suffix in (*SUFFIXES, ".txt", ".gif") if difference_of_suffix(suffix)} == set(SUFFIXES)
+
+
+def difference_of_suffix(suffix: str) -> bool:
+    return Names(["a"]).alike(f"a{suffix}") == ["a"]
+
+
+def test_several_that_are_alike():
+    names = Names(["a.png", "A.png", "b.png", "b.jpg"])
+    assert names.alike("a.png") == ["a.png"] and names.alike("a.PNG") == ["A.png", "a.png"]
+    assert names.nearest("b") == "b.jpg" and names.meant("b") is None and names.meant("b.PNG") == "b.png"
+
+
 def test_the_least_difference_is_named():
+    assert difference("a.png", "A ")[0] == "suffix"
     assert difference("é", "e\u0301")[0] == "unicode"
     assert difference("É", "e\u0301")[0] == "case"
     assert difference("a b", "A\u00a0B ")[0] == "spacing"

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError
 from entrep_cli.submission.tracks import Submission
-from entrep_cli.submission.truth import read_truth, score_submission, truth_taxonomy
+from entrep_cli.submission.truth import labelled_test, read_truth, score_submission, truth_taxonomy
+from tests.tiny import make_contest
 
 ABC = Taxonomy("abc", (ClassInfo("ant", 3, "x"), ClassInfo("bee", 5, "x"), ClassInfo("cow", 9, "y")))
 
@@ -249,3 +251,14 @@ def test_a_missing_answer_is_no_class_of_its_own(tmp_path):
     scored = score_submission(submission(tmp_path, {"a": 3, "b": 3, "c": 5}), path, 1, ABC).classification
     assert scored.accuracy.value == 3 / 4
     assert scored.macro_f1.value == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_test_images_without_a_truth_are_counted_aloud(tmp_path, capsys):
+    made = make_contest(tmp_path / "data", per_class=2, tests=2)
+    assert len(labelled_test(only_test_set(made.root), Taxonomy.entrep())) == len(made.test_labels)
+    assert "left out" not in capsys.readouterr().err
+    known = dict(list(made.test_labels.items())[3:])
+    (made.test / "truth_cls.json").write_text(json.dumps(known))
+    part = labelled_test(only_test_set(made.root), Taxonomy.entrep())
+    assert dict(zip(part.images, part.frame["label"])) == known
+    assert f"3 of {len(made.test_labels)} test images are not in truth_cls.json" in capsys.readouterr().err

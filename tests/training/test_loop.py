@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from entrep_cli.errors import RunError
@@ -164,3 +165,13 @@ def test_a_lower_precision_learns_as_well_and_keeps_float32_weights(run, precisi
     assert fitted.scores["val_accuracy"] > 0.95
     assert {value.dtype for value in net.parameters()} == {torch.float32}
     assert fitted.parameters == sum(p.numel() for p in net.parameters()) and fitted.seconds > 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"epochs": 0}, {"batch_size": 0}, {"accumulate": 0}, {"patience": -1}, {"learning_rate": -1e-3}, {"warmup": 2}]
+    + [{"label_smoothing": 1.5}, {"average": 1.0}],
+)
+def test_settings_that_cannot_be_are_refused_at_once(setting):
+    with pytest.raises(ValidationError):
+        LoopSettings(**setting)

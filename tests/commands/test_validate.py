@@ -1,0 +1,508 @@
+"""`entrep validate`: what each broken submission is told, the corrected copy, and mistakes told by a run or a truth."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from entrep_cli.data.images import Preprocess
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.workspace import Run
+from tests.tiny import ENTREP, Contest, answers, draw, lines, make_contest
+
+PACK = "pack the .json alone: `zip -j OUT.zip FILE.json`"
+IDS = "write a class id, an integer: 0, 1, 2, 3, 4, 5, 6"
+
+
+def zipped(members: dict[str, str | bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def sent(value: Any) -> bytes:
+    return zipped({"submission.json": json.dumps(value)})
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory) -> Contest:
+    """28 test images, 4 of each class, and a text query for each class."""
+    return make_contest(tmp_path_factory.mktemp("contest") / "data", per_class=2, tests=4)
+
+
+@pytest.fixture
+def data(contest, monkeypatch) -> Path:
+    monkeypatch.setenv("ENTREP_DATA", str(contest.root))
+    return contest.root
+
+
+@pytest.fixture
+def right(data) -> dict[int, dict[str, Any]]:
+    """Submissions of the three tracks with nothing to find fault with."""
+    images = lines(data / "test" / "i2i.csv")
+    return {
+        1: {image: ENTREP.index(image[5:-8]) for image in images},
+        2: dict(zip(images, images[1:] + images[:1])),
+        3: dict.fromkeys(lines(data / "test" / "t2i.csv"), images[0]),
+    }
+
+
+def all_but(answers: dict[str, Any], n: int = 1) -> dict[str, Any]:
+    return dict(list(answers.items())[n:])
+
+
+def rewritten(answers: dict[str, Any], key: Any = str, value: Any = lambda v: v) -> dict[str, Any]:
+    return {key(k): value(v) for k, v in answers.items()}
+
+
+A, B = "test_nose-right_000.png", "test_nose-right_001.png"
+
+# Name, track, the file made of a right submission, the kind of a fault and its whole message, whether --fix mends the file.
+BROKEN = [
+    ("empty file", 1, lambda a: b"", "not-a-zip", f"the file is empty; {PACK}", False),
+    ("another format", 1, lambda a: b"Rar!\x1a\x07\x01\x00", "not-a-zip", f"the file is no zip archive; {PACK}", False),
+    ("cut short", 1, lambda a: sent(a)[:-30], "not-a-zip", f"the file is no zip archive; {PACK}", False),
+    ("bare JSON", 1, lambda a: json.dumps(a).encode(), "bare-json", f"the file is bare JSON; {PACK}", True),
+    ("no JSON", 1, lambda a: zipped({"a.csv": "x"}), "no-json", f"the archive holds no .json; {PACK}", False),
+    (
+        "two JSONs",
+        1,
+        lambda a: zipped({"a.json": json.dumps(a), "b.json": json.dumps(a)}),
+        "several-json",
+        "the archive holds 'a.json', 'b.json'; keep one",
+        False,
+    ),
+    (
+        "in a folder",
+        1,
+        lambda a: zipped({"out/a.json": json.dumps(a)}),
+        "sub-folder",
+        f"'out/a.json' is or has a folder; {PACK}",
+        True,
+    ),
+    (
+        "an old version in a folder",
+        1,
+        lambda a: zipped({"a.json": json.dumps(a), "old/a.json": json.dumps(a)}),
+        "several-json",
+        "the archive holds 'a.json', 'old/a.json'; keep one",
+        False,
+    ),
+    (
+        "resource forks",
+        1,
+        lambda a: zipped({"a.json": json.dumps(a), "__MACOSX/._a.json": "x"}),
+        "macos-junk",
+        f"'__MACOSX/._a.json' is macOS junk; {PACK}",
+        True,
+    ),
+    (
+        "a second file",
+        1,
+        lambda a: zipped({"a.json": json.dumps(a), "notes.txt": "x"}),
+        "extra-member",
+        f"'notes.txt' is no .json; {PACK}",
+        True,
+    ),
+    (
+        "a zip in the zip",
+        1,
+        lambda a: zipped({"a.zip": sent(a)}),
+        "nested-archive",
+        f"'a.zip' is an archive in the archive, which is not opened; {PACK}",
+        False,
+    ),
+    (
+        "an upper-case name",
+        1,
+        lambda a: zipped({"A.JSON": json.dumps(a)}),
+        "member-name",
+        "'A.JSON' does not end in .json; call it 'A.json'",
+        True,
+    ),
+    (
+        "byte-order mark",
+        1,
+        lambda a: zipped({"a.json": "\ufeff" + json.dumps(a)}),
+        "byte-order-mark",
+        "the JSON begins with a byte-order mark, which parsers refuse; save it without",
+        True,
+    ),
+    (
+        "UTF-16",
+        1,
+        lambda a: zipped({"a.json": json.dumps(a).encode("utf-16")}),
+        "encoding",
+        "the JSON is UTF-16, not UTF-8; save it as UTF-8",
+        True,
+    ),
+    (
+        "Latin-1",
+        1,
+        lambda a: zipped({"a.json": '{"\xe9": 1}'.encode("latin-1")}),
+        "encoding",
+        "the JSON: line 1: byte 0xe9 is not UTF-8, perhaps Latin-1; save it as UTF-8",
+        False,
+    ),
+    (
+        "a Python dict",
+        1,
+        lambda a: zipped({"a.json": str(a)}),
+        "malformed-json",
+        "malformed JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); write it with json.dump",
+        False,
+    ),
+    (
+        "records",
+        1,
+        lambda a: sent([{"image": k, "label": v} for k, v in a.items()]),
+        "not-an-object",
+        'the JSON is a list of 28, not an object; write {"query": answer, ...}',
+        False,
+    ),
+    (
+        "wrapped",
+        1,
+        lambda a: sent({"predictions": a}),
+        "wrapped",
+        "all answers stand inside of 'predictions'; write them without it",
+        True,
+    ),
+    ("nothing in it", 1, lambda a: sent({}), "empty", "there is no answer in the JSON; write one for each query", False),
+    ("a missing key", 1, lambda a: sent(all_but(a)), "missing-key", f"'{A}' has no answer; add one", False),
+    ("a key too many", 1, lambda a: sent({**a, "x.png": 1}), "extra-key", "'x.png' is not among the queries; remove it", True),
+    (
+        "a key twice",
+        1,
+        lambda a: zipped({"a.json": f'{{"{A}": 0, ' + json.dumps(a)[1:]}),
+        "duplicate-key",
+        f"'{A}' is a key 2 times; keep one",
+        True,
+    ),
+    (
+        "a key twice, two answers",
+        1,
+        lambda a: zipped({"a.json": f'{{"{A}": 5, ' + json.dumps(a)[1:]}),
+        "contradicting-key",
+        f"'{A}' is a key 2 times with different answers, 5, 0; keep the right one",
+        False,
+    ),
+    (
+        "paths as keys",
+        1,
+        lambda a: sent(rewritten(a, key=lambda k: f"../test\\imgs/{k}")),
+        "path-key",
+        f"the key '../test\\\\imgs/{A}' is a path; write '{A}'",
+        True,
+    ),
+    (
+        "two paths to one image",
+        1,
+        lambda a: sent({**all_but(a), f"x/{A}": 0, f"y/{A}": 1}),
+        "same-query",
+        f"'x/{A}', 'y/{A}' all mean '{A}'; keep one",
+        False,
+    ),
+    (
+        "keys in upper case",
+        1,
+        lambda a: sent(rewritten(a, key=str.upper)),
+        "case-key",
+        f"the key '{A.upper()}' differs from the query in case; write '{A}'",
+        True,
+    ),
+    (
+        "no extension",
+        1,
+        lambda a: sent(rewritten(a, key=lambda k: k[:-4])),
+        "suffix-key",
+        f"the key '{A[:-4]}' differs from the query in the file extension; write '{A}'",
+        True,
+    ),
+    (
+        "line ends in keys",
+        1,
+        lambda a: sent(rewritten(a, key=lambda k: k + "\n")),
+        "control-character",
+        f"the key '{A}\\n' holds a control character; write '{A}'",
+        True,
+    ),
+    ("an id out of range", 1, lambda a: sent({**a, A: 7}), "class-range", f"'{A}': 7 is not the id of a class; {IDS}", False),
+    ("a boolean", 1, lambda a: sent({**a, A: True}), "boolean", f"'{A}': the answer is of the wrong kind, boolean: True; {IDS}", False),
+    ("floats", 1, lambda a: sent(rewritten(a, value=float)), "float", f"'{A}': the id 0.0 is a float; write 0", True),
+    ("a half", 1, lambda a: sent({**a, A: 0.5}), "float", f"'{A}': the answer is of the wrong kind, float: 0.5; {IDS}", False),
+    ("ids in quotes", 1, lambda a: sent(rewritten(a, value=str)), "numeric-string", f"'{A}': the id '0' stands in quotes; write 0", True),
+    (
+        "class names",
+        1,
+        lambda a: sent(rewritten(a, value=lambda v: ENTREP[v].upper())),
+        "class-string",
+        f"'{A}': 'NOSE-RIGHT' stands where a class id belongs; write 0",
+        True,
+    ),
+    (
+        "no class name",
+        1,
+        lambda a: sent({**a, A: "nostril"}),
+        "class-string",
+        f"'{A}': 'nostril' stands where a class id belongs; {IDS}",
+        False,
+    ),
+    ("NaN", 1, lambda a: sent({**a, A: float("nan")}), "not-finite", f"'{A}': nan is no number in JSON; {IDS}", False),
+    (
+        "lists of one",
+        1,
+        lambda a: sent(rewritten(a, value=lambda v: [v])),
+        "list",
+        f"'{A}': the answer is a list of one; write 0 alone",
+        True,
+    ),
+    ("a list", 1, lambda a: sent({**a, A: [0, 1]}), "list", f"'{A}': the answer is a list of 2; {IDS}", False),
+    ("null", 1, lambda a: sent({**a, A: None}), "null", f"'{A}': the answer is of the wrong kind, null; {IDS}", False),
+    (
+        "the query itself",
+        2,
+        lambda a: sent({**a, A: A}),
+        "self-answer",
+        f"'{A}': the answer '{A}' is the query itself; write another file",
+        False,
+    ),
+    (
+        "not in the gallery",
+        2,
+        lambda a: sent({**a, A: "x.png"}),
+        "unknown-answer",
+        f"'{A}': 'x.png' is not in the gallery; write one of its files",
+        False,
+    ),
+    (
+        "paths as answers",
+        2,
+        lambda a: sent(rewritten(a, value=lambda v: f"imgs/{v}")),
+        "path-answer",
+        f"'{A}': the answer 'imgs/{B}' is a path; write '{B}'",
+        True,
+    ),
+    (
+        "answers in upper case",
+        2,
+        lambda a: sent(rewritten(a, value=str.upper)),
+        "case-answer",
+        f"'{A}': the answer '{B.upper()}' differs from a file in case; write '{B}'",
+        True,
+    ),
+    (
+        "ranked lists",
+        2,
+        lambda a: sent(rewritten(a, value=lambda v: [v, A])),
+        "list",
+        f"'{A}': the answer is a list of 2; write one file name",
+        False,
+    ),
+    ("no answer", 2, lambda a: sent({**a, A: " "}), "blank-answer", f"'{A}': the answer is blank; write a file name", False),
+    (
+        "texts trimmed and lowered",
+        3,
+        lambda a: sent(rewritten(a, key=lambda k: f" {k.upper()} ")),
+        "spacing-key",
+        "the key ' FINDING OF NOSE-RIGHT ' differs from the query in blanks or invisible characters; write 'finding of nose-right'",
+        True,
+    ),
+    (
+        "class ids in track 3",
+        3,
+        lambda a: sent(dict.fromkeys(a, 3)),
+        "number",
+        "'finding of nose-right': the answer is of the wrong kind, number: 3; write one file name",
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize("track", [1, 2, 3])
+def test_a_right_submission_passes(right, entrep, tmp_path, track):
+    path = tmp_path / "mine.zip"
+    path.write_bytes(sent(right[track]))
+    done = entrep("validate", path, "--track", track, "--fix", "--json")
+    assert done.code == 0 and done.err == ""
+    assert done.json["ok"] and done.json["valid"] and done.json["faults"] == [] and done.json["fix"]["written"] is None
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.zip"]
+
+
+@pytest.mark.parametrize("_, track, broken, kind, message, mended", BROKEN, ids=[row[0] for row in BROKEN])
+def test_a_broken_submission_is_told_what_is_wrong(right, entrep, tmp_path, _, track, broken, kind, message, mended):
+    path, copy = tmp_path / "mine.zip", tmp_path / "mine-fixed.zip"
+    path.write_bytes(broken(right[track]))
+    before = path.read_bytes()
+    done = entrep("validate", path, "--track", track, "--fix", "--json")
+    assert done.json["valid"] is False and kind in done.json["counts"]
+    assert message in [fault["message"] for fault in done.json["faults"] if fault["kind"] == kind]
+    assert f"Warning: {kind} ({done.json['counts'][kind]})" in done.err and message in done.err
+    assert path.read_bytes() == before
+    # Where the mend is certain the copy answers as was meant; else there is none.
+    assert (done.code, copy.exists()) == ((0, True) if mended else (1, False))
+    if mended:
+        assert answers(copy) == right[track] and not done.json["fix"]["left"]
+        assert entrep("validate", copy, "--track", track).code == 0
+    else:
+        assert done.json["fix"]["left"] and not done.json["fixable"]
+
+
+def test_all_faults_at_once_and_what_would_be_mended(right, entrep, tmp_path):
+    broken = rewritten(all_but(right[1]), key=lambda k: f"imgs/{k}", value=float) | {"imgs/x.png": [9]}
+    (tmp_path / "mine.zip").write_bytes(zipped({"s/a.json": json.dumps(broken)}))
+    done = entrep("validate", tmp_path / "mine.zip", "--track", 1, "--json")
+    assert done.code == 1 and done.json["fix"] is None and not done.json["fixable"]
+    assert done.json["counts"] == {"sub-folder": 1, "path-key": 28, "missing-key": 1, "float": 27, "list": 1, "class-range": 1}
+    done = entrep("validate", tmp_path / "mine.zip", "--track", 1, "--fix")
+    assert done.code == 1 and "nothing: mend the others first" in done.out and "missing-key (1)" in done.out
+    assert "sub-folder (1), path-key (28), float (27), list (1), class-range (1)" in done.out
+
+
+def test_the_command_that_mends_is_offered_where_it_would(right, entrep, tmp_path):
+    path = tmp_path / "my file.zip"
+    path.write_bytes(sent(rewritten(right[1], value=float)))
+    assert f"entrep validate '{path}' --track 1 --fix" in entrep("validate", path, "--track", 1).err
+    path.write_bytes(sent(all_but(right[1])))
+    assert "--fix" not in entrep("validate", path, "--track", 1).err
+
+
+def test_the_copy_goes_where_it_is_told_and_over_nothing_else(right, entrep, tmp_path):
+    path, out = tmp_path / "mine.zip", tmp_path / "deep" / "good.zip"
+    path.write_bytes(sent(rewritten(right[1], value=float)))
+    before = path.read_bytes()
+    line = ("validate", path, "--track", 1, "--fix", "--out")
+    for _ in range(2):  # the same copy again is no loss
+        assert entrep(*line, out).code == 0 and answers(out) == right[1]
+    os.symlink(path, tmp_path / "link.zip")
+    os.link(path, tmp_path / "hard.zip")
+    (tmp_path / "other.zip").write_bytes(b"another")
+    for taken in ("mine.zip", "link.zip", "hard.zip", "other.zip", "good.json"):
+        done = entrep(*line, tmp_path / taken)
+        assert done.code == 2 and "--out" in done.err, taken
+    assert path.read_bytes() == before and (tmp_path / "other.zip").read_bytes() == b"another"
+    assert entrep("validate", path, "--track", 1, "--out", out).code == 2
+
+
+def test_a_copy_keeps_the_name_of_its_json(right, entrep, tmp_path):
+    for name, kept in (("ours v2.JSON", "ours v2.json"), ("s/t1.json", "t1.json"), ("..\\.json", "submission.json")):
+        (tmp_path / "mine.zip").write_bytes(zipped({name: json.dumps(rewritten(right[1], value=str))}))
+        out = tmp_path / f"{kept}.zip"
+        assert entrep("validate", tmp_path / "mine.zip", "--track", 1, "--fix", "--out", out).code == 0
+        assert zipfile.ZipFile(out).namelist() == [kept]
+
+
+# ---------------------------------------------------------------- what a truth or a run tells
+
+ALPHABETICAL = [sorted(ENTREP).index(name) for name in ENTREP]  # by contest id
+MIRROR = [1, 0, 3, 2, 4, 5, 6]
+MISTAKES = [
+    ("alphabetical-ids", ALPHABETICAL.__getitem__, "0 to 3 (ear-left), 1 to 2 (ear-right)"),
+    ("swapped-sides", MIRROR.__getitem__, "0 to 1 (nose-left), 1 to 0 (nose-right), 2 to 3 (ear-left), 3 to 2 (ear-right)"),
+]
+
+
+@pytest.mark.parametrize("kind, mistake, change", MISTAKES)
+def test_a_truth_tells_a_mistake_as_a_warning(data, right, entrep, tmp_path, kind, mistake, change):
+    path = tmp_path / "mine.zip"
+    path.write_bytes(sent(rewritten(right[1], value=mistake)))
+    line = ("validate", path, "--track", 1, "--truth", data / "test" / "truth_cls.json")
+    done = entrep(*line)
+    agree = sum(mistake(id_) == id_ for id_ in right[1].values())
+    assert done.code == 0 and f"Warning: {kind}: " in done.err and change in done.err
+    assert f"28 of 28 answers then agree with the truth truth_cls.json, and {agree} as they stand" in done.err
+    done = entrep(*line, "--json")
+    (found,) = done.json["suspicions"]
+    assert done.json["ok"] and found["kind"] == kind and found["agree_mended"] == 28 and found["p"] < 1e-4
+    assert done.json["compared"] == {"by": "the truth truth_cls.json", "compared": 28, "agree": agree}
+    path.write_bytes(sent(right[1]))
+    assert entrep(*line, "--json").json["suspicions"] == [] and "agree with the truth" in entrep(*line).out
+
+
+@pytest.mark.parametrize("track", [2, 3])
+def test_exchanged_sides_in_retrieval(data, right, entrep, tmp_path, track):
+    truth = data / "test" / ("truth_i2i.json" if track == 2 else "truth_t2i.json")
+    true = json.loads(truth.read_text())
+    other = {"left": "right", "right": "left"}
+    mirrored = {q: "-".join(other.get(part, part) for part in a[:-8].split("-")) + a[-8:] for q, a in true.items()}
+    (tmp_path / "mine.zip").write_bytes(sent({q: a if a != q else true[q] for q, a in mirrored.items()}))
+    done = entrep("validate", tmp_path / "mine.zip", "--track", track, "--truth", truth, "--json")
+    assert done.code == 0
+    if track == 2:
+        assert [s["kind"] for s in done.json["suspicions"]] == ["swapped-sides"] and "look for a flip" in done.err
+    else:
+        assert done.json["compared"]["compared"] == 7 and "(7 answers with a known class are too few)" in done.err
+
+
+def test_ids_from_one_need_nothing_to_compare_with(right, entrep, tmp_path):
+    (tmp_path / "mine.zip").write_bytes(sent(rewritten(right[1], value=lambda v: v + 1)))
+    done = entrep("validate", tmp_path / "mine.zip", "--track", 1)
+    assert done.code == 1 and "class-range (4)" in done.err and "no answer is 0, 4 are 7" in done.err
+
+
+def test_a_truth_without_classes_is_told(data, right, entrep, tmp_path):
+    (tmp_path / "mine.zip").write_bytes(sent(right[2]))
+    (tmp_path / "truth.json").write_text(json.dumps(right[2]))
+    done = entrep("validate", tmp_path / "mine.zip", "--track", 2, "--truth", tmp_path / "truth.json")
+    assert done.code == 1 and "put truth_cls.json beside it" in done.err
+    assert entrep("validate", tmp_path / "mine.zip", "--track", 2, "--truth", tmp_path / "none.json").code == 1
+
+
+class Templates:
+    """A model that knows a class by its colour."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch, self.taxonomy, self.preprocess = torch, Taxonomy.entrep(), Preprocess(16)
+        self.recipe = type("R", (), {"batch_size": 32})()
+        seen = [self.preprocess(draw(name, seed=1)) for name in self.taxonomy.names]
+        self.seen = torch.from_numpy(np.stack(seen)).float()
+
+    def parameters(self):
+        return iter([self.seen])
+
+    def infer(self, pixels):
+        flat = pixels.float().flatten(1)
+        return self.torch.nn.functional.normalize(flat, dim=1), (-self.torch.cdist(flat, self.seen.flatten(1)) / 100).softmax(1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> None:
+    """A complete run `seen` whose model is `Templates`."""
+    monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
+    made = Run(tmp_path / "runs" / "seen")
+    made.folder.mkdir(parents=True)
+    made.path("model.safetensors").write_bytes(b"weights")
+    made.finish({"method": "dinov2", "preprocess": {}, "taxonomy": Taxonomy.entrep().as_dict()})
+    monkeypatch.setattr("entrep_cli.methods.runs.load_model", lambda run, device: Templates())
+
+
+def test_a_run_tells_the_same_mistakes(data, run, right, entrep, tmp_path):
+    path = tmp_path / "mine.zip"
+    for kind, mistake, _ in MISTAKES:
+        path.write_bytes(sent(rewritten(right[1], value=mistake)))
+        done = entrep("validate", path, "--track", 1, "--run", "seen", "--json")
+        assert done.code == 0 and [s["kind"] for s in done.json["suspicions"]] == [kind]
+    path.write_bytes(sent(right[1]))
+    done = entrep("validate", path, "--track", 1, "--run", "seen")
+    assert done.code == 0 and "agree with run seen" in done.out and "28 of 28" in done.out and "seems" not in done.err
+    path.write_bytes(sent(right[2]))
+    assert entrep("validate", path, "--track", 2, "--run", "seen", "--json").json["compared"]["compared"] == 28
+
+
+def test_what_cannot_be_compared_is_wrong_usage(data, run, right, entrep, tmp_path):
+    (tmp_path / "mine.zip").write_bytes(sent(right[3]))
+    line = ("validate", tmp_path / "mine.zip")
+    assert "--truth truth_t2i.json" in entrep(*line, "--track", 3, "--run", "seen").err
+    done = entrep(*line, "--track", 1, "--run", "seen", "--truth", data / "test" / "truth_cls.json")
+    assert done.code == 2 and entrep(*line, "--track", 4).code == 2
