@@ -39,7 +39,6 @@ NASTY = [
 ]
 TRAVERSAL = ["../../evil.png", "/etc/passwd", "..\\..\\evil.png", "C:\\evil.png", "imgs/../../evil.png"]
 NEVER = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]")  # control characters and direction marks, in UTF-8
-ASCII_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")  # ESC, BEL and the like
 
 
 @dataclass(frozen=True)
