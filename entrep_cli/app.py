@@ -34,6 +34,7 @@ from entrep_cli.commands import (
     validate,
     weights,
 )
+from entrep_cli.commands import inspect as inspection  # the library's `inspect` is at work here too
 from entrep_cli.errors import EntrepError, Interrupted
 
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command
@@ -41,6 +42,7 @@ from entrep_cli.errors import EntrepError, Interrupted
 PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     "Data": [
         (synth.synth, "Draw a phantom dataset to try things on: entrep synth data/phantom"),
+        (inspection.inspect, "What is wrong with a dataset, before training: entrep inspect"),
         (split.split, "Divide the images into train, val and test: entrep split"),
     ],
     "Train": [

@@ -79,7 +79,7 @@ def ablate(
         mend = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
         raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend=mend) from None
     shown = [column for column in SHOWN if any(column in row.scores for row in found)]
-    title = f"{paper} on {on}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups"
+    title = f"{paper} on {on}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups (texts: over texts)"
     console.table(
         title,
         ["row", *shown, "learned", "s a run"],

@@ -79,9 +79,10 @@ def reproduce(
             trained = _trained(name or paper, catalog, split, settings, overwrite, device, precision)
         except WeightsError as error:
             trained, missing = None, error
-    if trained is not None and trained.manifest["split"]["fingerprint"] != split.fingerprint:
-        mend = "split as it was then, or --overwrite"
-        raise RunError(f"Run {trained.name!r} was trained on another split.", where=trained.folder, mend=mend)
+    made = trained and (trained.manifest["split"]["fingerprint"], trained.manifest["data"]["catalog"])
+    if made and made != (split.fingerprint, catalog.fingerprint):
+        mend = "bring back the data and the split as they were then, or --overwrite"
+        raise RunError(f"Run {trained.name!r} was trained on other labels or another split.", where=trained.folder, mend=mend)
     found = None if trained is None else score_foregut(trained, part, catalog, root, on, device=device)
     if found is not None:
         _show_ours(found, on, len(part))

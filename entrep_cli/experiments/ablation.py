@@ -169,7 +169,7 @@ def run_ablation(
     }
     runs = {place: Run(folder / f"{place[0]}-seed{place[1]}") for place in settings}
     first = {row.before.key: row.before.recipe(build_recipe(kind, recipe.model_dump(), *row.settings)) for row in rows if row.before}
-    _check_runs({**runs, **{key: Run(folder / key) for key in first}}, {**settings, **first}, split, fold)
+    _check_runs({**runs, **{key: Run(folder / key) for key in first}}, {**settings, **first}, catalog, split, fold)
     samples: dict[tuple[str, int], dict[str, Sample]] = {}
     chance: dict[str, float] = {}
     for i, (row, seed) in enumerate(plan, 1):
@@ -227,14 +227,16 @@ def _begun(run: Run) -> Iterator[None]:
         raise
 
 
-def _check_runs(runs: dict, settings: dict, split: Split, fold: int | None) -> None:
-    """Every run that is there must have been made with these settings and this split."""
+def _check_runs(runs: dict, settings: dict, catalog: Catalog, split: Split, fold: int | None) -> None:
+    """Every run that is there must have been made with these settings, on these data and by this split."""
     faults = []
     for place, run in runs.items():
         if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(settings[place]):
             faults.append(f"{run.name}: other settings")
         elif run.complete and (run.manifest["split"]["fingerprint"], run.manifest["split"]["fold"]) != (split.fingerprint, fold):
             faults.append(f"{run.name}: another split")
+        elif run.complete and run.manifest["data"]["catalog"] != catalog.fingerprint:
+            faults.append(f"{run.name}: other labels or images")
     if faults:
         where = next(iter(runs.values())).folder.parent
         raise RunError(

@@ -10,7 +10,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Model
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
-from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
+from entrep_cli.retrieval.sets import folder_items, part_embeddings, set_name
 from entrep_cli.retrieval.text_queries import text_vectors
 from entrep_cli.scoring.parts import TextQueries, finding_texts
 from entrep_cli.submission.truth import labelled_test
@@ -41,13 +41,11 @@ def scored_part(catalog: Catalog, split: Split, root: Path, on: str, fold: int |
 
 
 def seen_by(run: Run, model: Model, part: Catalog, catalog: Catalog, root: Path, on: str) -> Embeddings:
-    """The images of a scored part as a run sees them, in its order; kept in the run with the set they are of."""
-    if on == QUERIES:
-        test_set = only_test_set(root)
-        seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set), model)
-    else:
-        seen = embeddings_of(run, TRAIN, catalog_items(catalog), model)
-    return seen.named(part.images)
+    """The images of a scored part as a run sees them, in its order."""
+    if on != QUERIES:
+        return part_embeddings(run, model, part, catalog)
+    test_set = only_test_set(root)
+    return embeddings_of(run, set_name(test_set, root), folder_items(test_set), model).named(part.images)
 
 
 def texts_for(model: Model, part: Catalog) -> TextQueries | None:

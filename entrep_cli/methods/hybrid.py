@@ -152,10 +152,10 @@ class Hybrid(nn.Module):
         return Decisions(*(torch.cat(columns).cpu() for columns in zip(*found)))
 
     def stages(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
-        """What decided, one row each and one for all: images, their share, those marked as out of distribution and, with `targets`, those right.
+        """What decided, one row each and one for all: images, their share, those marked as out of distribution, those right.
 
         Args:
-            targets: (N,) class indices.
+            targets: (N,) class indices; without them nothing is told of right and wrong.
         """
         decided_region, regions = self.region_of.cpu()[decisions.classes], self.taxonomy.regions
         rows = {(1, "prototypes"): decisions.stages == 1, **({} if self.region is None else {(2, "region model"): decisions.stages == 2})}

@@ -59,7 +59,7 @@ class MicsRecipe(Recipe):
         narrow: second modality in training: `real` NBI where there is some, or always `pseudo`-NBI.
         label_fraction: share of the training images of every class that keep their label.
         epoch_images: an epoch shows all labelled images, as often as makes this many or more (ours): with
-            5% of the labels an epoch is else one step.
+            5% of the labels an epoch would else be a step or two. 0: once.
         views: with `head`, augmented views of each labelled image whose tokens are kept.
         batch_size: images at a time where nothing is learned.
         pretraining: of `entrep pretrain mics` and of the ablation; in a training's own config.toml it is
@@ -71,7 +71,7 @@ class MicsRecipe(Recipe):
     fuse: bool = True
     narrow: Second = "real"
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    epoch_images: Annotated[int, Field(ge=0)] = 0
+    epoch_images: Annotated[int, Field(ge=0)] = 640
     views: Annotated[int, Field(ge=0)] = 4
     batch_size: Annotated[int, Field(ge=1)] = 32
     image: ImageSettings = ImageSettings(size=384)
@@ -80,7 +80,14 @@ class MicsRecipe(Recipe):
     fusion: FusionEncoderSettings = FusionEncoderSettings()
     shift: ShiftSettings = ShiftSettings()
     train: LoopSettings = LoopSettings(
-        epochs=30, patience=10, batch_size=32, learning_rate=1e-4, backbone_learning_rate=1e-4, weight_decay=0.02, balance="none"
+        epochs=30,
+        patience=10,
+        batch_size=16,
+        accumulate=2,
+        learning_rate=1e-4,
+        backbone_learning_rate=5e-5,
+        weight_decay=0.02,
+        balance="none",
     )
     pretraining: PretrainingSection = PretrainingSection()
 

@@ -139,8 +139,9 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
     """Load weights into a freshly built model.
 
     Returns:
-        where they came from, {"name", "weights", "sha256", "towers"}, the last the towers they filled, and how the names of the parameters begin
-        that they filled: "" for all, "visual.trunk." for the image tower alone, None for none.
+        where they came from, {"name", "weights", "sha256", "towers"}, the last the towers they filled, and how
+        the names of the parameters begin that they filled: "" for all, "visual.trunk." for the image tower
+        alone, None for none.
 
     Raises:
         WeightsError: not cached, unreadable, or of another model.

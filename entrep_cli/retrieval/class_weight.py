@@ -14,8 +14,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.retrieval.class_aware import FLOOR, WEIGHTS, TunedWeight, tune_weight
-from entrep_cli.retrieval.embeddings import Embeddings, embed_items, embedded_sets, embeddings_of
-from entrep_cli.retrieval.sets import TRAIN, catalog_items
+from entrep_cli.retrieval.sets import part_embeddings
 from entrep_cli.workspace import METRICS, Run, fingerprint, write_json_atomic
 
 if TYPE_CHECKING:
@@ -52,7 +51,8 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
             f"The class weight of run {run.name!r} cannot be tuned: {error.what}",
             where=error.where or run.folder,
             faults=error.faults,
-            mend=f"--class-weight W, or tune it where the dataset and its split are: `entrep evaluate --run {shlex.quote(run.reference)} --class-aware soft`",
+            mend="--class-weight W, or tune it where the dataset and its split are: "
+            f"`entrep evaluate --run {shlex.quote(run.reference)} --class-aware soft`",
         ) from error
     with contextlib.suppress(OSError):  # a run of somebody else: then it is tuned again each time
         write_json_atomic(path, {"key": key, **tuned.as_dict()})
@@ -68,16 +68,9 @@ def _validation_part(run: Run, catalog: Catalog, split: Split) -> Catalog:
 
 
 def _tune(run: Run, model: Model, val: Catalog, catalog: Catalog) -> TunedWeight:
-    seen = _embedded(run, model, val, catalog)
+    seen = part_embeddings(run, model, val, catalog)
     exclude = [(keys, keys) for keys in (seen.items.image, seen.items.digest, val.groups)]
     return tune_weight(np.asarray(seen.vectors), np.asarray(seen.probabilities), val.frame["label"], exclude)
-
-
-def _embedded(run: Run, model: Model, val: Catalog, catalog: Catalog) -> Embeddings:
-    # Images that are embedded for this alone are not kept: a new set would age the index of the run.
-    if TRAIN in embedded_sets(run):
-        return embeddings_of(run, TRAIN, catalog_items(catalog), model).named(val.images)
-    return embed_items(model, catalog_items(val), what="validation images")
 
 
 def _key(run: Run, model: Model) -> str:

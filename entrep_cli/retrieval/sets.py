@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from entrep_cli.data.catalog import Catalog, name_group
 from entrep_cli.data.images import raise_image_faults
@@ -10,8 +11,11 @@ from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.queries import read_groups
 from entrep_cli.data.texts import fold
-from entrep_cli.retrieval.embeddings import Items
-from entrep_cli.workspace import fingerprint
+from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of
+from entrep_cli.workspace import Run, fingerprint
+
+if TYPE_CHECKING:
+    from entrep_cli.methods import Model
 
 TRAIN, TEST = "train", "test"
 
@@ -39,6 +43,16 @@ def folder_items(test_set: TestSet) -> Items:
         group=[groups.get(name) or groups.get(fold(name)) or name_group(name, "auto") for name in names],
         digest=[probe[0] for probe in probes],
     )
+
+
+def part_embeddings(run: Run, model: Model, part: Catalog, catalog: Catalog) -> Embeddings:
+    """A part of a catalog as a run sees it, in the part's order: out of the whole where that is embedded, else for this alone.
+
+    What is embedded for this alone is not kept: a new set would age the index of the run.
+    """
+    if TRAIN in embedded_sets(run):
+        return embeddings_of(run, TRAIN, catalog_items(catalog), model).named(part.images)
+    return embed_items(model, catalog_items(part), what="images of the part")
 
 
 def set_name(test_set: TestSet, root: Path | None) -> str:

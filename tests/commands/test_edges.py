@@ -20,7 +20,9 @@ def test_an_interrupted_training_goes_on_as_the_message_says(fresh, entrep, smal
     assert entrep("split").code == 0
     line = [sys.executable, "-c", "import entrep_cli.training.loop as l; l.CHECKPOINT_SECONDS = 0\nfrom entrep_cli.app import main; main()"]
     settings = [*small, "--epochs", "60", "--set", "train.patience=0"]
-    training = subprocess.Popen([*line, "train", "dinov2", *settings], stderr=subprocess.PIPE, text=True)
+    # A job in the background is started with the interrupt ignored, and its children inherit that.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    training = subprocess.Popen([*line, "train", "dinov2", *settings], stderr=subprocess.PIPE, text=True, **heeding)
     deadline = time.monotonic() + 300
     while not (fresh / "dinov2" / "checkpoint.pt").exists() and time.monotonic() < deadline and training.poll() is None:
         time.sleep(0.01)

@@ -13,6 +13,7 @@ from entrep_cli.training import loop
 from tests.tiny import answers, make_contest
 
 TINY = ["image.size=32", "backbone.options={patch_size = 8, depth = 1}", "fusion.depth=1", "fusion.heads=4", "shift.clusters=4"]
+TINY += ["epoch_images=0", "train.batch_size=16", "train.accumulate=1"]
 TINY += ["pretraining.decoder={width = 32, depth = 1, heads = 4}", "pretraining.held_out=0.1", "pretraining.pictures=2"]
 SMALL = ["--backbone", "test_vit", "--precision", "fp32", *(part for setting in TINY for part in ("--set", setting))]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 
-import pytest
-
 from entrep_cli.workspace import Run
 
 RECIPE = """

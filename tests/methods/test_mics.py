@@ -33,7 +33,7 @@ from tests.tiny import draw, make_contest
 
 CPU = torch.device("cpu")
 BASE = ["image.size=32", "backbone.name=test_vit", "backbone.options={patch_size = 8, depth = 1}", "fusion.depth=1", "fusion.heads=4"]
-BASE += ["train.epochs=2", "train.batch_size=16", "train.learning_rate=1e-3", "shift.clusters=4", "views=1", "batch_size=16"]
+BASE += ["epoch_images=0", "train.epochs=2", "train.batch_size=16", "train.accumulate=1", "train.learning_rate=1e-3", "shift.clusters=4", "views=1", "batch_size=16"]
 _DECODER = "decoder={width = 32, depth = 1, heads = 4}"
 _TRAIN = ("train.epochs=3", "train.batch_size=16", "train.learning_rate=1e-3")
 BASE += [f"pretraining.{s}" for s in (_DECODER, "consistency_dim=8", "alignment_dim=16", "held_out=0.1", *_TRAIN)]
@@ -100,13 +100,13 @@ def test_it_is_in_the_table():
 
 
 def test_the_recipe_has_the_papers_figures():
-    for own in (MicsRecipe(), build_recipe(MicsRecipe, read_recipe("mics"))):
-        section = own.for_pretraining().pretraining
-        assert own.image.size == 384 and own.fusion.depth == 6 and own.backbone.name == "vit_base_patch16_384"
-        assert (section.mask_ratio, section.alignment_dim, section.temperature) == (0.75, 512, 0.07)
-        assert section.weights.model_dump() == {"reconstruction": 10, "consistency": 1, "alignment": 0.1}
-        train = section.train
-        assert (train.epochs, train.learning_rate, train.weight_decay) == (30, 1e-4, 0.02)
+    own = build_recipe(MicsRecipe, read_recipe("mics"))
+    assert own == MicsRecipe()
+    section = own.for_pretraining().pretraining
+    assert own.image.size == 384 and own.fusion.depth == 6 and own.backbone.name == "vit_base_patch16_384"
+    assert (section.mask_ratio, section.alignment_dim, section.temperature) == (0.75, 512, 0.07)
+    assert section.weights.model_dump() == {"reconstruction": 10, "consistency": 1, "alignment": 0.1}
+    assert (section.train.epochs, section.train.learning_rate, section.train.weight_decay) == (30, 1e-4, 0.02)
     tiny = build_recipe(MicsRecipe, read_recipe("mics-tiny"), parse_assignments(["backbone.options.depth=6"]))
     assert tiny.backbone.options["depth"] == 6 and tiny.for_pretraining().image.size == 96
 

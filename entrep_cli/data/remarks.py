@@ -1,0 +1,226 @@
+"""What is said of a dataset: remarks on its files, pictures, copies, leaks and parts.
+
+A remark is what `entrep inspect` found; a finding is what a physician saw. Each function looks at one
+thing and returns remarks; none raises for what is wrong with the data, and none changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from entrep_cli.data import leaks
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.duplicates import Alike, clusters_of, find_alike
+from entrep_cli.data.layouts import TestSet
+from entrep_cli.data.leaks import Picture
+from entrep_cli.data.splits import read_assignment
+
+Clusters = Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One kind of thing that was found.
+
+    Attributes:
+        kind: a few words, its key.
+        severity: `must mend`: numbers made with it would be wrong, or a command will stop at it.
+        what: a sentence without any name, file or text of the dataset in it.
+        mend: what to do about it.
+        details: one line each, with names and texts.
+        images: sets of picture keys to be looked at side by side.
+    """
+
+    kind: str
+    severity: Literal["must mend", "note"]
+    what: str
+    mend: str = ""
+    details: tuple[str, ...] = ()
+    images: tuple[tuple[str, ...], ...] = ()
+
+
+def counted(n: int, one: str, several: str) -> str:
+    """`1 image` or `3 images`."""
+    return f"{n} {one if n == 1 else several}"
+
+
+# ---------------------------------------------------------------- files and pictures
+
+_FILES = {
+    "sources": ("label files", ("fault", "faults"), "mend the label files, or put the missing images where they are named"),
+    "unreadable": ("unreadable images", ("image that cannot be read", "images that cannot be read"), "copy them again, or take them out"),
+    "names": ("odd names", ("odd name", "odd names"), "rename in the folder and in the label files"),
+    "classes": ("unknown classes", ("fault of classes", "faults of classes"), "mend the labels, or write a taxonomy.toml"),
+    "copies": ("contradicting copies", ("contradiction", "contradictions"), "keep the right label or name, or take both pictures out"),
+    "labels": ("no labels", ("dataset without labels", "datasets without labels"), "add cls.json, data.json, a CSV or class folders"),
+}
+
+
+def of_files(faults: Mapping[str, Sequence[str]]) -> list[Remark]:
+    """The faults of `Catalog.examine`."""
+    return [
+        Remark(_FILES[kind][0], "must mend", f"{counted(len(lines), *_FILES[kind][1])}.", _FILES[kind][2], tuple(lines))
+        for kind, lines in faults.items()
+        if lines
+    ]
+
+
+_QUALITY = {
+    "dark": ("dark image", "dark images", "look at them: a frame before the lamp was on teaches nothing"),
+    "overexposed": ("overexposed image", "overexposed images", "look at them: what is white shows nothing"),
+    "blurred": ("blurred image", "blurred images", "look at them: a frame in motion may show no class"),
+    "empty": ("image of little information", "images of little information", "look at them: a plain picture shows no class"),
+    "small view": ("image with a small lit view", "images with a small lit view", "cut to it: --set image.field_of_view=true"),
+    "tiny": ("tiny image", "tiny images", "look where they come from: thumbnails instead of pictures, perhaps"),
+    "other size": ("image of quite another size", "images of quite another size", "look where they come from"),
+    "other shape": ("image of quite another shape", "images of quite another shape", "keep the proportions: image.fit=pad, the default"),
+}
+
+
+def of_quality(frame: pd.DataFrame) -> list[Remark]:
+    """The flags of `quality_frame`; notes, for no threshold knows what a physician needs."""
+    found = []
+    for flag, (one, several, mend) in _QUALITY.items():
+        keys = tuple(key for key, flags in zip(frame["image"], frame["flags"]) if flag in flags)
+        if keys:
+            found.append(Remark(f"quality: {flag}", "note", f"{counted(len(keys), one, several)}.", mend, keys, (keys,)))
+    modes = frame.loc[frame["mode"] != "", ["image", "mode"]]
+    # A set that is grey or has a palette throughout is of one kind; a few odd ones are not.
+    odd = modes[modes["mode"].map(frame["mode"].value_counts(normalize=True)) < 0.5]
+    if len(odd):
+        lines = tuple(f"{key}: {mode}" for key, mode in zip(odd["image"], odd["mode"]))
+        what = f"{counted(len(odd), 'image', 'images')} of another mode than plain RGB: {', '.join(sorted(set(odd['mode'])))}."
+        found.append(Remark("modes", "note", what, "nothing to do: read as RGB, transparency on black", lines, (tuple(odd["image"]),)))
+    return found
+
+
+# ---------------------------------------------------------------- copies
+
+
+def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clusters, mirrored: Sequence[tuple[str, str]]) -> list[Remark]:
+    """Exact copies, near-duplicates and mirrored copies among the training images, and what their labels say.
+
+    Args:
+        clusters, mirrored: keys, of training and test pictures.
+    """
+    found = []
+    if catalog.aliases:
+        what = f"{counted(len(catalog.aliases), 'image is a', 'images are')} pixel for pixel copies of others under another name."
+        lines = tuple(f"{name} = {first}" for name, first in sorted(catalog.aliases.items()))
+        found.append(Remark("exact copies", "note", what.replace("a pixel for pixel copies", "a pixel for pixel copy"), "nothing to do: they count once", lines))
+    groups = dict(zip(catalog.images, catalog.groups))
+    near = own_sets(clusters, groups)
+    labelled = {key: f"{key} ({pictures[key].label or 'no label'})" for key in groups}
+    if near:
+        apart = sum(len({groups[key] for key in cluster}) > 1 for cluster in near)
+        what = f"{counted(len(near), 'cluster', 'clusters')} of near-duplicates, {sum(map(len, near))} images; {apart} join groups that are apart."
+        found.append(Remark("near-duplicates", "note", what, "`entrep split` keeps them together", tuple(map(", ".join, near)), tuple(near)))
+    differ = [cluster for cluster in near if len({pictures[key].label for key in cluster} - {""}) > 1]
+    if differ:
+        lines = tuple(", ".join(labelled[key] for key in cluster) for cluster in differ)
+        what = f"{counted(len(differ), 'cluster', 'clusters')} of near-duplicates with different labels."
+        found.append(Remark("near-duplicates of different classes", "note", what, "look at them side by side", lines, tuple(differ)))
+    pairs = [pair for pair in mirrored if set(pair) <= set(groups)]
+    if pairs:
+        lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in pairs)
+        what = f"{counted(len(pairs), 'pair', 'pairs')} of images of which one is the other flipped left to right."
+        mend = "let training flip, which knows the sides; `entrep split` keeps them together"
+        found.append(Remark("mirrored copies", "note", what, mend, lines, tuple(pairs)))
+    mirror = {c.name: c.mirror for c in catalog.taxonomy.classes}
+    wrong = [(a, b) for a, b in pairs if (two := pictures[b].label) and (mirror.get(pictures[a].label) or two) != two]
+    if wrong:
+        lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in wrong)
+        what = f"{counted(len(wrong), 'mirrored copy has', 'mirrored copies have')} another class than the mirror class: a flip changes the side."
+        found.append(Remark("mirrored labels", "must mend", what, "give the flipped copy the mirror class, or take it out", lines, tuple(wrong)))
+    return found
+
+
+def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters: Clusters) -> list[Remark]:
+    """Images that are alike by embedding, (N, D) unit rows of the catalog, and not by their pixels."""
+    cluster_of = {key: i for i, cluster in enumerate(clusters) for key in cluster}
+    names = catalog.images
+
+    def known(a: str, b: str) -> bool:
+        return a in cluster_of and cluster_of[a] == cluster_of.get(b)
+
+    more = clusters_of(names, [(a, b) for a, b in find_alike(vectors) if not known(names[a], names[b])])
+    if not more:
+        return []
+    what = f"{counted(len(more), 'cluster', 'clusters')} of images alike by embedding alone ({told_by}), {sum(map(len, more))} images."
+    return [Remark("alike by embedding", "note", what, "look at them: frames of one exam, perhaps", tuple(map(", ".join, more)), tuple(more))]
+
+
+# ---------------------------------------------------------------- leaks
+
+
+def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], pictures: Sequence[Picture], alike: Alike) -> list[Remark]:
+    """Training images among the test images, by pixels, names and likeness; which of them are asked for is told."""
+    shared = leaks.find_test_leaks(pictures, alike, catalog.aliases or {})
+    asked: dict[str, list[str]] = {}
+    for test_set in test_sets:
+        for track, names in leaks.query_names(test_set).items():
+            for name in names:
+                asked.setdefault(f"{place_of(test_set, root)}/{name}", []).append(str(track))
+    labels = {p.key: p.label or "no label" for p in pictures}
+    found = []
+    for kind, pairs, severity, one, several in (
+        ("leak by pixels", shared.by_pixels, "must mend", "test image is a training image", "test images are training images"),
+        ("leak by name", shared.by_name, "note", "test image has a training image's name", "test images have training images' names"),
+        ("leak by near-duplicates", shared.near, "note", "near-duplicate pair of", "near-duplicate pairs of"),
+        ("leak by mirrored copies", shared.mirrored, "note", "mirrored pair of", "mirrored pairs of"),
+    ):
+        if pairs:
+            ends = {"leak by pixels": ", pixel for pixel", "leak by name": ", and other pixels"}
+            queries = len({b for _, b in pairs if b in asked})
+            what = f"{counted(len(pairs), one, several)}{ends.get(kind, ' a training and a test image')}; {queries} are queries."
+            lines = tuple(f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asked[b])}" if b in asked else "") for a, b in pairs)
+            found.append(Remark(kind, severity, what, "leave them out of training, or say so beside every score", lines, tuple(pairs)))
+    return found
+
+
+def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str, str]]) -> list[Remark]:
+    """Groups and near-duplicates that stand in several parts of the split of these images, if there is one."""
+    read = read_assignment(catalog.images)
+    if read is None:
+        return []
+    part_of, made = read
+    groups: dict[str, list[str]] = {}
+    for image, group in zip(catalog.images, catalog.groups):
+        groups.setdefault(group, []).append(image)
+    near = clusters_of(catalog.images, chained(catalog.images, [*clusters, *mirrored]))
+    found = []
+    for kind, sets, one, several in (
+        ("split groups", groups, "group stands", "groups stand"),
+        ("split near-duplicates", {cluster[0]: cluster for cluster in near}, "cluster of near-duplicates stands", "clusters of near-duplicates stand"),
+    ):
+        apart = leaks.straddling(sets, part_of)
+        if apart:
+            lines = tuple(f"{name}: " + "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items())
+            shown = tuple(tuple(image for those in parts.values() for image in those) for parts in apart.values())
+            what = f"{counted(len(apart), one, several)} in several parts of the split, which was made with --groups {made['groups']}."
+            found.append(Remark(kind, "must mend", what, "split again: `entrep split`", lines, shown))
+    return found
+
+
+def place_of(test_set: TestSet, root: Path) -> str:
+    """A test folder's place in the dataset."""
+    return test_set.folder.relative_to(root).as_posix() if test_set.folder != root else "."
+
+
+def own_sets(sets: Clusters, own: Mapping[str, object]) -> list[tuple[str, ...]]:
+    """Of each set what is ours, where that is more than one."""
+    kept = (tuple(key for key in those if key in own) for those in sets)
+    return [those for those in kept if len(those) > 1]
+
+
+def chained(names: Sequence[str], sets: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """Pairs of rows of `names` that connect the members of each set; what is no name is left out."""
+    place = {name: i for i, name in enumerate(names)}
+    own = [[place[key] for key in those if key in place] for those in sets]
+    return [(those[0], row) for those in own for row in those[1:]]
