@@ -16,7 +16,8 @@ demo: $(INSTALLED)
 	$(BIN)/entrep demo $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	# One thread a worker: two that share the cores by threads are slower than one after the other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 foregut: $(INSTALLED)
 	test -d $(DEMO)/data || $(BIN)/entrep synth $(DEMO)/data --images 700 --test-images 210

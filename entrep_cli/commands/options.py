@@ -57,7 +57,7 @@ LabelFraction = Annotated[
 ]
 Epochs = Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)]
 RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
-Precision = Annotated[str, typer.Option(help="Of the towers in training: auto (measured), fp32, bf16, fp16.")]
+Precision = Annotated[str, typer.Option(help="Of the towers in training: auto (what the machine has units for), fp32, bf16, fp16.")]
 On = Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
 Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]

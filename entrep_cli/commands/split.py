@@ -25,7 +25,8 @@ def split(
     """Example: entrep split --ratios 80/10/10
 
     Divide the labelled images, stratified by class. Frames of one group (exam, patient, video) never
-    stand in two parts. Writes runs/split.csv; the same command gives the same bytes.
+    stand in two parts; with --groups auto nor do near-duplicates. Writes runs/split.csv; the same command
+    gives the same bytes.
     """
     try:
         shares = [float(part) for part in ratios.replace(",", "/").split("/")]
@@ -34,13 +35,16 @@ def split(
     if groups not in ("auto", "exam", "none"):
         raise UsageError(f"There is no way {groups!r} to group images.", mend="--groups auto, exam or none")
     from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.splits import make_split, write_split
+    from entrep_cli.data.splits import make_split, moved_by_near_duplicates, write_split
 
     root = data_dir(data, of_split=False)
     catalog = Catalog.read(root, groups=groups)
     say_catalog(catalog)
-    made = make_split(catalog, ratios=shares, folds=folds, seed=seed, small_to_train=small_to_train)
+    settings = {"ratios": shares, "folds": folds, "seed": seed, "small_to_train": small_to_train}
+    made = make_split(catalog, **settings)
     path = write_split(made, root)
+    near = {**(made.near_duplicates or {}), **moved_by_near_duplicates(catalog, made, **settings)}
+    say_near_duplicates(near)
 
     counts = made.counts(catalog)
     rows = [(name, *row.values(), sum(row.values())) for name, row in counts.items()]
@@ -62,7 +66,24 @@ def split(
         "seed": seed,
         "counts": counts,
         "catalog": catalog.fingerprint,
+        **({"near_duplicates": near} if near else {}),
     }
+
+
+def say_near_duplicates(near: dict[str, Any]) -> None:
+    """What near-duplicates did to the groups and to the parts, aloud."""
+    if not near or not near["clusters"]:
+        return
+    found = f"Near-duplicates: {near['clusters']} clusters of {near['images']} images"
+    if not near["joining_clusters"]:
+        console.say(f"{found}, each within one group already.")
+        return
+    console.say(f"{found}; {near['joining_clusters']} of them ({near['joined_images']} images) joined groups that were apart.")
+    if near.get("straddling"):
+        console.say(
+            f"Without that {near['straddling']} clusters ({near['straddling_images']} images) would stand in several parts; "
+            f"{near['moved']} images stand in another part now."
+        )
 
 
 def say_catalog(catalog) -> None:

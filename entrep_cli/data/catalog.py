@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from entrep_cli.data.duplicates import UnionFind, clusters_of, find_duplicates
 from entrep_cli.data.files import odd_names
 from entrep_cli.data.layouts import Row, Source, read_sources
 from entrep_cli.data.pixels import probe_images
@@ -29,6 +30,32 @@ from entrep_cli.workspace import fingerprint
 _PATIENT_EXAM = re.compile(r"^(?P<exam>(?P<patient>[^_/]+)_\d{18})_")
 
 GroupRule = Literal["auto", "exam", "none"]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """What pictures that show the same did to the groups of a catalog.
+
+    Attributes:
+        clusters: image names of each set of near-duplicates and mirrored copies.
+        given: group of each image before; from `groups.csv`, names, or the image's own.
+    """
+
+    clusters: tuple[tuple[str, ...], ...]
+    given: dict[str, str]
+
+    @property
+    def joining(self) -> list[tuple[str, ...]]:
+        """The clusters whose images were not of one group before."""
+        return [cluster for cluster in self.clusters if len({self.given[image] for image in cluster}) > 1]
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "clusters": len(self.clusters),
+            "images": sum(map(len, self.clusters)),
+            "joining_clusters": len(self.joining),
+            "joined_images": sum(map(len, self.joining)),
+        }
 
 
 @dataclass(frozen=True)
@@ -52,6 +79,7 @@ class Catalog:
         notes: what a person should know, one line each.
         aliases: other names of an image whose pixels stand in the dataset more than once.
         group_rule: how the groups were found; see `read`.
+        near_duplicates: what near-duplicates added to the groups; None where they were not looked for.
     """
 
     frame: pd.DataFrame
@@ -60,55 +88,73 @@ class Catalog:
     notes: tuple[str, ...] = ()
     aliases: dict[str, str] | None = None
     group_rule: GroupRule = "auto"
+    near_duplicates: NearDuplicates | None = None
 
     @classmethod
-    def read(cls, root: Path, *, groups: GroupRule = "auto") -> Catalog:
+    def read(cls, root: Path, *, groups: GroupRule = "auto", near_duplicates: bool = True) -> Catalog:
         """Read and check a dataset folder.
 
         Args:
-            groups: `auto`: from `groups.csv`, else the patient id in the name; `exam`: likewise,
-                but by exam; `none`: every image for itself.
+            groups: `auto`: from `groups.csv`, else the patient id in the name, and near-duplicates and
+                mirrored copies are of one group; `exam`: from `groups.csv`, else the exam in the name;
+                `none`: every image for itself.
+            near_duplicates: False leaves them out of `auto`, as splits did that know nothing of them.
 
         Raises:
             DataError: all faults of all sources at once: missing and unreadable images, unknown
                 classes, names that clash, pictures that contradict each other.
         """
+        catalog, faults = cls.examine(root, groups=groups, near_duplicates=near_duplicates)
+        lines = [line for of_kind in faults.values() for line in of_kind]
+        if lines or catalog is None:
+            raise DataError(
+                f"The dataset has {len(lines)} fault{'s' * (len(lines) > 1)}.",
+                where=root,
+                faults=lines,
+                mend="mend what is named above; nothing was written",
+            )
+        return catalog
+
+    @classmethod
+    def examine(
+        cls, root: Path, *, groups: GroupRule = "auto", near_duplicates: bool = True
+    ) -> tuple[Catalog | None, dict[str, list[str]]]:
+        """What can be read of a dataset folder, and all its faults by kind; None where not one image can be.
+
+        Kinds: sources, unreadable, names, classes, copies, labels. Near-duplicates are looked for where
+        there is no fault. For the arguments see `read`.
+
+        Raises:
+            DataError: nothing of a known layout is there.
+        """
         sources = read_sources(root)
         rows = [(source, row) for source in sources for row in source.rows]
         labels = [row.label for _, row in rows if row.label]
         probes, unreadable = probe_images([row.path for _, row in rows])
-        faults = [f"{_place(s.folder, root)}: {fault}" for s in sources for fault in s.faults]
-        faults += [f"{_place(Path(e.where), root)}: {e.what}" for e in unreadable]
-        faults += odd_names(text for _, row in rows for text in (row.image, row.label))
+        faults = {
+            "sources": [f"{_place(s.folder, root)}: {fault}" for s in sources for fault in s.faults],
+            "unreadable": [f"{_place(Path(e.where), root)}: {e.what}" for e in unreadable],
+            "names": odd_names(text for _, row in rows for text in (row.image, row.label)),
+            "classes": [],
+        }
         try:
             taxonomy = choose_taxonomy(labels, _taxonomy_folder(root, sources))
-            faults += _class_faults(rows, taxonomy)
+            faults["classes"] += _class_faults(rows, taxonomy)
         except DataError as error:
             taxonomy = Taxonomy.derive(labels or ["none"])  # only to look for further faults
-            faults += [f"taxonomy.toml: {fault}" for fault in error.faults or [error.what]]
+            faults["classes"] += [f"taxonomy.toml: {fault}" for fault in error.faults or [error.what]]
         regions = {c.name: c.region for c in taxonomy.classes}
         records = [_record(source, row, probe, regions.get(row.label, ""), groups) for (source, row), probe in zip(rows, probes) if probe]
-        merged, aliases, notes, contradictions = _merge(records)
-        faults += contradictions
-        if not labels and not faults:
-            faults.append("no image has a label")
-        if faults:
-            raise DataError(
-                f"The dataset has {len(faults)} fault{'s' * (len(faults) > 1)}.",
-                where=root,
-                faults=faults,
-                mend="mend what is named above; nothing was written",
-            )
-        frame = pd.DataFrame.from_records(sorted(merged, key=lambda r: r["image"]))
+        merged, aliases, notes, faults["copies"] = _merge(records)
+        faults["labels"] = ["no image has a label"] if not labels and not any(faults.values()) else []
+        if not merged:
+            return None, faults
+        merged.sort(key=lambda record: record["image"])
+        whole = groups == "auto" and near_duplicates and not any(faults.values())
+        joined = _join_near_duplicates(merged) if whole else None
         layouts = tuple(f"{s.layout} in {_place(s.folder, root)}" for s in sources)
-        return cls(
-            frame.reset_index(drop=True),
-            taxonomy,
-            layouts,
-            (*(note for s in sources for note in s.notes), *notes),
-            aliases,
-            groups,
-        )
+        notes = (*(note for s in sources for note in s.notes), *notes)
+        return cls(pd.DataFrame.from_records(merged), taxonomy, layouts, notes, aliases, groups, joined), faults
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -209,7 +255,7 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], 
     aliases: dict[str, str] = {}
     faults: list[str] = []
     copies = 0
-    same_group = _UnionFind()
+    same_group = UnionFind()
     for record in records:
         by_name.setdefault(record["image"], set()).add(record["digest"])
         first = by_digest.setdefault(record["digest"], record)
@@ -233,18 +279,19 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], 
     return list(by_digest.values()), aliases, notes, faults
 
 
-class _UnionFind:
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-
-    def find(self, key: str) -> str:
-        while (parent := self.parent.get(key, key)) != key:
-            key = parent
-        return key
-
-    def join(self, a: str, b: str) -> None:
-        low, high = sorted((self.find(a), self.find(b)))
-        self.parent[high] = low
+def _join_near_duplicates(records: list[dict]) -> NearDuplicates:
+    """Make one group of the groups that near-duplicates connect; records in order of their names."""
+    names = [record["image"] for record in records]
+    given = {record["image"]: record["group"] for record in records}
+    alike = find_duplicates([Path(record["path"]) for record in records], [record["digest"] for record in records])
+    pairs = [*alike.near, *alike.mirrored]
+    # A group that somebody has named lends its name to the images without one.
+    union = UnionFind(order=lambda group: (group.startswith("image:"), group))
+    for a, b in pairs:
+        union.join(given[names[a]], given[names[b]])
+    for record in records:
+        record["group"] = union.find(record["group"])
+    return NearDuplicates(tuple(clusters_of(names, pairs)), given)
 
 
 def _class_faults(rows: list[tuple[Source, Row]], taxonomy: Taxonomy) -> list[str]:

@@ -111,16 +111,18 @@ def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clust
     """
     found = []
     if catalog.aliases:
-        what = f"{counted(len(catalog.aliases), 'image is a', 'images are')} pixel for pixel copies of others under another name."
+        what = f"{counted(len(catalog.aliases), 'image copies', 'images copy')} another pixel for pixel, under another name."
         lines = tuple(f"{name} = {first}" for name, first in sorted(catalog.aliases.items()))
-        found.append(Remark("exact copies", "note", what.replace("a pixel for pixel copies", "a pixel for pixel copy"), "nothing to do: they count once", lines))
+        found.append(Remark("exact copies", "note", what, "nothing to do: they count once", lines))
     groups = dict(zip(catalog.images, catalog.groups))
     near = own_sets(clusters, groups)
     labelled = {key: f"{key} ({pictures[key].label or 'no label'})" for key in groups}
     if near:
         apart = sum(len({groups[key] for key in cluster}) > 1 for cluster in near)
-        what = f"{counted(len(near), 'cluster', 'clusters')} of near-duplicates, {sum(map(len, near))} images; {apart} join groups that are apart."
-        found.append(Remark("near-duplicates", "note", what, "`entrep split` keeps them together", tuple(map(", ".join, near)), tuple(near)))
+        n = counted(len(near), "cluster", "clusters")
+        what = f"{n} of near-duplicates, {sum(map(len, near))} images; {apart} join groups that are apart."
+        mend, lines = "`entrep split` keeps them together", tuple(map(", ".join, near))
+        found.append(Remark("near-duplicates", "note", what, mend, lines, tuple(near)))
     differ = [cluster for cluster in near if len({pictures[key].label for key in cluster} - {""}) > 1]
     if differ:
         lines = tuple(", ".join(labelled[key] for key in cluster) for cluster in differ)
@@ -136,8 +138,10 @@ def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clust
     wrong = [(a, b) for a, b in pairs if (two := pictures[b].label) and (mirror.get(pictures[a].label) or two) != two]
     if wrong:
         lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in wrong)
-        what = f"{counted(len(wrong), 'mirrored copy has', 'mirrored copies have')} another class than the mirror class: a flip changes the side."
-        found.append(Remark("mirrored labels", "must mend", what, "give the flipped copy the mirror class, or take it out", lines, tuple(wrong)))
+        n = counted(len(wrong), "mirrored copy has", "mirrored copies have")
+        what = f"{n} another class than the mirror class: a flip changes the side."
+        mend = "give the flipped copy the mirror class, or take it out"
+        found.append(Remark("mirrored labels", "must mend", what, mend, lines, tuple(wrong)))
     return found
 
 
@@ -152,8 +156,10 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters:
     more = clusters_of(names, [(a, b) for a, b in find_alike(vectors) if not known(names[a], names[b])])
     if not more:
         return []
-    what = f"{counted(len(more), 'cluster', 'clusters')} of images alike by embedding alone ({told_by}), {sum(map(len, more))} images."
-    return [Remark("alike by embedding", "note", what, "look at them: frames of one exam, perhaps", tuple(map(", ".join, more)), tuple(more))]
+    n = counted(len(more), "cluster", "clusters")
+    what = f"{n} of images alike by embedding alone ({told_by}), {sum(map(len, more))} images."
+    mend, lines = "look at them: frames of one exam, perhaps", tuple(map(", ".join, more))
+    return [Remark("alike by embedding", "note", what, mend, lines, tuple(more))]
 
 
 # ---------------------------------------------------------------- leaks
@@ -179,8 +185,9 @@ def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], picture
             ends = {"leak by pixels": ", pixel for pixel", "leak by name": ", and other pixels"}
             queries = len({b for _, b in pairs if b in asked})
             what = f"{counted(len(pairs), one, several)}{ends.get(kind, ' a training and a test image')}; {queries} are queries."
-            lines = tuple(f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asked[b])}" if b in asked else "") for a, b in pairs)
-            found.append(Remark(kind, severity, what, "leave them out of training, or say so beside every score", lines, tuple(pairs)))
+            mend = "leave them out of training, or say so beside every score"
+            lines = [f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asked[b])}" if b in asked else "") for a, b in pairs]
+            found.append(Remark(kind, severity, what, mend, tuple(lines), tuple(pairs)))
     return found
 
 
@@ -195,16 +202,18 @@ def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str,
         groups.setdefault(group, []).append(image)
     near = clusters_of(catalog.images, chained(catalog.images, [*clusters, *mirrored]))
     found = []
-    for kind, sets, one, several in (
+    kinds = (
         ("split groups", groups, "group stands", "groups stand"),
-        ("split near-duplicates", {cluster[0]: cluster for cluster in near}, "cluster of near-duplicates stands", "clusters of near-duplicates stand"),
-    ):
+        ("split near-duplicates", {c[0]: c for c in near}, "cluster of near-duplicates stands", "clusters of near-duplicates stand"),
+    )
+    for kind, sets, one, several in kinds:
         apart = leaks.straddling(sets, part_of)
         if apart:
-            lines = tuple(f"{name}: " + "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items())
+            told = {name: "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items()}
+            lines = [f"{name}: {parts}" for name, parts in told.items()]
             shown = tuple(tuple(image for those in parts.values() for image in those) for parts in apart.values())
             what = f"{counted(len(apart), one, several)} in several parts of the split, which was made with --groups {made['groups']}."
-            found.append(Remark(kind, "must mend", what, "split again: `entrep split`", lines, shown))
+            found.append(Remark(kind, "must mend", what, "split again: `entrep split`", tuple(lines), shown))
     return found
 
 

@@ -6,14 +6,16 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from entrep_cli.data.catalog import Catalog, GroupRule
-from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.data.duplicates import RULE
+from entrep_cli.errors import DataError, EntrepError, RunError, UsageError
 from entrep_cli.workspace import SPLIT, file_sha256, fingerprint, runs_dir, write_json_atomic, write_text_atomic
 
 PARTS = ("train", "val", "test")
@@ -28,6 +30,7 @@ class Split:
         folds: number of folds; 0 where the parts are train, val and test.
         seed, ratios, group_rule: how it was made.
         catalog: fingerprint of the data it was made from.
+        near_duplicates: how many were found and joined to groups; None where they were not looked for.
     """
 
     assignment: dict[str, str]
@@ -36,6 +39,7 @@ class Split:
     ratios: tuple[float, ...]
     catalog: str
     group_rule: GroupRule = "auto"
+    near_duplicates: dict[str, int | str] | None = None
 
     @property
     def parts(self) -> list[str]:
@@ -112,7 +116,36 @@ def make_split(
 
     names = [str(i) for i in range(folds)] if folds else list(PARTS)
     assignment = {image: names[p] for image, p in zip(catalog.images, part_of)}
-    return Split(assignment, folds, seed, tuple(float(r) for r in ratios), catalog.fingerprint, catalog.group_rule)
+    joined = catalog.near_duplicates
+    near = None if joined is None else {"rule": RULE, **joined.as_dict()}
+    return Split(assignment, folds, seed, tuple(float(r) for r in ratios), catalog.fingerprint, catalog.group_rule, near)
+
+
+def moved_by_near_duplicates(catalog: Catalog, split: Split, **settings: Any) -> dict[str, int]:
+    """What a split of the same settings, blind to near-duplicates, would have done; {} where there is none.
+
+    Args:
+        settings: as given to `make_split`.
+
+    Returns:
+        `straddling`: clusters of near-duplicates that would have stood in several parts, and the images
+        in them, `straddling_images`; `moved`: images that stand in another part now.
+    """
+    if catalog.near_duplicates is None or not catalog.near_duplicates.joining:
+        return {}
+    given = catalog.near_duplicates.given
+    frame = catalog.frame.assign(group=[given[image] for image in catalog.images])
+    try:
+        blind = make_split(replace(catalog, frame=frame, near_duplicates=None), **settings)
+    except EntrepError:
+        return {}
+    parts = [[blind.assignment[image] for image in cluster if image in blind.assignment] for cluster in catalog.near_duplicates.clusters]
+    apart = [of_cluster for of_cluster in parts if len(set(of_cluster)) > 1]
+    return {
+        "straddling": len(apart),
+        "straddling_images": sum(map(len, apart)),
+        "moved": sum(part != blind.assignment[image] for image, part in split.assignment.items()),
+    }
 
 
 def allocate(counts: Sequence[int], ratios: Sequence[float]) -> np.ndarray:
@@ -242,6 +275,7 @@ def write_split(split: Split, data: Path | None = None) -> Path:
             "groups": split.group_rule,
             "catalog": split.catalog,
             "sha256": file_sha256(path),
+            **({"near_duplicates": split.near_duplicates} if split.near_duplicates else {}),
             **({"data": str(data.absolute())} if data else {}),
         },
     )
@@ -251,7 +285,7 @@ def write_split(split: Split, data: Path | None = None) -> Path:
 def read_catalog_and_split(root: Path) -> tuple[Catalog, Split]:
     """The catalog of a dataset folder, grouped as when it was split, and its split; RunError as `read_split`."""
     made = _read_manifest()
-    catalog = Catalog.read(root, groups=made["groups"])
+    catalog = Catalog.read(root, groups=made["groups"], near_duplicates="near_duplicates" in made)
     return catalog, read_split(catalog)
 
 
@@ -276,7 +310,8 @@ def read_split(catalog: Catalog) -> Split:
             where=path,
             mend="make it again: `entrep split` (with the same --data and --groups as now)",
         )
-    return Split(assignment, made["folds"], made["seed"], tuple(made["ratios"]), made["catalog"], made["groups"])
+    near = made.get("near_duplicates")
+    return Split(assignment, made["folds"], made["seed"], tuple(made["ratios"]), made["catalog"], made["groups"], near)
 
 
 def _read_manifest() -> dict:
@@ -290,3 +325,19 @@ def _read_manifest() -> dict:
     except (ValueError, TypeError):
         pass
     raise RunError("The split's description is damaged.", where=path.with_name(SPLIT), mend="make it again: `entrep split`")
+
+
+def read_assignment(images: Iterable[str]) -> tuple[dict[str, str], dict] | None:
+    """The part or fold of those of these images that stand in the split, and its description.
+
+    However it was made and whatever has changed since; None where there is none, or it is of other images.
+    """
+    try:
+        made = _read_manifest()
+        with open(split_path(), encoding="utf-8", newline="") as file:
+            assignment = dict(list(csv.reader(file))[1:])
+    except (RunError, OSError, ValueError):
+        return None
+    known = set(images)
+    found = {image: part for image, part in assignment.items() if image in known}
+    return (found, made) if 2 * len(found) > len(assignment) else None

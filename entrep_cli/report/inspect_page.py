@@ -97,7 +97,8 @@ class _Thumbnails:
 
 def _section(remark: Remark, inspection: Inspection, thumbnails: _Thumbnails, private: bool) -> dict[str, Any]:
     names = inspection.names(private)
-    suspects = {} if inspection.suspects is None or remark.kind != "label suspects" else inspection.suspects.set_index("image").to_dict("index")
+    told = inspection.suspects if remark.kind == "label suspects" else None
+    suspects = {} if told is None else told.set_index("image").to_dict("index")
 
     def tile(key: str) -> dict[str, Any]:
         picture = inspection.pictures[key]

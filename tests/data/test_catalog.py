@@ -333,3 +333,32 @@ def test_chains_of_copies_make_one_group():
     merged, aliases, _, contradictions = catalog_module._merge(records)
     assert [(r["digest"], r["group"]) for r in merged] == [("p", "a"), ("q", "a"), ("r", "a"), ("s", "d")]
     assert aliases == {"1": "0", "3": "2"} and not contradictions
+
+
+# ---------------------------------------------------------------- near-duplicates
+
+
+def test_near_duplicates_and_mirrored_copies_join_groups(tmp_path):
+    from PIL import ImageOps
+
+    from tests.data.scenes import jpeg, scene
+
+    made = {"a.png": scene(1), "b.png": jpeg(scene(1), 60), "c.png": ImageOps.mirror(scene(1)), "d.png": scene(2), "e.png": jpeg(scene(2), 60)}
+    (tmp_path / "imgs").mkdir()
+    for name, image in {**made, "f.png": scene(3), "g.png": scene(4)}.items():
+        image.save(tmp_path / "imgs" / name)
+    write_json(tmp_path / "cls.json", {name: "throat" for name in (*made, "f.png")})
+    (tmp_path / "groups.csv").write_text("image,group\nb.png,exam 2\nf.png,exam 2\nc.png,exam 1\n")
+    catalog = Catalog.read(tmp_path)
+    assert list(catalog.groups) == ["exam 1", "exam 1", "exam 1", "image:d.png", "image:d.png", "exam 1", "image:g.png"]
+    assert catalog.near_duplicates.clusters == (("a.png", "b.png", "c.png"), ("d.png", "e.png"))
+    assert catalog.near_duplicates.as_dict() == {"clusters": 2, "images": 5, "joining_clusters": 2, "joined_images": 5}
+    for more in ({"groups": "exam"}, {"near_duplicates": False}):
+        plain = Catalog.read(tmp_path, **more)
+        assert list(plain.groups)[:2] == ["image:a.png", "exam 2"] and plain.near_duplicates is None
+    assert set(Catalog.read(tmp_path, groups="none").groups) == {f"image:{name}" for name in catalog.images}
+
+
+def test_pictures_drawn_alike_stay_apart(tmp_path):
+    make_contest(tmp_path, per_class=6)
+    assert len(set(Catalog.read(tmp_path).groups)) == 42

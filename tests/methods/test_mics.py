@@ -33,7 +33,8 @@ from tests.tiny import draw, make_contest
 
 CPU = torch.device("cpu")
 BASE = ["image.size=32", "backbone.name=test_vit", "backbone.options={patch_size = 8, depth = 1}", "fusion.depth=1", "fusion.heads=4"]
-BASE += ["epoch_images=0", "train.epochs=2", "train.batch_size=16", "train.accumulate=1", "train.learning_rate=1e-3", "shift.clusters=4", "views=1", "batch_size=16"]
+BASE += ["epoch_images=0", "train.epochs=2", "train.batch_size=16", "train.accumulate=1", "train.learning_rate=1e-3"]
+BASE += ["shift.clusters=4", "views=1", "batch_size=16"]
 _DECODER = "decoder={width = 32, depth = 1, heads = 4}"
 _TRAIN = ("train.epochs=3", "train.batch_size=16", "train.learning_rate=1e-3")
 BASE += [f"pretraining.{s}" for s in (_DECODER, "consistency_dim=8", "alignment_dim=16", "held_out=0.1", *_TRAIN)]

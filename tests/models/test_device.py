@@ -6,21 +6,19 @@ import pytest
 import torch
 
 from entrep_cli.errors import UsageError
-from entrep_cli.models import device
 from entrep_cli.models.device import autocast, choose_precision
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("fp32", "bf16", "expected"), [(3.0, 1.0, "bf16"), (1.4, 1.0, "fp32"), (1.0, 4.0, "fp32")])
-def test_on_a_cpu_the_faster_product_decides(monkeypatch, fp32, bf16, expected):
-    monkeypatch.setattr(device, "_product_seconds", lambda dtype: {torch.float32: fp32, torch.bfloat16: bf16}[dtype])
+@pytest.mark.parametrize(
+    ("capabilities", "expected", "said"),
+    [({"avx512_bf16": True}, "bf16", "avx512_bf16"), ({"amx_bf16": False, "avx512_f": True}, "fp32", "no instructions"), ({}, "fp32", "no ")],
+)
+def test_on_a_cpu_its_instructions_decide_and_not_the_hour(monkeypatch, capabilities, expected, said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     chosen, reason = choose_precision("auto", CPU)
-    assert chosen == expected and f"{fp32 / bf16:.1f}" in reason
-
-
-def test_the_measurement_itself_is_one():
-    assert 0 < device._product_seconds(torch.float32) < 1
+    assert chosen == expected and said in reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,464 @@
+"""Pictures that show the same: exact copies, near-duplicates, mirrored copies, and the clusters they make.
+
+Two checks find a near-duplicate. A 64-bit perceptual hash says which pairs may be one: the signs of the
+low frequencies of a discrete cosine transform against their median (Zauner, Implementation and
+Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1). The correlation of the fine
+structure inside the lit view then decides (ours): all endoscope pictures share a bright disc, a dark
+surround and a reddish middle, which is most of what a hash sees. Both see a grey thumbnail of the view
+alone, so that borders, size, compression and a little brightness change nothing.
+
+Neither is blind to a flip: a mirrored copy shows the other side, and is a finding of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from entrep_cli import console
+from entrep_cli.data.pixels import decode_images
+from entrep_cli.workspace import atomic_path, cache_dir, fingerprint, write_text_atomic
+
+SIDE = 64  # of a thumbnail, in pixels
+# Chosen on ent-open and on phantom frames, whose exams are drawn alike on purpose: at 0.75 one pair in ten of
+# the phantom's is of two exams, at 0.65 four; a copy cropped by 3% at each side keeps 0.75 in 99 of 100 cases.
+NEAR_BITS = 14  # of 64: a crop of 3% changes up to 12; two pictures of other patients differ in some 30
+NEAR_CORRELATION = 0.75
+MIRROR_BITS = 10  # stricter: the larynx is nearly symmetric, its frames are not copies of each other
+MIRROR_CORRELATION = 0.85
+NEAR_COSINE = 0.98  # of two embeddings
+MIN_TEXTURE = 0.5  # grey levels; below it a thumbnail is flat or dark, and flat pictures are all alike
+RULE = "near-1"  # the number goes up when other pairs are found
+_SIGNS_AGREE = 0.7  # share of pixels; pairs of a correlation of 0.75 have more
+_SHIFT = 2  # pixels of a thumbnail either way, 3% of the view
+_ZOOM = 0.96  # a crop of 2% at each side
+_LIT = 21  # grey level of 255, as in `data.images.field_of_view`
+_BLOCK = 2048  # rows or pairs at a time: tens of MB
+
+
+# ---------------------------------------------------------------- what is kept of an image
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something computed from the decoded pixels of an image and kept by their digest.
+
+    Attributes:
+        name: of the cache file; carries a number that goes up when what is computed changes.
+        shape, dtype: of one image's values.
+        compute: from a decoded RGB image.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    compute: Callable[[Image.Image], np.ndarray]
+
+
+def measure_images(paths: Sequence[Path], digests: Sequence[str], measures: Sequence[Measure], what: str = "images") -> list[np.ndarray]:
+    """(N, *shape) of each measure: an image is decoded once for all measures that are not kept of it yet.
+
+    Raises:
+        DataError: names every image that cannot be read.
+    """
+    kept = [_read_kept(measure) for measure in measures]
+    missing = {digest: path for digest, path in zip(digests, paths) if any(digest not in k for k in kept)}
+
+    def compute(image: Image.Image) -> list[np.ndarray]:
+        return [np.asarray(measure.compute(image), measure.dtype).reshape(measure.shape) for measure in measures]
+
+    if missing:
+        with console.progress(f"Looking at {what}", len(missing)) as advance:
+            for digest, values in zip(missing, decode_images(list(missing.values()), compute)):
+                for known, value in zip(kept, values):
+                    known[digest] = value
+                advance()
+        for measure, known in zip(measures, kept):
+            _keep(measure, known)
+    return [np.stack([k[d] for d in digests]) if len(digests) else np.zeros((0, *m.shape), m.dtype) for m, k in zip(measures, kept)]
+
+
+def _kept_path(measure: Measure) -> Path:
+    return cache_dir("measures") / f"{measure.name}.npz"
+
+
+def _read_kept(measure: Measure) -> dict[str, np.ndarray]:
+    """By digest; empty where nothing is kept, or what is kept is damaged."""
+    try:
+        with np.load(_kept_path(measure), allow_pickle=False) as file:
+            digests, values = file["digests"], file["values"]
+        if values.shape == (len(digests), *measure.shape) and values.dtype == np.dtype(measure.dtype):
+            return dict(zip(digests.astype(str).tolist(), values))
+    except Exception:  # noqa: BLE001 - a damaged archive brings any error out of zipfile and numpy
+        pass
+    return {}
+
+
+def _keep(measure: Measure, known: dict[str, np.ndarray]) -> None:
+    path = _kept_path(measure)
+    with contextlib.suppress(OSError), atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # As in `probe_images`: looking at a dataset must not need a place to write.
+        np.savez(file, digests=np.array(list(known), dtype="S16"), values=np.stack(list(known.values())))
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """(64, 64) uint8 grey of the lit view, squeezed to a square: a copy of other proportions is a copy."""
+    small = image.reduce(max(1, min(image.size) // (3 * SIDE)))  # a third of the time, and the same to 1% of a side
+    grey = small.convert("L")
+    view = _view(np.asarray(grey))
+    # Small pictures have fewer pixels than the thumbnail: a box filter would leave steps.
+    large = min(view[2] - view[0], view[3] - view[1]) >= 2 * SIDE
+    return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX if large else Image.Resampling.BICUBIC, box=view))
+
+
+def _view(grey: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the lit view, without frames, borders and captions beside it.
+
+    Other than `field_of_view` it wants 6% of a row or column to be lit, and the whole uneven: a caption in
+    the black surround, which one copy has and the other has not, must not move the box.
+    """
+    left, top, right, bottom = 0, 0, grey.shape[1], grey.shape[0]
+    for _ in range(2):  # a white frame is cut off first, then the black surround inside of it
+        box = grey[top:bottom, left:right]
+        edges = []
+        for axis, length in ((0, box.shape[1]), (1, box.shape[0])):
+            # Compression leaves some grey levels in a uniform line, white or black.
+            inside = np.flatnonzero((np.ptp(box, axis=axis) > 16) & ((box > _LIT).mean(axis=axis) > 0.06))
+            first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, length)
+            # What is uniform or dark in the main is no frame but the picture.
+            edges.append((first, last) if 3 * (last - first) >= length else (0, length))
+        (x, x_end), (y, y_end) = edges
+        left, top, right, bottom = left + x, top + y, left + x_end, top + y_end
+    return left, top, right, bottom
+
+
+THUMBNAIL = Measure("thumbnail-1", (SIDE, SIDE), "u1", thumbnail)
+
+
+# ---------------------------------------------------------------- two checks
+
+
+def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """(N, 64, 64) to (N,) uint64: the 8 x 8 lowest frequencies of a cosine transform, above their median or not.
+
+    The constant term says how bright a picture is, and has no part in the median.
+    """
+    steps = np.arange(SIDE)
+    basis = np.cos(np.pi / SIDE * np.arange(8)[:, None] * (steps + 0.5)).astype(np.float32)
+    frequencies = (basis @ thumbnails.astype(np.float32) @ basis.T).reshape(-1, 64)
+    bits = frequencies > np.median(frequencies[:, 1:], axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
+
+
+def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Bits in which hashes differ: (A,) and (B,) uint64 to (A, B) uint8."""
+    return np.bitwise_count(a[:, None] ^ b[None])
+
+
+@dataclass(frozen=True)
+class FineStructure:
+    """What a picture shows between coarse shading and noise, inside the lit view.
+
+    Attributes:
+        values: (N, 64, 64) float32 of local contrast 1, 0 outside of `inside`.
+        inside: (N, 64, 64) bool, three pixels and more inside the lit view.
+        texture: (N,) float32, root mean square before the contrast was evened out, in grey levels.
+    """
+
+    values: np.ndarray
+    inside: np.ndarray
+    texture: np.ndarray
+
+    @classmethod
+    def of(cls, thumbnails: np.ndarray) -> FineStructure:
+        """Band-pass of Gaussians of 0.7 and 2.5 pixels, weighted by the view, over its local contrast."""
+        parts = [cls._block(thumbnails[start : start + 512]) for start in range(0, len(thumbnails), 512)]
+        empty = np.zeros((0, SIDE, SIDE), np.float32), np.zeros((0, SIDE, SIDE), bool), np.zeros(0, np.float32)
+        return cls(*(np.concatenate(columns) for columns in zip(empty, *parts)))
+
+    @staticmethod
+    def _block(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        grey = thumbnails.astype(np.float32)
+        lit = (thumbnails > _LIT).astype(np.float32)
+
+        def smooth(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
+            kernel = _blur(sigma)
+            return (kernel @ (values * weights) @ kernel.T) / np.maximum(kernel @ weights @ kernel.T, 1e-3)
+
+        inside = _eroded(lit, 3)
+        area = np.maximum(inside.sum((1, 2)), 1)
+        values = (smooth(grey, lit, 0.7) - smooth(grey, lit, 2.5)) * inside
+        texture = np.sqrt((values**2).sum((1, 2)) / area)
+        contrast = np.sqrt(np.maximum(smooth(values**2, inside, 5.0), 0))
+        # In proportion to the picture, so that a darker copy has the same values.
+        values /= contrast + 0.2 * texture[:, None, None] + 1e-6
+        values -= (values.sum((1, 2)) / area)[:, None, None]
+        return values * inside, inside > 0, texture
+
+    @property
+    def mirrored(self) -> FineStructure:
+        return FineStructure(self.values[:, :, ::-1], self.inside[:, :, ::-1], self.texture)
+
+    def agreement(self, rows: np.ndarray, other: FineStructure, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How the pairs (rows[i], columns[i]) lie on each other best, by the signs of their values.
+
+        A pair of which less than half of the smaller view overlaps has 0.
+
+        Returns:
+            (P,) share of the overlapping pixels with the same sign, and the shift (P,), (P,) in pixels.
+        """
+        n = len(rows)
+        share, best = np.zeros(n, np.float32), np.zeros(n, np.int64)
+        order = np.argsort(columns, kind="stable")  # pairs of one picture side by side: it is shifted once
+        for start in range(0, n, _BLOCK):
+            pairs = order[start : start + _BLOCK]
+            left, left_of = np.unique(rows[pairs], return_inverse=True)
+            right, right_of = np.unique(columns[pairs], return_inverse=True)
+            signs, inside = _bits(self.values[left] > 0), _bits(self.inside[left])
+            others, others_in = _bits(_shifted(other.values[right] > 0)), _bits(_shifted(other.inside[right]))
+            area = np.bitwise_count(inside).sum(1, dtype=np.int32)[left_of]
+            least = np.minimum(area, np.bitwise_count(others_in[:, _CENTRE]).sum(1, dtype=np.int32)[right_of]) / 2
+            for k in range(len(_SHIFTS)):
+                both = inside[left_of] & others_in[right_of, k]
+                overlap = np.bitwise_count(both).sum(1, dtype=np.int32)
+                differ = np.bitwise_count((signs[left_of] ^ others[right_of, k]) & both).sum(1, dtype=np.int32)
+                found = np.where((overlap >= least) & (overlap > 0), 1 - differ / np.maximum(overlap, 1), 0)
+                better = found > share[pairs]
+                share[pairs[better]], best[pairs[better]] = found[better], k
+        return share, *np.array(_SHIFTS)[best].reshape(-1, 2).T
+
+    def correlation(self, rows: np.ndarray, other: FineStructure, columns: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """(P,) correlation of pairs where both are inside, the second moved by so many pixels."""
+        found = np.zeros(len(rows), np.float32)
+        pad = ((0, 0), (_SHIFT, _SHIFT), (_SHIFT, _SHIFT))
+        for start in range(0, len(rows), _BLOCK // 8):
+            part = slice(start, start + _BLOCK // 8)
+            one, one_in = self.values[rows[part]], self.inside[rows[part]]
+            two, two_in = np.pad(other.values[columns[part]], pad), np.pad(other.inside[columns[part]], pad)
+            y = (down[part] + _SHIFT)[:, None] + np.arange(SIDE)
+            x = (right[part] + _SHIFT)[:, None] + np.arange(SIDE)
+            place = np.arange(len(one))[:, None, None], y[:, :, None], x[:, None, :]
+            two, two_in = two[place], two_in[place]
+            power = ((one * two_in) ** 2).sum((1, 2)) * ((two * one_in) ** 2).sum((1, 2))
+            found[part] = (one * two).sum((1, 2)) / np.sqrt(np.maximum(power, 1e-12))
+        return found
+
+
+_SHIFTS = [(y, x) for y in range(-_SHIFT, _SHIFT + 1) for x in range(-_SHIFT, _SHIFT + 1)]
+_CENTRE = _SHIFTS.index((0, 0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images, in order of their rows.
+
+    Attributes:
+        first, second: (P,) rows, first < second.
+        bits: (P,) in which the hashes differ; of mirrored pairs, those of the flipped picture.
+        likeness: (P,) correlation of the fine structure, or cosine of the embeddings.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    bits: np.ndarray
+    likeness: np.ndarray
+
+    @classmethod
+    def none(cls) -> Pairs:
+        return _pairs([])
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self.first.tolist(), self.second.tolist()))
+
+    def take(self, chosen: np.ndarray) -> Pairs:
+        return Pairs(self.first[chosen], self.second[chosen], self.bits[chosen], self.likeness[chosen])
+
+
+def find_near(thumbnails: np.ndarray, structure: FineStructure | None = None) -> Pairs:
+    """Near-duplicates among (N, 64, 64) thumbnails; flat and dark ones are like nothing.
+
+    Args:
+        structure: of the thumbnails, where it is at hand.
+    """
+    return _search(thumbnails, structure or FineStructure.of(thumbnails), False, NEAR_BITS, NEAR_CORRELATION)
+
+
+def find_mirrored(thumbnails: np.ndarray, structure: FineStructure | None = None) -> Pairs:
+    """Pairs of which one is the other flipped left to right, and is more like it flipped than as it stands.
+
+    For the arguments see `find_near`.
+    """
+    structure = structure or FineStructure.of(thumbnails)
+    found = _search(thumbnails, structure, True, MIRROR_BITS, MIRROR_CORRELATION)
+    _, down, right = structure.agreement(found.first, structure, found.second)
+    direct = structure.correlation(found.first, structure, found.second, down, right)
+    return found.take(found.likeness > direct + 0.1)
+
+
+def find_alike(vectors: np.ndarray, *, cosine: float = NEAR_COSINE) -> Pairs:
+    """Pairs of embeddings, (N, D) unit rows, of at least this cosine; `bits` are 0."""
+    vectors = np.asarray(vectors, np.float32)
+    found = []
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK] @ vectors[start:].T
+        rows, columns = np.nonzero(np.triu(block, 1) >= cosine)
+        found.append((rows + start, columns + start, np.zeros(len(rows)), block[rows, columns]))
+    return _pairs(found)
+
+
+def _search(thumbnails: np.ndarray, structure: FineStructure, mirrored: bool, bits: int, correlation: float) -> Pairs:
+    """Pairs i < j, the second flipped if `mirrored`, that pass both checks.
+
+    The checks go from the cheap to the dear: hashes of all pairs, signs of those, correlation of what is left.
+    A pair that fails by little is looked at again with one of the two enlarged, as after a crop.
+    """
+    textured = np.flatnonzero(structure.texture >= MIN_TEXTURE)
+    hashes = perceptual_hashes(thumbnails[textured])
+    others = perceptual_hashes(thumbnails[textured][:, :, ::-1]) if mirrored else hashes
+    near = []
+    for start in range(0, len(textured), _BLOCK):
+        # 2,048 x 10,000 pairs take 160 MB for a moment.
+        distance = hamming(hashes[start : start + _BLOCK], others[start:])
+        rows, columns = np.nonzero(np.triu(distance <= bits, 1))
+        near.append((textured[rows + start], textured[columns + start], distance[rows, columns], np.zeros(len(rows))))
+    pairs = _pairs(near)
+    other = structure.mirrored if mirrored else structure
+    share, down, right = structure.agreement(pairs.first, other, pairs.second)
+    keep = share >= _SIGNS_AGREE
+    pairs, down, right = pairs.take(keep), down[keep], right[keep]
+    likeness = structure.correlation(pairs.first, other, pairs.second, down, right)
+    again = np.flatnonzero((likeness < correlation) & (likeness >= correlation - 0.25))
+    for enlarge_first in (False, True) if len(again) else ():
+        first, rows = _chosen(thumbnails, pairs.first[again], enlarge_first, False)
+        second, columns = _chosen(thumbnails, pairs.second[again], not enlarge_first, mirrored)
+        _, down, right = first.agreement(rows, second, columns)
+        likeness[again] = np.maximum(likeness[again], first.correlation(rows, second, columns, down, right))
+    return Pairs(pairs.first, pairs.second, pairs.bits, likeness).take(likeness >= correlation)
+
+
+def _chosen(thumbnails: np.ndarray, rows: np.ndarray, enlarge: bool, mirrored: bool) -> tuple[FineStructure, np.ndarray]:
+    """The structure of these rows alone, at will of their middle enlarged or flipped; and where each row is in it."""
+    unique, place = np.unique(rows, return_inverse=True)
+    seen = thumbnails[unique].astype(np.float32)
+    if enlarge:
+        grid = (np.arange(SIDE) + 0.5 - SIDE / 2) * _ZOOM + SIDE / 2 - 0.5
+        low = np.floor(grid).astype(int)
+        lens = np.zeros((SIDE, SIDE), np.float32)
+        lens[np.arange(SIDE), low] = 1 - (grid - low)
+        lens[np.arange(SIDE), low + 1] = grid - low
+        seen = lens @ seen @ lens.T
+    return FineStructure.of(seen[:, :, ::-1] if mirrored else seen), place
+
+
+def _pairs(blocks: list[tuple[np.ndarray, ...]]) -> Pairs:
+    dtypes = (np.int64, np.int64, np.uint8, np.float32)
+    columns = zip(*blocks) if blocks else [()] * 4
+    return Pairs(*(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype) for parts, dtype in zip(columns, dtypes)))
+
+
+def _bits(flags: np.ndarray) -> np.ndarray:
+    """(..., 64, 64) bool as (..., 64) uint64."""
+    return np.packbits(flags, axis=-1).view(np.uint64)[..., 0]
+
+
+def _shifted(flags: np.ndarray) -> np.ndarray:
+    """(N, 64, 64) bool as (N, S, 64, 64), moved by each of the shifts; False comes in from outside."""
+    wide = np.pad(flags, ((0, 0), (_SHIFT, _SHIFT), (_SHIFT, _SHIFT)))
+    return np.stack([wide[:, _SHIFT + y : _SHIFT + y + SIDE, _SHIFT + x : _SHIFT + x + SIDE] for y, x in _SHIFTS], axis=1)
+
+
+def _blur(sigma: float) -> np.ndarray:
+    """(64, 64) float32: a Gaussian along one axis, as a matrix."""
+    steps = np.arange(SIDE)
+    kernel = np.exp(-((steps[:, None] - steps[None]) ** 2) / (2 * sigma**2))
+    return (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _eroded(lit: np.ndarray, radius: int) -> np.ndarray:
+    """1 where all pixels within `radius` are lit; what lies beyond the edge is as the edge."""
+    for axis in (1, 2):
+        wide = np.pad(lit, [(radius, radius) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        lit = np.min([np.take(wide, range(k, k + SIDE), axis) for k in range(2 * radius + 1)], axis=0)
+    return lit
+
+
+# ---------------------------------------------------------------- of files, kept
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What was found among some images: near-duplicates, and pairs of which one is the other mirrored."""
+
+    near: Pairs
+    mirrored: Pairs
+
+
+def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "images") -> Alike:
+    """Near-duplicates and mirrored copies among images; thumbnails and result are kept by the pixels' digests.
+
+    Images of equal digest are near-duplicates of each other.
+
+    Raises:
+        DataError: names every image that cannot be read.
+    """
+    path = cache_dir("measures") / f"{RULE}-{fingerprint(list(digests))}.json"
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        tables = [[tuple(map(np.array, zip(*kept[key])))] if kept[key] else [] for key in ("near", "mirrored")]
+        return Alike(*map(_pairs, tables))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    (thumbnails,) = measure_images(paths, digests, [THUMBNAIL], what)
+    structure = FineStructure.of(thumbnails)
+    found = Alike(find_near(thumbnails, structure), find_mirrored(thumbnails, structure))
+    rows = {f.name: list(zip(*(column.tolist() for column in astuple(getattr(found, f.name))))) for f in fields(found)}
+    with contextlib.suppress(OSError):
+        write_text_atomic(path, json.dumps(rows))
+    return found
+
+
+# ---------------------------------------------------------------- clusters
+
+
+class UnionFind:
+    """Keys that belong together; of a set the least key, by `order`, speaks for it."""
+
+    def __init__(self, order: Callable[[str], object] = lambda key: key) -> None:
+        self.parent: dict[str, str] = {}
+        self.order = order
+
+    def find(self, key: str) -> str:
+        top = key
+        while (parent := self.parent.get(top, top)) != top:
+            top = parent
+        while (parent := self.parent.get(key, key)) != top:  # a long chain is walked once
+            self.parent[key], key = top, parent
+        return top
+
+    def join(self, a: str, b: str) -> bool:
+        """Whether they were apart before."""
+        low, high = sorted((self.find(a), self.find(b)), key=self.order)
+        self.parent[high] = low
+        return low != high
+
+
+def clusters_of(names: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[tuple[str, ...]]:
+    """Sets of two names and more that pairs of rows connect, each sorted, in order of their first names."""
+    union = UnionFind()
+    touched = set()
+    for a, b in pairs:
+        union.join(names[a], names[b])
+        touched |= {names[a], names[b]}
+    clusters: dict[str, list[str]] = {}
+    for name in sorted(touched):
+        clusters.setdefault(union.find(name), []).append(name)
+    return [tuple(members) for members in clusters.values()]

@@ -1,0 +1,312 @@
+"""Everything that is to be known of a dataset before anything is trained on it, in one look.
+
+Whatever is wrong with the data becomes a remark; nothing is raised for it, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates, measure_images
+from entrep_cli.data.label_errors import PIXEL_FEATURES, label_suspects, out_of_fold
+from entrep_cli.data.layouts import TestSet, find_test_sets
+from entrep_cli.data.leaks import TRAIN, Picture
+from entrep_cli.data.pixels import probe_images
+from entrep_cli.data.quality import QUALITY, file_mode, quality_frame
+from entrep_cli.data.remarks import Remark, chained, counted, of_copies, of_embeddings, of_files, of_leaks, of_quality, of_split, place_of
+from entrep_cli.data.text_checks import looks_torn, of_texts
+from entrep_cli.errors import DataError
+
+Vectors = Callable[[Catalog], tuple[np.ndarray, str]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a dataset holds, and what is wrong with it.
+
+    Attributes:
+        root: the dataset folder.
+        layouts: "contest in train" and so on.
+        taxonomy: its name.
+        counts: of images: all, labelled, and by class, region, language of the texts, part, size, mode.
+        groups: number of groups, those with several images, the largest.
+        clusters: keys of near-duplicates, exact copies among them, of training and test together.
+        mirrored: pairs of keys of which one is the other flipped.
+        remarks: those that must be mended first.
+        quality: `quality.quality_frame` of all pictures, with their keys as `image`.
+        pictures: by key.
+        suspects: key, label, suggested, p_label, p_suggested, margin; None where they were not looked for.
+        suspects_from: what the suspects were told by.
+    """
+
+    root: Path
+    layouts: tuple[str, ...] = ()
+    taxonomy: str = ""
+    counts: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+    clusters: tuple[tuple[str, ...], ...] = ()
+    mirrored: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    quality: pd.DataFrame | None = None
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    suspects: pd.DataFrame | None = None
+    suspects_from: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing must be mended."""
+        return not any(remark.severity == "must mend" for remark in self.remarks)
+
+    def of_kind(self, kind: str) -> Remark | None:
+        return next((remark for remark in self.remarks if remark.kind == kind), None)
+
+    def names(self, private: bool = False) -> dict[str, str]:
+        """How each picture is called: its key, or a number that tells nothing."""
+        return {key: f"image {i}" if private else key for i, key in enumerate(self.pictures, 1)}
+
+    def as_dict(self, private: bool = False) -> dict[str, Any]:
+        """JSON. `private` leaves out names, texts and places; pictures are numbered."""
+        names = self.names(private)
+        counts = dict(self.counts)
+        if private:
+            counts["parts"] = {part if part == TRAIN else f"test folder {i}": n for i, (part, n) in enumerate(counts["parts"].items())}
+        document = {
+            "ok": self.ok,
+            "data": "" if private else str(self.root),
+            "layouts": [layout.split(" in ")[0] if private else layout for layout in self.layouts],
+            "taxonomy": self.taxonomy,
+            "counts": counts,
+            "groups": self.groups,
+            "remarks": [
+                {
+                    "kind": f.kind,
+                    "severity": f.severity,
+                    "what": f.what,
+                    "mend": f.mend,
+                    "details": [] if private else list(f.details),
+                    "images": [[names[key] for key in those] for those in f.images],
+                }
+                for f in self.remarks
+            ],
+            "near_duplicates": [[names[key] for key in cluster] for cluster in self.clusters],
+            "mirrored": [[names[key] for key in pair] for pair in self.mirrored],
+        }
+        if self.quality is not None:
+            flagged = self.quality[self.quality["flags"].map(bool)]
+            document["quality"] = [
+                {c: _plain(value) for c, value in row.items()} | {"image": names[row["image"]], "flags": list(row["flags"])}
+                for row in flagged.to_dict("records")
+            ]
+        if self.suspects is not None:
+            rows = self.suspects.to_dict("records")
+            document["label_suspects"] = {
+                "from": self.suspects_from,
+                "ranked": [{**{k: _plain(v) for k, v in row.items()}, "image": names[row["image"]]} for row in rows],
+            }
+        return document
+
+
+def inspect_dataset(
+    root: Path,
+    *,
+    labels: bool = False,
+    vectors: Vectors | None = None,
+    read_queries: Callable[..., list[str]] | None = None,
+) -> Inspection:
+    """Look at a whole dataset folder.
+
+    Args:
+        labels: also rank suspected label errors, by predictions out of fold.
+        vectors: gives (N, D) unit embeddings of the images of a catalog, and what they are; with them images
+            that are alike by embedding are told too, and `labels` learns on them instead of on pixels.
+        read_queries: as `submission.tracks.read_queries`, to check query files by; it lies above this module.
+    """
+    remarks: list[Remark] = []
+    catalog = None
+    try:
+        catalog, faults = Catalog.examine(root, near_duplicates=False)
+        remarks += of_files(faults)
+    except DataError as error:
+        remarks.append(Remark("no dataset", "must mend", error.what, error.mend or "", tuple(error.faults)))
+    test_sets = _test_sets(root, remarks)
+    remarks += _of_queries(test_sets, read_queries)
+    pictures = [*_training_pictures(catalog), *_test_pictures(root, test_sets, remarks)]
+    by_key = {p.key: p for p in pictures}
+    alike, quality = _measured(pictures)
+    keys = list(by_key)
+    clusters = clusters_of(keys, alike.near)
+    mirrored = [(keys[a], keys[b]) for a, b in alike.mirrored]
+    remarks += of_quality(quality)
+    suspects, told_by = None, ""
+    if catalog is not None:
+        remarks += of_copies(catalog, by_key, clusters, mirrored)
+        remarks += of_leaks(root, catalog, test_sets, pictures, alike)
+        remarks += of_split(catalog, clusters, mirrored)
+        remarks += of_texts(catalog)
+        features, told_by = vectors(catalog) if vectors is not None else (None, "colours and edges of the pixels")
+        if features is not None:
+            remarks += of_embeddings(catalog, features, told_by, clusters)
+        if labels:
+            suspects = _suspects(catalog, [*clusters, *mirrored], features, told_by, remarks)
+    return Inspection(
+        root=root,
+        layouts=catalog.layouts if catalog is not None else (),
+        taxonomy=catalog.taxonomy.name if catalog is not None else "",
+        counts=_counts(catalog, pictures, quality),
+        groups=_groups(catalog),
+        clusters=tuple(clusters),
+        mirrored=tuple(mirrored),
+        remarks=tuple(sorted(remarks, key=lambda remark: remark.severity != "must mend")),
+        quality=quality,
+        pictures=by_key,
+        suspects=suspects,
+        suspects_from=told_by if labels else "",
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _training_pictures(catalog: Catalog | None) -> list[Picture]:
+    if catalog is None:
+        return []
+    columns = (catalog.frame[c].tolist() for c in ("image", "path", "digest", "width", "height", "label"))
+    return [Picture(name, Path(name).name, TRAIN, Path(path), digest, w, h, label) for name, path, digest, w, h, label in zip(*columns)]
+
+
+def _test_sets(root: Path, remarks: list[Remark]) -> list[TestSet]:
+    try:
+        return find_test_sets(root)
+    except DataError as error:
+        remarks.append(Remark("test folder", "must mend", error.what, error.mend or "", tuple(error.faults)))
+        return []
+
+
+def _test_pictures(root: Path, test_sets: Sequence[TestSet], remarks: list[Remark]) -> list[Picture]:
+    pictures, lines = [], []
+    for test_set in test_sets:
+        place = place_of(test_set, root)
+        probes, unreadable = probe_images(list(test_set.images.values()))
+        lines += [f"{place}/{Path(fault.where or '?').name}: {fault.what}" for fault in unreadable]
+        found = zip(test_set.images.items(), probes)
+        pictures += [Picture(f"{place}/{name}", name, place, path, *probe) for (name, path), probe in found if probe]
+    if lines:
+        what = f"{counted(len(lines), 'test image', 'test images')} that cannot be read."
+        remarks.append(Remark("unreadable test images", "must mend", what, "copy them again from the source", tuple(lines)))
+    return pictures
+
+
+def _of_queries(test_sets: Sequence[TestSet], read_queries: Callable[..., list[str]] | None) -> list[Remark]:
+    faults, torn = [], []
+    for test_set in test_sets if read_queries else ():
+        for track, path in sorted(test_set.queries.items()):
+            try:
+                queries = read_queries(path, track, known_names=set(test_set.images))
+            except DataError as error:
+                faults += [f"{path.name}: {line}" for line in error.faults or [error.what]]
+                continue
+            torn += [f"{query!r} {why}" for query in queries if track == 3 and (why := looks_torn(query))]
+    remarks = []
+    if faults:
+        what = f"{counted(len(faults), 'fault', 'faults')} in query files."
+        remarks.append(Remark("query files", "must mend", what, "one query a line, verbatim, without a header", tuple(faults)))
+    if torn:
+        what = f"{counted(len(torn), 'text query looks', 'text queries look')} like debris of cutting."
+        remarks.append(Remark("debris in queries", "note", what, "answer them as they are: they are keys of the submission", tuple(torn)))
+    return remarks
+
+
+def _measured(pictures: Sequence[Picture]) -> tuple[Alike, pd.DataFrame]:
+    """Near-duplicates and quality; each file is decoded once for both."""
+    paths, digests = [p.path for p in pictures], [p.digest for p in pictures]
+    try:
+        _, measured = measure_images(paths, digests, [THUMBNAIL, QUALITY])
+        alike = find_duplicates(paths, digests)
+    except DataError:  # a file went away after it was read a moment ago
+        measured, alike = np.full((len(pictures), *QUALITY.shape), np.nan), Alike(Pairs.none(), Pairs.none())
+    sizes = [(p.width, p.height) for p in pictures]
+    return alike, quality_frame([p.key for p in pictures], sizes, [file_mode(path) for path in paths], measured)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _suspects(
+    catalog: Catalog, alike: Sequence[Sequence[str]], features: np.ndarray | None, told_by: str, remarks: list[Remark]
+) -> pd.DataFrame | None:
+    """Suspected label errors, by logistic regression out of fold over groups joined by near-duplicates.
+
+    Args:
+        alike: sets of keys of near-duplicates and mirrored copies.
+        features: of the catalog's images; None for those of the pixels.
+    """
+    rows = np.flatnonzero(catalog.frame["label"].isin(catalog.taxonomy.names))
+    own = catalog.subset(catalog.frame["image"].iloc[rows])
+    groups: dict[str, list[str]] = {}
+    for image, group in zip(catalog.images, catalog.groups):
+        groups.setdefault(group, []).append(image)
+    group_of = {image: c[0] for c in clusters_of(catalog.images, chained(catalog.images, [*alike, *groups.values()])) for image in c}
+    try:
+        features = measure_images(own.paths, own.digests, [PIXEL_FEATURES])[0] if features is None else np.asarray(features)[rows]
+        p = out_of_fold(features, own.targets, [group_of.get(image, image) for image in own.images], len(own.taxonomy))
+    except DataError as error:
+        remarks.append(Remark("label suspects", "note", error.what, error.mend or ""))
+        return None
+    frame = label_suspects(p, own.targets)
+    frame.insert(0, "image", [own.images[row] for row in frame.pop("row")])
+    for column in ("label", "suggested"):
+        frame[column] = [own.taxonomy.names[c] for c in frame[column]]
+    if len(frame):
+        right = float((p.argmax(axis=1) == own.targets).mean())
+        columns = zip(*(frame[c] for c in ("image", "label", "p_label", "suggested", "p_suggested")))
+        lines = tuple(f"{image} is {label} ({given:.2f}), seems {other} ({best:.2f})" for image, label, given, other, best in columns)
+        n = counted(len(frame), "suspected label error", "suspected label errors")
+        what = f"{n}, ranked; told by {told_by}, right out of fold in {right:.0%}."
+        shown = tuple((image,) for image in frame["image"])
+        remarks.append(Remark("label suspects", "note", what, "look at the first ones; nothing is changed", lines, shown))
+    return frame
+
+
+# ---------------------------------------------------------------- counts
+
+
+def _counts(catalog: Catalog | None, pictures: Sequence[Picture], quality: pd.DataFrame | None) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "images": sum(not p.is_test for p in pictures),
+        "labelled": sum(bool(p.label) for p in pictures),
+        "parts": dict(Counter(p.part for p in pictures)),
+        "sizes": dict(Counter(f"{p.width} x {p.height}" for p in pictures).most_common()),
+    }
+    if quality is not None:
+        counts["modes"] = dict(Counter(mode or "RGB" for mode in quality["mode"]).most_common())
+        counts["grey_pictures"] = int((quality["colour"] < 2).sum())
+        counts["view"] = round(float(quality["view"].median()), 3)
+    if catalog is not None:
+        frame = catalog.frame
+        en, vi = frame["text_en"] != "", frame["text_vi"] != ""
+        counts["classes"] = catalog.counts()
+        counts["regions"] = {region: int((frame["region"] == region).sum()) for region in catalog.taxonomy.regions}
+        languages = {"English": en & ~vi, "Vietnamese": vi & ~en, "both": en & vi, "none": ~en & ~vi}
+        counts["texts"] = {name: int(rows.sum()) for name, rows in languages.items()}
+        tied = {key for keys in frame["findings"] for key in keys if not key.startswith("pair:")}
+        counts["findings"] = len(tied)
+    return counts
+
+
+def _groups(catalog: Catalog | None) -> dict[str, int]:
+    if catalog is None:
+        return {}
+    sizes = Counter(catalog.groups.tolist())
+    return {"groups": len(sizes), "several_images": sum(n > 1 for n in sizes.values()), "largest": max(sizes.values(), default=0)}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
