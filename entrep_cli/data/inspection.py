@@ -6,7 +6,7 @@ Whatever is wrong with the data becomes a remark; nothing is raised for it, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates, measure_images
+from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates
 from entrep_cli.data.label_errors import PIXEL_FEATURES, label_suspects, out_of_fold
 from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.leaks import TRAIN, Picture
+from entrep_cli.data.measures import measure_images
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.quality import QUALITY, file_mode, quality_frame
 from entrep_cli.data.remarks import Remark, chained, counted, of_copies, of_embeddings, of_files, of_leaks, of_quality, of_split, place_of

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from entrep_cli.data.duplicates import Measure
 from entrep_cli.data.images import field_of_view
+from entrep_cli.data.measures import Measure
 from entrep_cli.errors import DataError
 
 FOLDS = 5

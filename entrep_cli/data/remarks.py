@@ -156,6 +156,9 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters:
     more = clusters_of(names, [(a, b) for a, b in find_alike(vectors) if not known(names[a], names[b])])
     if not more:
         return []
+    if 2 * sum(map(len, more)) > len(names):
+        what = f"Most images are alike by embedding ({told_by}): it puts whole classes in one place, and tells no copies."
+        return [Remark("alike by embedding", "note", what, "leave out --run, or name one that is not fine-tuned")]
     n = counted(len(more), "cluster", "clusters")
     what = f"{n} of images alike by embedding alone ({told_by}), {sum(map(len, more))} images."
     mend, lines = "look at them: frames of one exam, perhaps", tuple(map(", ".join, more))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from entrep_cli.data import duplicates
+from entrep_cli.data import measures
 from entrep_cli.data.duplicates import (
     THUMBNAIL,
     FineStructure,
@@ -17,11 +17,11 @@ from entrep_cli.data.duplicates import (
     find_mirrored,
     find_near,
     hamming,
-    measure_images,
     perceptual_hashes,
     thumbnail,
 )
 from entrep_cli.data.images import pixel_digest
+from entrep_cli.data.measures import measure_images
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import cache_dir
 from tests.data.scenes import crop, jpeg, scene
@@ -162,7 +162,7 @@ def files(tmp_path):
 def test_files_are_decoded_once_and_the_result_is_kept(files, monkeypatch):
     found = find_duplicates(*files)
     assert list(found.near) == [(0, 1)] and list(found.mirrored) == [(0, 2), (1, 2)]
-    monkeypatch.setattr(duplicates, "decode_images", None)
+    monkeypatch.setattr(measures, "decode_images", None)
     again = find_duplicates(*files)
     for name in ("near", "mirrored"):
         for column in ("first", "second", "bits", "likeness"):

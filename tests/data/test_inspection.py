@@ -110,7 +110,10 @@ PLANTED: dict[str, tuple[Plant, dict[str, str]]] = {
         lambda d: d.rows.update({FIRST: ["exam nose-left 0", "gai vách ngăn", "gai vách ngăn"]}),
         {"wrong language": "note"},
     ),
-    "English as Vietnamese": (lambda d: d.rows.update({FIRST: ["exam nose-left 0", "septal spur", "septal spur"]}), {"wrong language": "note"}),
+    "English as Vietnamese": (
+        lambda d: d.rows.update({FIRST: ["exam nose-left 0", "septal spur", "septal spur"]}),
+        {"wrong language": "note"},
+    ),
     "debris": (lambda d: d.rows.update({FIRST: ["exam nose-left 0", "toward the nasopharynx", "gai vách ngăn"]}), {"debris": "note"}),
     "text of another organ": (
         lambda d: d.rows.update({FIRST: ["exam nose-left 0", "retracted eardrum", "màng nhĩ co lõm"]}),
@@ -222,6 +225,8 @@ def test_alike_by_embedding_alone(made):
 
     found = inspect_dataset(made.write(), vectors=vectors)
     assert [r.kind for r in found.remarks] == ["alike by embedding"] and len(found.remarks[0].images) == 1
+    collapsed = inspect_dataset(made.root, vectors=lambda catalog: (np.ones((len(catalog), 1)), "embeddings of run x"))
+    assert [r.kind for r in collapsed.remarks] == ["alike by embedding"] and not collapsed.remarks[0].images
 
 
 def test_private_tells_no_name_text_or_place(made):

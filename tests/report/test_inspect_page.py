@@ -19,7 +19,8 @@ def found(tmp_path):
     """Two classes of hostile names, with a near-duplicate and a dark image."""
     labels = {}
     (tmp_path / "data" / "imgs").mkdir(parents=True)
-    images = {HOSTILE: scene(0), "a.png": jpeg(scene(0), 60), "b.png": scene(2).point(lambda v: v // 9), **{f"{i}.png": scene(i) for i in range(3, 7)}}
+    images = {HOSTILE: scene(0), "a.png": jpeg(scene(0), 60), "b.png": scene(2).point(lambda v: v // 9)}
+    images |= {f"{i}.png": scene(i) for i in range(3, 7)}
     for i, (name, image) in enumerate(images.items()):
         image.save(tmp_path / "data" / "imgs" / name)
         labels[name] = CLASS if i % 2 else "throat"
