@@ -34,7 +34,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
 Groups = Annotated[
     str,
-    typer.Option(help="Images that must stay together: auto (groups.csv, else the patient id in names; and near-duplicates), exam (likewise, by exam), none."),
+    typer.Option(
+        help="Images that must stay together: auto (groups.csv, else the patient id in names, and near-duplicates), "
+        "exam (likewise, by exam), none."
+    ),
 ]
 MaskGroups = Annotated[
     bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's own group are left out of the answers.")

@@ -343,7 +343,8 @@ def test_near_duplicates_and_mirrored_copies_join_groups(tmp_path):
 
     from tests.data.scenes import jpeg, scene
 
-    made = {"a.png": scene(1), "b.png": jpeg(scene(1), 60), "c.png": ImageOps.mirror(scene(1)), "d.png": scene(2), "e.png": jpeg(scene(2), 60)}
+    made = {"a.png": scene(1), "b.png": jpeg(scene(1), 60), "c.png": ImageOps.mirror(scene(1))}
+    made |= {"d.png": scene(2), "e.png": jpeg(scene(2), 60)}
     (tmp_path / "imgs").mkdir()
     for name, image in {**made, "f.png": scene(3), "g.png": scene(4)}.items():
         image.save(tmp_path / "imgs" / name)

@@ -18,7 +18,9 @@ def test_debris(text):
     assert looks_torn(text)
 
 
-@pytest.mark.parametrize("text", [*ENGLISH, *VIETNAMESE, "earwax obstructing the external auditory canal", "bleeding polyp (left)", "no polyp"])
+@pytest.mark.parametrize(
+    "text", [*ENGLISH, *VIETNAMESE, "earwax obstructing the external auditory canal", "bleeding polyp (left)", "no polyp"]
+)
 def test_whole_findings_are_not_debris(text):
     assert not looks_torn(text)
 

@@ -13,7 +13,11 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("capabilities", "expected", "said"),
-    [({"avx512_bf16": True}, "bf16", "avx512_bf16"), ({"amx_bf16": False, "avx512_f": True}, "fp32", "no instructions"), ({}, "fp32", "no ")],
+    [
+        ({"avx512_bf16": True}, "bf16", "avx512_bf16"),
+        ({"amx_bf16": False, "avx512_f": True}, "fp32", "no instructions"),
+        ({}, "fp32", "no instructions"),
+    ],
 )
 def test_on_a_cpu_its_instructions_decide_and_not_the_hour(monkeypatch, capabilities, expected, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
