@@ -22,6 +22,7 @@ KINDS = {
     "pixels": "decoded images of a set, by content and preprocessing",
     "features": "vectors of frozen backbones and towers",
     "images": "size and digest of images that were looked at",
+    "measures": "thumbnails and quality of images that were inspected",
 }
 _FRESH = 10.0  # seconds in which the process that wrote a file may not have opened it yet
 _ABANDONED = 3600.0  # a temporary file that nobody has written to for so long is of a process that was killed
