@@ -9,7 +9,7 @@ import typer
 
 from entrep_cli import console
 from entrep_cli.commands import options
-from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import MANIFEST, Run, data_dir, data_dir_exists, open_run, runs_dir, write_json_atomic
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ def evaluate(
         return _evaluate_submission(submission, truth, track, data, run)
     if truth is not None or track is not None:
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
-    if part not in ("train", "val", "test", "queries"):
-        raise UsageError(f"There is no part {part!r}.", mend="--part train, val, test or queries")
     options.check_class_aware(class_aware, class_weight)
     return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, data, run, device)
 
@@ -68,35 +66,13 @@ def _evaluate_part(
 ) -> dict[str, Any]:
     import torch
 
-    from entrep_cli.data.splits import read_catalog_and_split
-    from entrep_cli.experiments.scored import scored_part, seen_by
+    from entrep_cli.experiments.scored import open_scored
     from entrep_cli.methods.hybrid import show_stages
-    from entrep_cli.methods.runs import in_classes_of, load_model
     from entrep_cli.scoring.parts import finding_texts, score_part
 
-    opened = open_run(run_name)
-    root = data_dir(data)
-    catalog, split = read_catalog_and_split(root)
-    manifest = opened.manifest
-    if manifest["data"]["catalog"] != catalog.fingerprint:
-        raise RunError(f"Run {opened.name!r} was trained on other data.", where=opened.folder, mend="name its dataset with --data")
-    if manifest["split"]["fingerprint"] != split.fingerprint:
-        raise RunError(
-            f"Run {opened.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
-            where=opened.folder,
-            mend="make the same split again (its settings are in run.json), or train again",
-        )
-    own_fold = manifest["split"]["fold"]
-    fold = own_fold if fold is None else fold
-    notes = []
-    if fold != own_fold:
-        notes.append(f"run {opened.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
-    model = load_model(opened, device)
-    images = in_classes_of(model, scored_part(catalog, split, root, part, fold))
-    if not len(images):
-        raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
-    seen = seen_by(opened, model, images, catalog, root, part)
-    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (catalog, split))
+    scored = open_scored(run_name, data_dir(data), part, fold=fold, device=device)
+    opened, model, images, seen, notes = scored.run, scored.model, scored.images, scored.seen, list(scored.notes)
+    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (scored.catalog, scored.split))
     if aware["validation"] is not None and part == "val":
         notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
     texts = _text_queries(model, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
@@ -104,13 +80,12 @@ def _evaluate_part(
     for queries, n in scores.fell_back.items():
         if n:
             notes.append(f"{rule}: {n} queries ({queries}) have no candidate of their predicted class; for them the whole part was ranked")
-    title = f"run {opened.name}, part {part}" + ("" if fold is None else f", fold {fold}")
-    stem = opened.path("evaluation", part if fold == own_fold else f"{part}-fold-{fold}")
+    title = scored.title
     more = {"class_aware": {**aware, "fell_back": scores.fell_back}}
     if hasattr(model, "decide_images"):
         more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])
-    return _show(title, stem, images.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
+    return _show(title, scored.stem, images.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
 
 
 def _text_queries(model: Model, texts: list[str], rule: ClassRule, notes: list[str]) -> TextQueries | None:

@@ -2,22 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.queries import only_test_set
-from entrep_cli.data.splits import Split
+from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Model
+from entrep_cli.methods.runs import in_classes_of, load_model
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.sets import folder_items, part_embeddings, set_name
 from entrep_cli.retrieval.text_queries import text_vectors
 from entrep_cli.scoring.parts import TextQueries, finding_texts
 from entrep_cli.submission.truth import labelled_test
-from entrep_cli.workspace import Run
+from entrep_cli.workspace import Run, open_run
 
 QUERIES = "queries"
 PARTS = ("val", "test", QUERIES)  # what an experiment may be scored on: never what it has learned from
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run and a part of its dataset, as the run sees it.
+
+    Attributes:
+        part: `train`, `val`, `test` or `queries`; `fold`: the fold kept for testing, None of a split into parts.
+        images: the part, labelled in the classes of the model.
+        seen: its embeddings and probabilities, in the same order.
+        notes: what a reader of its scores must know.
+    """
+
+    run: Run
+    model: Model
+    catalog: Catalog
+    split: Split
+    part: str
+    fold: int | None
+    images: Catalog
+    seen: Embeddings
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"run {self.run.name}, part {self.part}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def stem(self) -> Path:
+        """Where what is made of the part is written, without a suffix: `<run>/evaluation/<part>`."""
+        own = self.run.manifest["split"]["fold"]
+        return self.run.path("evaluation", self.part if self.fold == own else f"{self.part}-fold-{self.fold}")
+
+
+def open_scored(run_name: str | None, root: Path, part: str, *, fold: int | None = None, device: str = "auto") -> Scored:
+    """A run on a part of the dataset that it was trained on; the images are embedded where they are not yet.
+
+    Args:
+        run_name: as for `open_run`.
+        part: `train`, `val`, `test` of the split, or `queries`.
+        fold: another fold than the run's own, which is told in the notes.
+
+    Raises:
+        RunError: the run was trained on other data or another split, or the part is empty.
+    """
+    if part not in ("train", *PARTS):
+        raise UsageError(f"There is no part {part!r}.", mend="--part train, val, test or queries")
+    run = open_run(run_name)
+    catalog, split = read_catalog_and_split(root)
+    manifest = run.manifest
+    if manifest["data"]["catalog"] != catalog.fingerprint:
+        raise RunError(f"Run {run.name!r} was trained on other data.", where=run.folder, mend="name its dataset with --data")
+    if manifest["split"]["fingerprint"] != split.fingerprint:
+        raise RunError(
+            f"Run {run.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
+            where=run.folder,
+            mend="make the same split again (its settings are in run.json), or train again",
+        )
+    own_fold = manifest["split"]["fold"]
+    fold = own_fold if fold is None else fold
+    notes = []
+    if fold != own_fold:
+        notes.append(f"run {run.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
+    model = load_model(run, device)
+    images = in_classes_of(model, scored_part(catalog, split, root, part, fold))
+    if not len(images):
+        raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
+    seen = seen_by(run, model, images, catalog, root, part)
+    return Scored(run, model, catalog, split, part, fold, images, seen, tuple(notes))
 
 
 def check_scored(on: str) -> None:

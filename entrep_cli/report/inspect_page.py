@@ -5,17 +5,15 @@ All names and texts are escaped by the template engine; pictures are scaled down
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from entrep_cli import __version__
-from entrep_cli.console import visible
 from entrep_cli.data.images import ImageError, read_image
 from entrep_cli.data.inspection import Inspection
 from entrep_cli.data.remarks import Remark
+from entrep_cli.report.pages import data_uri, render
 from entrep_cli.workspace import write_text_atomic
 
 THUMBNAIL = 128  # pixels of the longer side; some 4 kB each
@@ -40,10 +38,6 @@ def write_page(inspection: Inspection, path: Path, *, private: bool = False) -> 
 
 def page(inspection: Inspection, *, private: bool = False) -> str:
     """The page as HTML; for the arguments see `write_page`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    engine = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    engine.filters["visible"] = visible
     document = inspection.as_dict(private)
     thumbnails = _Thumbnails(inspection, private)
     bands = [
@@ -58,7 +52,8 @@ def page(inspection: Inspection, *, private: bool = False) -> str:
         "Sizes": _first(document["counts"].get("sizes", {})),
         "Modes": document["counts"].get("modes", {}),
     }
-    return engine.get_template("inspect_page.html.j2").render(
+    return render(
+        "inspect_page.html.j2",
         ok=inspection.ok,
         title="Inspection" if private else f"Inspection of {inspection.root.absolute().name}",
         place=document["data"],
@@ -85,11 +80,7 @@ class _Thumbnails:
             return ""
         if key not in self.made:
             try:
-                image = read_image(self.inspection.pictures[key].path)
-                image.thumbnail((THUMBNAIL, THUMBNAIL))
-                file = io.BytesIO()
-                image.save(file, "JPEG", quality=80)
-                self.made[key] = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+                self.made[key] = data_uri(read_image(self.inspection.pictures[key].path), THUMBNAIL)
             except ImageError:
                 self.made[key] = ""
         return self.made[key]
