@@ -11,6 +11,13 @@ reaches 2, so float64 holds each of them exactly: no rounding happens, in whatev
 The rounding of the coordinates moves a cosine by some 1e-8, less than float32 itself can tell.
 Scores are rounded once, to float32, and ties are decided on these float32 scores: what a reader
 sees as equal is equal. A bonus, where one is given, is a float32 too and is added to the cosine.
+
+Where few answers of a large gallery are wanted, one float32 product of the matrices finds the
+candidates and only these get the exact product: the same answer at a fraction of the price. Let e
+bound the distance of the two products (`product_error`) and t be the k-th best float32 product. Then
+k items have an exact one of t - e or more, so each of the k best has, and its float32 product is
+t - 2e or more: nobody else need be looked at. Where so many pass that it saves nothing (a gallery of
+copies), the exact products of all are taken.
 """
 
 from __future__ import annotations
@@ -30,6 +37,11 @@ _GRID = 2.0**26
 _TILE = 1024  # gallery rows on the grid at a time: they stay in the processor's cache
 _SCORES_AT_ONCE = 2**22  # a block's working memory is some 50 bytes a score
 _FEWEST_QUERIES = 64  # below this, putting the gallery on the grid costs more than the product
+_PRODUCTS_AT_ONCE = 2**24  # as above; a float32 product takes some 9 bytes
+_PRODUCT_TILE = 2**14  # gallery rows in a float32 product at a time: a memory map is never read whole
+_PAIRS_AT_ONCE = 2**20  # coordinates of candidates on the grid at a time
+_LARGE_GALLERY = 256  # times k: from here on candidates are found first
+_CROWDED = 64  # where more than one item in so many is a candidate, the exact products of all cost less
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +138,17 @@ def ranked_blocks(
                 f"{len(queries)} queries and {len(gallery)} gallery items."
             )
     masks = [match_codes(*pair) for pair in exclude]
+    by_candidates = bonus is None and k is not None and len(gallery) >= _LARGE_GALLERY * k
+    if by_candidates:
+        block_size = block_size or max(_FEWEST_QUERIES // 4, _PRODUCTS_AT_ONCE // len(gallery))
     block_size = block_size or max(_FEWEST_QUERIES, _SCORES_AT_ONCE // max(1, len(gallery)))
     for start in range(0, len(queries), block_size):
         rows = slice(start, min(start + block_size, len(queries)))
-        scores = exact_products(queries[rows], gallery)
-        for query_codes, gallery_codes in masks:
-            scores[query_codes[rows, None] == gallery_codes] = -np.inf
+        own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
+        if by_candidates:
+            yield rows, _best_by_candidates(queries[rows], gallery, k, own)
+            continue
+        scores = _masked(exact_products(queries[rows], gallery), own)
         if bonus is not None:
             scores += bonus(rows, ~np.isneginf(scores))  # -inf stays -inf: a mask holds
         yield rows, _best(scores, k)
@@ -214,6 +231,69 @@ def exact_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return scores
 
 
+def product_error(dimensions: int) -> float:
+    """How far a float32 product of two unit rows can be from their exact product of `exact_products`.
+
+    Whatever the order of the sum, of n products it is off by n u / (1 - n u) sum |x y| at most, u = 2**-24
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1), and sum |x y| is 1 for
+    unit rows, 1.03 for what `rank` takes as such. The grid moves a coordinate by 2**-27 at most, so a
+    product of rows by 2 sqrt(n) 2**-27; the last terms are the rounding of the exact product and of a
+    comparison in float32.
+    """
+    n_units = dimensions * 2.0**-24
+    return 1.03 * (n_units / (1 - n_units) + 2 * dimensions**0.5 * 2**-27 + dimensions * 2**-54) + 2 * 2**-23
+
+
+def _masked(scores: np.ndarray, masks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    for query_codes, gallery_codes in masks:
+        scores[query_codes[:, None] == gallery_codes] = -np.inf
+    return scores
+
+
+def _best_by_candidates(
+    queries: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]
+) -> Ranking:
+    """The same as `_best` of the exact products, from a float32 product and the exact ones of its best."""
+    n_queries, n_gallery = len(queries), len(gallery)
+    left = np.ascontiguousarray(queries, np.float32)
+    products = np.empty((n_queries, n_gallery), np.float32)
+    for start in range(0, n_gallery, _PRODUCT_TILE):
+        tile = np.asarray(gallery[start : start + _PRODUCT_TILE], np.float32)
+        np.matmul(left, tile.T, out=products[:, start : start + _PRODUCT_TILE])
+    _masked(products, masks)
+    kth = np.partition(products, n_gallery - k, axis=1)[:, n_gallery - k]
+    # What is masked is no candidate, even of a query to which fewer than k are left.
+    least = np.maximum(kth - np.float32(2 * product_error(queries.shape[1])), np.finfo(np.float32).min)
+    query, row = np.nonzero(products >= least[:, None])
+    n_candidates = np.bincount(query, minlength=n_queries)
+    crowded = n_candidates > n_gallery // _CROWDED
+    of_few = ~crowded[query]
+    query, row = query[of_few], row[of_few]
+    n_candidates[crowded] = 0
+
+    gridded = _on_grid(queries)
+    scores = np.empty(len(query), np.float32)
+    n_pairs = max(1, _PAIRS_AT_ONCE // queries.shape[1])
+    for start in range(0, len(query), n_pairs):
+        pairs = slice(start, start + n_pairs)
+        exact = np.einsum("nd,nd->n", gridded[query[pairs]], _on_grid(gallery[row[pairs]]))
+        np.multiply(exact, _GRID**-2, out=scores[pairs], casting="same_kind")
+    order = np.lexsort((row, -scores, query))
+    place = np.arange(len(order)) - np.repeat(n_candidates.cumsum() - n_candidates, n_candidates)
+    order, place = order[place < k], place[place < k]
+    indices = np.full((n_queries, k), -1, np.int64)
+    best = np.full((n_queries, k), -np.inf, np.float32)
+    indices[query[order], place] = row[order]
+    best[query[order], place] = scores[order] + np.float32(0)
+    rest, at_once = np.flatnonzero(crowded), max(_FEWEST_QUERIES, _SCORES_AT_ONCE // n_gallery)
+    for start in range(0, len(rest), at_once):
+        some = rest[start : start + at_once]
+        own = [(query_codes[some], gallery_codes) for query_codes, gallery_codes in masks]
+        ranked = _best(_masked(exact_products(queries[some], gallery), own), k)
+        indices[some], best[some] = ranked.indices, ranked.scores
+    return Ranking(indices, best)
+
+
 def _best(scores: np.ndarray, k: int | None) -> Ranking:
     n_queries, n_gallery = scores.shape
     width = n_gallery if k is None else k
@@ -225,7 +305,7 @@ def _best(scores: np.ndarray, k: int | None) -> Ranking:
     order = keys & 0xFFFFFFFF
     indices = np.full((n_queries, width), -1, np.int64)
     best = np.full((n_queries, width), -np.inf, np.float32)
-    best[:, :kept] = np.take_along_axis(scores, order, axis=1)
+    best[:, :kept] = np.take_along_axis(scores, order, axis=1) + np.float32(0)  # no zero is negative
     indices[:, :kept] = np.where(np.isneginf(best[:, :kept]), -1, order)
     return Ranking(indices, best)
 

@@ -81,6 +81,47 @@ def test_neither_block_nor_tile_changes_a_bit(seed, n_queries, n_gallery, k):
         assert same(rank(queries, gallery, k), whole)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 99), st.integers(1, 40), st.sampled_from([1, 3, 10]), st.sampled_from([2, 24, 512]),
+    st.sampled_from([0.0, 1e-7, 1e-5, 1.0]), st.booleans(), st.sampled_from([4, 64, 10**9]),
+)  # fmt: skip
+def test_candidates_first_gives_the_same_bits_as_all_products(seed, n_gallery, k, dimensions, spread, masked, crowded):
+    """Copies, near-copies within the error of float32, and rows far apart; with so many candidates that all are taken, and without."""
+    rng = np.random.default_rng(seed)
+    centres = unit_rows(3, dimensions, seed)[rng.integers(3, size=n_gallery)]
+    gallery = centres + np.float32(spread) * unit_rows(n_gallery, dimensions, seed + 1)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    queries = np.concatenate([unit_rows(5, dimensions, seed + 2), gallery[:4]])
+    keys = [(rng.integers(3, size=len(queries)), rng.integers(3, size=n_gallery))] if masked else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_LARGE_GALLERY", 10**9)
+        whole = rank(queries, gallery, k, keys)
+        patch.setattr(module, "_LARGE_GALLERY", 1)
+        patch.setattr(module, "_CROWDED", n_gallery / crowded)
+        patch.setattr(module, "_PRODUCT_TILE", 7)
+        patch.setattr(module, "_PAIRS_AT_ONCE", 5 * dimensions)
+        for block_size in (None, 1, 4):
+            assert same(rank(queries, gallery, k, keys, block_size=block_size), whole)
+
+
+def test_a_float32_product_is_no_further_off_than_its_bound():
+    for dimensions in (1, 7, 512, 2048):
+        rows, others = (np.abs(unit_rows(40, dimensions, seed)) for seed in (0, 1))
+        gap = np.abs(rows @ others.T - module.exact_products(rows, others)).max()
+        assert gap <= module.product_error(dimensions) < 3e-4
+
+
+def test_a_large_gallery_is_ranked_by_candidates(monkeypatch):
+    queries, gallery = unit_rows(9, 32), unit_rows(6000, 32, seed=1)
+    gallery[5::600] = gallery[5]
+    whole = rank(queries, gallery, None)
+    monkeypatch.setattr(module, "exact_products", lambda *_: pytest.fail("all products were taken"))
+    top = rank(queries, gallery, 20)
+    assert np.array_equal(top.indices, whole.indices[:, :20])
+    assert np.array_equal(top.scores, whole.scores[:, :20])
+
+
 def test_copies_of_a_vector_tie_wherever_they_stand_and_keep_gallery_order():
     gallery = unit_rows(3001, 512, seed=2)
     copies = np.sort(np.random.default_rng(0).choice(3001, 40, replace=False))
