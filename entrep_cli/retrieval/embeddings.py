@@ -21,7 +21,8 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.errors import RunError
-from entrep_cli.workspace import METRICS, Run, file_sha256, fingerprint, write_bytes_atomic, write_json_atomic, write_text_atomic
+from entrep_cli.retrieval.rows import Rows
+from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, fingerprint, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
@@ -62,13 +63,13 @@ class Embeddings:
 
     Attributes:
         items: the images.
-        vectors: (N, D) float32 unit rows.
-        probabilities: (N, C) float32 over the run's classes.
+        vectors: (N, D) float32 unit rows; a memory map, or `Rows` of several, where they come from disk.
+        probabilities: (N, C) float32 over the run's classes, likewise.
     """
 
     items: Items
-    vectors: np.ndarray
-    probabilities: np.ndarray
+    vectors: np.ndarray | Rows
+    probabilities: np.ndarray | Rows
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,14 +84,16 @@ class Embeddings:
 
     @classmethod
     def joined(cls, sets: Sequence[Embeddings]) -> Embeddings:
-        """Several sets as one; an image that comes again, of the same name and pixels, is left out."""
-        whole = cls(
-            Items(*(np.concatenate([getattr(s.items, c) for s in sets]) for c in _COLUMNS)),
-            np.concatenate([s.vectors for s in sets]),
-            np.concatenate([s.probabilities for s in sets]),
-        )
-        first = {key: i for i, key in reversed(list(enumerate(zip(whole.items.image, whole.items.digest))))}
-        return whole.take(sorted(first.values()))
+        """Several sets as one; an image that comes again, of the same name and pixels, is left out.
+
+        Vectors and probabilities stay where they are, as `Rows` of the sets.
+        """
+        items = Items(*(np.concatenate([getattr(s.items, c) for s in sets]) for c in _COLUMNS))
+        first = {key: i for i, key in reversed(list(enumerate(zip(items.image, items.digest))))}
+        if len(sets) == 1 and len(first) == len(items):
+            return sets[0]
+        kept = np.array(sorted(first.values()), np.int64)
+        return cls(items.take(kept), Rows([s.vectors for s in sets], kept), Rows([s.probabilities for s in sets], kept))
 
 
 def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool = False) -> Embeddings:
@@ -183,9 +186,8 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], wanted: st
     """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none."""
     (folder / "manifest.json").unlink(missing_ok=True)
     for file, array in arrays.items():
-        content = io.BytesIO()
-        np.save(content, array.astype(np.float32), allow_pickle=False)
-        write_bytes_atomic(folder / file, content.getbuffer())
+        with atomic_path(folder / file) as temporary, open(temporary, "wb") as content:
+            np.save(content, array.astype(np.float32, copy=False), allow_pickle=False)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)

@@ -17,6 +17,7 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.ranking import rank
+from entrep_cli.retrieval.search import rank_by_store
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
@@ -89,15 +90,17 @@ def answer_track(
     pool = _gallery(run, model, data, test_set, gallery, asked if track == 2 else [])
     if track == 2:
         seen = _named(_test_embeddings(run, model, data, test_set), asked)
-        own = ["image", "digest", *(["group"] if mask_groups else [])]
+        own = {key: getattr(seen.items, key) for key in ("image", "digest", *(["group"] if mask_groups else []))}
         vectors, classes = np.asarray(seen.vectors), np.asarray(seen.probabilities)
-        exclude = [(getattr(seen.items, key), getattr(pool.items, key)) for key in own]
     else:
         texts = templated(asked, template)
-        vectors, exclude = text_vectors(model, texts), []
+        vectors, own = text_vectors(model, texts), {}
         classes = np.empty(0) if rule.mode == "off" else text_probabilities(model, texts)
     given = np.asarray(pool.probabilities)
-    ranking = rank(vectors, np.asarray(pool.vectors), top_k, exclude, bonus=rule.bonus(classes, given))
+    ranking = rank_by_store(run, pool, vectors, top_k, own) if rule.mode == "off" else None
+    if ranking is None:
+        exclude = [(keys, getattr(pool.items, column)) for column, keys in own.items()]
+        ranking = rank(vectors, pool.vectors, top_k, exclude, bonus=rule.bonus(classes, given))
     empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
     if empty:
         raise DataError(

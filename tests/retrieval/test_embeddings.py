@@ -141,7 +141,10 @@ def test_the_flip_is_no_part_of_the_gallery(items, run):
     open_run_index(run)  # as good as before
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sets": {}}', "null"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"sets": {}}', "null", '{"sets": {}, "images": 5, "files": {"../other.faiss": "0"}}', '{"sets": {}, "images": 5, "store": 3}'],
+)
 def test_a_damaged_index_is_told(items, run, content):
     embeddings_of(run, "test", items, Mean())
     build_run_index(run)
@@ -188,8 +191,12 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(items, run, tmp_pat
 
 def test_joined_sets_count_a_name_once(items):
     whole = embed_items(Mean(), items)
-    joined = Embeddings.joined([whole.take([0, 1, 2]), whole.take([2, 3])])
+    sets = [whole.take([0, 1, 2]), whole.take([2, 3])]
+    joined = Embeddings.joined(sets)
     assert joined.items.image.tolist() == ["0.png", "1.png", "2.png", "3.png"]
+    assert np.shares_memory(joined.vectors[:3], sets[0].vectors)  # nothing was copied
+    assert np.array_equal(joined.vectors, whole.vectors[:4]) and np.array_equal(joined.probabilities, whole.probabilities[:4])
+    assert Embeddings.joined([whole]) is whole
     namesake = replace(whole, items=replace(whole.items, digest=np.array(["other"] * 5, dtype=object)))
     assert len(Embeddings.joined([whole, namesake])) == 10  # two pictures of one name are two
 
@@ -216,6 +223,6 @@ def test_an_index_older_than_the_embeddings_is_refused(items, run):
         open_run_index(run)
     build_run_index(run)
     manifest = run.path("index", "manifest.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sha256": "0" * 64}))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {"shard-0.faiss": "0" * 64}}))
     with pytest.raises(RunError, match="not the one"):
         open_run_index(run)

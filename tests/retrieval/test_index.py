@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from entrep_cli.errors import RunError
-from entrep_cli.retrieval.index import build_index, load_index, save_index, search_index
+from entrep_cli.retrieval.index import build_shards, load_index, measured_recall, save_index, search_index
 from entrep_cli.retrieval.ranking import rank
 
 
@@ -13,9 +13,14 @@ def unit_rows(n, dimensions, seed=0):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def build_index(gallery):
+    (index,) = build_shards(gallery)
+    return index
+
+
 def test_an_exact_index_agrees_with_the_ranking():
     queries, gallery = unit_rows(20, 32), unit_rows(200, 32, seed=1)
-    found = search_index(build_index(gallery), queries, 10)
+    found = search_index(list(build_shards(gallery)), queries, 10)
     exact = rank(queries, gallery, 10)
     assert np.array_equal(found.indices, exact.indices)
     assert np.allclose(found.scores, exact.scores, atol=1e-6)
@@ -23,7 +28,7 @@ def test_an_exact_index_agrees_with_the_ranking():
 
 def test_equal_scores_come_in_gallery_order_and_missing_answers_as_minus_one():
     gallery = np.repeat(unit_rows(1, 8), 5, axis=0)
-    found = search_index(build_index(gallery), gallery[:1], 7)
+    found = search_index(list(build_shards(gallery)), gallery[:1], 7)
     assert found.indices.tolist() == [[0, 1, 2, 3, 4, -1, -1]]
     assert np.isneginf(found.scores[0, 5:]).all()
 
@@ -34,10 +39,34 @@ def test_a_large_set_is_searched_by_cells_and_finds_nearly_all():
     centres = unit_rows(30, 16)[rng.integers(30, size=3000)]
     gallery = centres + 0.05 * rng.standard_normal((3000, 16))
     gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
-    index = build_index(gallery, exact_up_to=1000)
-    assert index.nlist == 219 and index.nprobe == 13
-    found = search_index(index, gallery[:200], 1).indices[:, 0]
+    shards = list(build_shards(gallery, exact_up_to=1000, shard_rows=1300))
+    assert [shard.ntotal for shard in shards] == [1300, 1300, 400]
+    assert all(shard.nlist == 219 and shard.nprobe == 13 for shard in shards)
+    found = search_index(shards, gallery[:200], 1).indices[:, 0]
     assert (found == np.arange(200)).mean() > 0.95
+    for shard in shards:
+        shard.nprobe = 1
+    recall = measured_recall(shards, gallery)
+    exact = rank(gallery, gallery, 10).indices
+    by_hand = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, search_index(shards, gallery, 10).indices)])
+    assert 0.1 < recall < 0.99 and abs(recall - by_hand) < 0.05
+    for shard in shards:
+        shard.nprobe = shard.nlist
+    assert measured_recall(shards, gallery) == pytest.approx(1, abs=0.002)
+
+
+def test_shards_answer_as_one_index_does(tmp_path):
+    queries, gallery = unit_rows(20, 32), unit_rows(200, 32, seed=1)
+    gallery[[3, 70, 150]] = gallery[3]
+    queries[0] = gallery[3]
+    whole = search_index(list(build_shards(gallery)), queries, 10)
+    shards = []
+    for i, shard in enumerate(build_shards(gallery, shard_rows=64)):
+        shards.append(load_index(tmp_path / f"{i}.faiss", save_index(shard, tmp_path / f"{i}.faiss")))
+    found = search_index(shards, queries, 10)
+    assert len(shards) == 4 and np.array_equal(found.indices, whole.indices) and np.allclose(found.scores, whole.scores, atol=1e-6)
+    assert found.indices[0, :3].tolist() == [3, 70, 150]
+    assert search_index(shards, queries, 300).indices.shape == (20, 300)
 
 
 def test_a_round_trip_through_a_file(tmp_path):
@@ -46,7 +75,7 @@ def test_a_round_trip_through_a_file(tmp_path):
     digest = save_index(build_index(gallery), path)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    found = search_index(load_index(path, digest), gallery, 1)
+    found = search_index([load_index(path, digest)], gallery, 1)
     assert found.indices[:, 0].tolist() == list(range(50))
 
 
@@ -56,14 +85,16 @@ def test_another_file_than_the_hashed_one_is_never_parsed(tmp_path, monkeypatch)
     path = tmp_path / "index.faiss"
     digest = save_index(build_index(unit_rows(5, 4)), path)
     path.write_bytes(path.read_bytes() + b"\0")
-    monkeypatch.setattr(faiss, "deserialize_index", lambda data: pytest.fail("was parsed"))
+    monkeypatch.setattr(faiss, "read_index", lambda *_: pytest.fail("was parsed"))
     with pytest.raises(RunError, match="not the one its manifest describes") as error:
         load_index(path, digest)
     assert error.value.mend == "entrep index" and error.value.where == str(path)
-    with pytest.raises(RunError, match="cannot be read"):
-        load_index(tmp_path / "none.faiss", digest)
+    (tmp_path / "empty.faiss").touch()
+    for name in ("none.faiss", "empty.faiss"):
+        with pytest.raises(RunError, match="cannot be read"):
+            load_index(tmp_path / name, digest)
 
 
 def test_queries_of_another_model_are_refused():
     with pytest.raises(RunError, match="8 dimensions and the index has 4"):
-        search_index(build_index(unit_rows(5, 4)), unit_rows(2, 8), 1)
+        search_index(list(build_shards(unit_rows(5, 4))), unit_rows(2, 8), 1)

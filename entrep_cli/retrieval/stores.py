@@ -1,0 +1,255 @@
+"""A gallery in Milvus instead of a FAISS file: one that is larger than the machine, or that many share.
+
+    manifest = build_store(address("milvus"), gallery, sets, run.path("index"))
+    store = open_store(manifest, gallery, sets, run.path("index"))
+    found = store.search(query, 20, {"group": "exam 7"})
+
+An address is a file (`NAME.db`, kept by milvus-lite within this process; a cluster is the same code) or a
+server (`http://host:19530`), whose token is read from `ENTREP_MILVUS_TOKEN` and written nowhere. A
+collection is named by the fingerprint of the vectors, names, digests and groups in it, so that one of older
+embeddings is never taken for theirs. It holds row numbers, vectors, and for every key that can be masked
+the first row that bears it: filters compare whole numbers, and no text of a user enters an expression.
+
+The vectors are compared one and all (FLAT), in Milvus' own float32; `search.nearest` decides by exact
+products. A milvus-lite file is parsed by milvus-lite: open none that others could have written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from entrep_cli.errors import RunError, UsageError, first_line
+from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.ranking import Ranking
+from entrep_cli.workspace import fingerprint
+
+TOKEN = "ENTREP_MILVUS_TOKEN"
+DEFAULT_FILE = "milvus.db"
+MASKED_BY = ("image", "digest", "group")
+_MOST_ANSWERS = 16_384  # Milvus' own limit for one query
+_FLOATS_AT_ONCE = 2**22  # 16 MiB of the 64 that a message to Milvus may have
+_SECONDS = 60.0
+
+
+def address(store: str) -> str:
+    """A checked `--store`: `milvus` is the file in the run's own index folder.
+
+    Raises:
+        UsageError: it is no address, or bears a password.
+    """
+    if store == "milvus":
+        return DEFAULT_FILE
+    if store.startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(store)
+            _, named = parts.port, parts.hostname
+        except ValueError:
+            named = None
+        if not named:
+            raise UsageError("--store is no address of a server.", mend="--store http://HOST:19530")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise UsageError("An address in --store has neither name nor password.", mend=f"put the token into ${TOKEN}")
+        return store
+    path = Path(store)
+    if path.suffix != ".db" or "://" in store:
+        raise UsageError(f"There is no store {store!r}.", mend="--store milvus, --store FILE.db or --store http://HOST:19530")
+    return str(path.absolute())
+
+
+class MilvusStore:
+    """A collection that holds a gallery, open for searching.
+
+    Args:
+        client: a `pymilvus.MilvusClient`.
+        collection: its name.
+        gallery: whose rows it holds.
+        where: the address, for messages.
+    """
+
+    def __init__(self, client: Any, collection: str, gallery: Embeddings, where: str) -> None:
+        self.client, self.collection, self.gallery, self.where = client, collection, gallery, where
+
+    def search(self, query: np.ndarray, k: int, own: Mapping[str, str]) -> Ranking:
+        """The k best rows for a query (1, D) without those that bear one of its own keys; float32 products as Milvus sums them.
+
+        Args:
+            own: keys of `MASKED_BY`; "" masks nothing.
+
+        Raises:
+            RunError: the store does not answer.
+        """
+        filters = []
+        for key, value in own.items():
+            rows = np.flatnonzero(getattr(self.gallery.items, key) == value) if value else ()
+            if len(rows):
+                filters.append(f"{_field(key)} != {int(rows[0])}")
+        with _told(self.where):
+            hits = self.client.search(
+                self.collection,
+                data=[np.asarray(query, np.float32)[0]],
+                limit=min(k, _MOST_ANSWERS),
+                filter=" and ".join(filters),
+                search_params={"metric_type": "IP"},
+                timeout=_SECONDS,
+            )[0]
+        rows, scores = np.array([int(hit["row"]) for hit in hits], np.int64), np.array([hit["distance"] for hit in hits], np.float32)
+        order = np.lexsort((rows, -scores))
+        return Ranking(rows[order][None], scores[order][None])
+
+
+def build_store(uri: str, gallery: Embeddings, sets: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Put a gallery into a store; what the index's manifest keeps of it.
+
+    Args:
+        uri: from `address`.
+        sets: fingerprints of the sets in the gallery.
+        folder: that a relative file lies in.
+
+    Raises:
+        RunError: Milvus is not installed, cannot be reached, or refuses.
+    """
+    name = _collection(gallery, sets)
+    if not _is_server(uri):
+        path = folder / uri
+        if path.exists() and not (path / "LOCK").is_file():
+            raise RunError("What has this name was not made by milvus-lite, and is left alone.", where=path, mend="--store with another file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _connected(uri, folder) as client:
+        client.drop_collection(name)  # what a build that was cut short has left
+        _create(client, name, gallery.vectors.shape[1])
+        columns = {_field(key): _first_rows(getattr(gallery.items, key)) for key in MASKED_BY}
+        at_once = max(1, _FLOATS_AT_ONCE // gallery.vectors.shape[1])
+        for start in range(0, len(gallery), at_once):
+            vectors = gallery.vectors[start : start + at_once]
+            rows = [
+                {"row": start + i, "vector": vector, **{field: column[start + i] for field, column in columns.items()}}
+                for i, vector in enumerate(vectors)
+            ]
+            client.insert(name, rows, timeout=_SECONDS)
+        client.flush(name, timeout=_SECONDS)
+    return {"uri": uri, "collection": name}
+
+
+def open_store(store: Mapping[str, Any], gallery: Embeddings, sets: Mapping[str, str], folder: Path) -> MilvusStore:
+    """The store of a manifest.
+
+    Args:
+        store: what `build_store` returned.
+        gallery, sets: the run's embeddings now.
+
+    Raises:
+        RunError: it cannot be reached, or does not hold these embeddings.
+    """
+    name, uri = _collection(gallery, sets), str(store["uri"])
+    if name != store["collection"]:
+        raise RunError("The store is older than the embeddings.", where=_shown(uri, folder), mend=_mend(uri))
+    if not _is_server(uri) and not (folder / uri).exists():
+        raise RunError("The store of the index is gone.", where=_shown(uri, folder), mend=_mend(uri))
+    with _connected(uri, folder, keep=True) as client:
+        held = 0
+        if client.has_collection(name, timeout=_SECONDS):
+            client.load_collection(name, timeout=_SECONDS)
+            held = client.query(name, filter="", output_fields=["count(*)"], timeout=_SECONDS)[0]["count(*)"]
+        if held != len(gallery):
+            raise RunError(
+                f"The store holds {held} of {len(gallery)} images of the run.", where=_shown(uri, folder), mend=_mend(uri)
+            )
+    return MilvusStore(client, name, gallery, _shown(uri, folder))
+
+
+def drop_store(store: Mapping[str, Any], folder: Path) -> None:
+    """Remove a collection that is no longer used, if it can be had."""
+    uri = str(store.get("uri"))
+    if _is_server(uri) or (folder / uri).exists():
+        with contextlib.suppress(RunError), _connected(uri, folder) as client:
+            client.drop_collection(str(store.get("collection")))
+
+
+def _collection(gallery: Embeddings, sets: Mapping[str, str]) -> str:
+    items = gallery.items
+    return "entrep_" + fingerprint([sets, gallery.vectors.shape[1], list(zip(items.image, items.digest, items.group))])
+
+
+def _create(client: Any, name: str, dimensions: int) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimensions)
+    for key in MASKED_BY:
+        schema.add_field(_field(key), DataType.INT64)
+    params = client.prepare_index_params()
+    params.add_index("vector", index_type="FLAT", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=params, consistency_level="Strong", timeout=_SECONDS)
+
+
+def _field(key: str) -> str:
+    return f"{key}_row"
+
+
+def _first_rows(column: np.ndarray) -> list[int]:
+    """For each key the first row that bears it; -1 for none."""
+    first: dict[str, int] = {}
+    return [first.setdefault(key, i) if key else -1 for i, key in enumerate(column)]
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _shown(uri: str, folder: Path) -> str:
+    return uri if _is_server(uri) else str(folder / uri)
+
+
+def _mend(uri: str) -> str:
+    return f"`entrep index --store {'milvus' if uri == DEFAULT_FILE else uri}`"
+
+
+@contextlib.contextmanager
+def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
+    """A client; closed at the end unless it is kept and nothing went wrong."""
+    try:
+        from pymilvus import MilvusClient
+
+        if not _is_server(uri):
+            import milvus_lite  # noqa: F401 - pymilvus would fail later, with less to say
+    except ImportError as error:
+        raise RunError(f"Milvus is not installed: {error}.", mend="pip install 'entrep[milvus]'") from error
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what is told here in a sentence
+    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+    where = _shown(uri, folder)
+    with _told(where):
+        client = MilvusClient(uri=where, token=os.environ.get(TOKEN, "") if _is_server(uri) else "", timeout=_SECONDS)
+        try:
+            yield client
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                client.close()
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Milvus' own errors as ours."""
+    from pymilvus import MilvusException
+
+    try:
+        yield
+    except (MilvusException, OSError) as error:
+        said = str(getattr(error, "message", "") or first_line(error)).strip().splitlines()[0]
+        raise RunError(
+            f"The store does not answer: {said.rstrip('.')}.",
+            where=where,
+            mend=f"start the server or mend the address (its token is ${TOKEN}); a file is open in one process at a time; "
+            "`entrep index` builds an index without a store",
+        ) from error
