@@ -223,8 +223,8 @@ def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
             import milvus_lite  # noqa: F401 - pymilvus would fail later, with less to say
     except ImportError as error:
         raise RunError(f"Milvus is not installed: {error}.", mend="pip install 'entrep[milvus]'") from error
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what is told here in a sentence
-    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+    for name in ("pymilvus", "milvus_lite", "grpc"):  # they log tracebacks of what is told here in a sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     where = _shown(uri, folder)
     with _told(where):
         client = MilvusClient(uri=where, token=os.environ.get(TOKEN, "") if _is_server(uri) else "", timeout=_SECONDS)

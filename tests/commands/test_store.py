@@ -26,7 +26,7 @@ def test_search_and_predict_answer_the_same(trained, phantom, entrep, monkeypatc
     made = entrep("index", "--store", "milvus", "--json").json
     assert made["kind"] == "milvus" and not list((run / "index").glob("*.faiss"))
     assert answers() == before
-    assert len(asked) > 84 and {"image", "digest", "group"} in [set(own) for own in asked]
+    assert len(asked) > 70 and {"image", "digest", "group"} in [set(own) for own in asked]
 
     quiet("index")
     n_asked = len(asked)
