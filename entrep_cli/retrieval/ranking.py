@@ -35,9 +35,9 @@ Bonus = Callable[[slice, np.ndarray], np.ndarray]
 
 _GRID = 2.0**26
 _TILE = 1024  # gallery rows on the grid at a time: they stay in the processor's cache
-_SCORES_AT_ONCE = 2**22  # a block's working memory is some 50 bytes a score
+_SCORES_AT_ONCE = 2**21  # sorting takes some 50 bytes a score
+_PRODUCTS_AT_ONCE = 2**24  # a product takes 4 bytes, to find candidates among them 5 more
 _FEWEST_QUERIES = 64  # below this, putting the gallery on the grid costs more than the product
-_PRODUCTS_AT_ONCE = 2**24  # as above; a float32 product takes some 9 bytes
 _PRODUCT_TILE = 2**14  # gallery rows in a float32 product at a time: a memory map is never read whole
 _PAIRS_AT_ONCE = 2**20  # coordinates of candidates on the grid at a time
 _LARGE_GALLERY = 256  # times k: from here on candidates are found first
@@ -140,18 +140,22 @@ def ranked_blocks(
     masks = [match_codes(*pair) for pair in exclude]
     by_candidates = bonus is None and k is not None and len(gallery) >= _LARGE_GALLERY * k
     if by_candidates:
-        block_size = block_size or max(_FEWEST_QUERIES // 4, _PRODUCTS_AT_ONCE // len(gallery))
-    block_size = block_size or max(_FEWEST_QUERIES, _SCORES_AT_ONCE // max(1, len(gallery)))
-    for start in range(0, len(queries), block_size):
-        rows = slice(start, min(start + block_size, len(queries)))
-        own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
-        if by_candidates:
+        for rows in _blocks(len(queries), block_size or max(_FEWEST_QUERIES // 16, _PRODUCTS_AT_ONCE // len(gallery))):
+            own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
             yield rows, _best_by_candidates(queries[rows], gallery, k, own)
-            continue
-        scores = _masked(exact_products(queries[rows], gallery), own)
-        if bonus is not None:
-            scores += bonus(rows, ~np.isneginf(scores))  # -inf stays -inf: a mask holds
-        yield rows, _best(scores, k)
+        return
+    at_once = block_size or max(_FEWEST_QUERIES, _PRODUCTS_AT_ONCE // max(1, len(gallery)))
+    block_size = block_size or max(_FEWEST_QUERIES // 16, _SCORES_AT_ONCE // max(1, len(gallery)))
+    for block in _blocks(len(queries), at_once):
+        products = exact_products(queries[block], gallery)
+        # A product takes 4 bytes and sorting it 50, so fewer queries at a time are sorted.
+        for part in _blocks(len(products), block_size):
+            rows = slice(block.start + part.start, block.start + part.stop)
+            own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
+            scores = _masked(products[part], own)
+            if bonus is not None:
+                scores += bonus(rows, ~np.isneginf(scores))  # -inf stays -inf: a mask holds
+            yield rows, _best(scores, k)
 
 
 def relevance(ranking: Ranking, query_labels: Keys, gallery_labels: Keys) -> np.ndarray:
@@ -248,6 +252,10 @@ def product_error(dimensions: int) -> float:
     return 1.03 * (n_units / (1 - n_units) + 2 * dimensions**0.5 * 2**-27 + dimensions * 2**-54) + 2 * 2**-23
 
 
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def _masked(scores: np.ndarray, masks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     for query_codes, gallery_codes in masks:
         scores[query_codes[:, None] == gallery_codes] = -np.inf
@@ -289,9 +297,9 @@ def _best_by_candidates(
     best = np.full((n_queries, k), -np.inf, np.float32)
     indices[query[order], place] = row[order]
     best[query[order], place] = scores[order] + np.float32(0)
-    rest, at_once = np.flatnonzero(crowded), max(_FEWEST_QUERIES, _SCORES_AT_ONCE // n_gallery)
-    for start in range(0, len(rest), at_once):
-        some = rest[start : start + at_once]
+    rest = np.flatnonzero(crowded)
+    for part in _blocks(len(rest), max(_FEWEST_QUERIES, _SCORES_AT_ONCE // n_gallery)):
+        some = rest[part]
         own = [(query_codes[some], gallery_codes) for query_codes, gallery_codes in masks]
         ranked = _best(_masked(exact_products(queries[some], gallery), own), k)
         indices[some], best[some] = ranked.indices, ranked.scores
