@@ -9,14 +9,11 @@ each counts. `ratio` is stock time over explicit time, above 1 where explicit is
 of the gradients of their sum of squares; `relative` is it over the largest absolute value.
 """
 
-import argparse
 import copy
-import json
-import os
-import platform
 import time
 from contextlib import nullcontext
-from importlib.metadata import version
+
+from harness import parser, report
 
 from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
 
@@ -26,13 +23,11 @@ import torch
 from entrep_cli.models.attention import explicit_attention, stock_state_dict
 from entrep_cli.models.lora import LoraSettings, add_lora, lora_parameters, merged
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration")
-parser.add_argument("--batch", type=int, default=8, help="images, and texts, a pass")
-parser.add_argument("--repeats", type=int, default=3, help="the fastest of these counts")
-parser.add_argument("--threads", type=int, help="1 is the steadiest on a machine that others use too; default: torch's own choice")
-parser.add_argument("--out", help="a JSON file for the numbers")
-args = parser.parse_args()
+cli = parser(__doc__)
+cli.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration")
+cli.add_argument("--batch", type=int, default=8, help="images, and texts, a pass")
+cli.add_argument("--threads", type=int, help="1 is the steadiest on a machine that others use too; default: torch's own choice")
+args = cli.parse_args()
 if args.threads:
     torch.set_num_threads(args.threads)
 
@@ -122,23 +117,11 @@ for precision in ("float32", "bfloat16 autocast", "bfloat16"):  # the last one c
             f"ratio {speed[f'{tower}, {precision}']['ratio']:.2f}"
         )
 
-report = {
-    "settings": vars(args),
-    "machine": {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-    },
-    "versions": {name: version(name) for name in ("torch", "open_clip_torch", "timm", "peft")},
+results = {
+    "threads": torch.get_num_threads(),
     "replaced": n_replaced,
     "equality": equality,
     "lora": {"trained parameters": n_trained, **lora},
     "speed": speed,
 }
-text = json.dumps(report, indent=2)
-if args.out:
-    with open(args.out, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-else:
-    print(text)
+report(args, results, ("torch", "open_clip_torch", "timm", "peft"))

@@ -9,63 +9,35 @@ Peers that cannot be imported are named under `skipped`. ranx is timed without b
 Run.
 """
 
-import argparse
 import importlib
-import json
-import os
-import platform
-import time
-from importlib.metadata import version
 
 import numpy as np
+from harness import fastest, parser, peer, report
 
+from entrep_cli import mend_torchvision  # noqa: F401 - before torchmetrics imports torchvision
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import score_retrieval
 
 
-def peer(module, package):
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # a broken install (torchvision beside another torch) is no peer
-        print(f"skipped {package}: {type(error).__name__}: {error}")
-        skipped[package] = str(error)
-        return None
-    versions[package] = version(package)
-    return found
-
-
-def fastest(function):
-    times = []
-    for _ in range(args.repeats):
-        start = time.perf_counter()
-        result = function()
-        times.append(time.perf_counter() - start)
-    return min(times), result
-
-
 def compare(question, ours, peers):
-    seconds, expected = fastest(ours)
+    best = fastest({"ours": ours, **peers}, args.repeats)
+    seconds, expected = best.pop("ours")
     print(f"{question}: ours {seconds:.4f} s")
     rows = results[question] = {"ours": {"seconds": seconds}}
-    for name, function in peers.items():
-        theirs, found = fastest(function)
+    for name, (theirs, found) in best.items():
         gap = float(np.abs(np.asarray(found) - expected).max())
         rows[name] = {"seconds": theirs, "ratio": theirs / seconds, "difference": gap}
         print(f"  {name}: {theirs:.4f} s, ratio {theirs / seconds:.1f}, difference {gap:.1e}")
 
 
-parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-)
-parser.add_argument("--queries", type=int, default=844, help="844: the private track 1 folder")
-parser.add_argument("--gallery", type=int, default=1291, help="1291: the training images")
-parser.add_argument("--dimensions", type=int, default=512)
-parser.add_argument("--resamples", type=int, default=1000)
-parser.add_argument("--repeats", type=int, default=3, help="the fastest of these counts")
-parser.add_argument("--out", help="a JSON file for the numbers")
-args = parser.parse_args()
-skipped, results, versions = {}, {}, {"numpy": np.__version__}
+cli = parser(__doc__)
+cli.add_argument("--queries", type=int, default=844, help="844: the private track 1 folder")
+cli.add_argument("--gallery", type=int, default=1291, help="1291: the training images")
+cli.add_argument("--dimensions", type=int, default=512)
+cli.add_argument("--resamples", type=int, default=1000)
+args = cli.parse_args()
+results = {}
 faiss, metrics = peer("faiss", "faiss-cpu"), peer("sklearn.metrics", "scikit-learn")
 torchmetrics, ranx = peer("torchmetrics", "torchmetrics"), peer("ranx", "ranx")
 
@@ -154,11 +126,4 @@ def our_bootstrap():
 
 compare("macro F1 interval", our_bootstrap, {"scikit-learn loop": loop} if metrics else {})
 
-machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-report = {"settings": vars(args), "machine": machine, "versions": versions, "skipped": skipped}
-text = json.dumps({**report, "results": results}, indent=2)
-if args.out:
-    with open(args.out, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-else:
-    print(text)
+report(args, results)
