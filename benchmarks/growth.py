@@ -7,7 +7,7 @@
 Every command runs in a process of its own; the fastest of `--repeats` counts, and the most memory it held.
 The images are small (48 x 32) and made up, in exams of five; the model is a tiny network trained for one
 epoch. `exponent` is p in seconds ~ n^p from one size to the next, after the time that the command takes for
-70 images (its start) is subtracted; likewise of memory. Sorting n things has an exponent of about 1.1, whatever
+210 images (its start) is subtracted; likewise of memory. Sorting n things has an exponent of about 1.1, whatever
 compares all pairs one of 2. `start` is the time of the commands that import no heavy library.
 """
 
@@ -27,7 +27,7 @@ from PIL import Image
 
 CLASSES = ("nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat")
 SMALL = "--backbone test_resnet --weights none --set tune=head --set image.size=32 --set train.batch_size=64 --epochs 1".split()
-FEW = 70
+FEW = 210
 cli = parser(__doc__)
 cli.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
 args = cli.parse_args()

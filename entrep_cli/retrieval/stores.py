@@ -35,8 +35,9 @@ TOKEN = "ENTREP_MILVUS_TOKEN"
 DEFAULT_FILE = "milvus.db"
 MASKED_BY = ("image", "digest", "group")
 _MOST_ANSWERS = 16_384  # Milvus' own limit for one query
-_FLOATS_AT_ONCE = 2**22  # 16 MiB of the 64 that a message to Milvus may have
+_FLOATS_AT_ONCE = 2**20  # 4 MiB of the 64 that a message to Milvus may have
 _SECONDS = 60.0
+_SECONDS_TO_WRITE = 600.0  # milvus-lite writes its files while the caller waits
 
 
 def address(store: str) -> str:
@@ -133,8 +134,8 @@ def build_store(uri: str, gallery: Embeddings, sets: Mapping[str, str], folder: 
                 {"row": start + i, "vector": vector, **{field: column[start + i] for field, column in columns.items()}}
                 for i, vector in enumerate(vectors)
             ]
-            client.insert(name, rows, timeout=_SECONDS)
-        client.flush(name, timeout=_SECONDS)
+            client.insert(name, rows, timeout=_SECONDS_TO_WRITE)
+        client.flush(name, timeout=_SECONDS_TO_WRITE)
     return {"uri": uri, "collection": name}
 
 
@@ -156,7 +157,7 @@ def open_store(store: Mapping[str, Any], gallery: Embeddings, sets: Mapping[str,
     with _connected(uri, folder, keep=True) as client:
         held = 0
         if client.has_collection(name, timeout=_SECONDS):
-            client.load_collection(name, timeout=_SECONDS)
+            client.load_collection(name, timeout=_SECONDS_TO_WRITE)
             held = client.query(name, filter="", output_fields=["count(*)"], timeout=_SECONDS)[0]["count(*)"]
         if held != len(gallery):
             raise RunError(
@@ -241,12 +242,14 @@ def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
 @contextlib.contextmanager
 def _told(where: str) -> Iterator[None]:
     """Milvus' own errors as ours."""
+    import grpc  # with pymilvus, which lets some of its errors through
     from pymilvus import MilvusException
 
     try:
         yield
-    except (MilvusException, OSError) as error:
-        said = str(getattr(error, "message", "") or first_line(error)).strip().splitlines()[0]
+    except (MilvusException, grpc.RpcError, OSError) as error:
+        said = error.details() if isinstance(error, grpc.Call) else getattr(error, "message", "")
+        said = str(said or first_line(error)).strip().splitlines()[0]
         raise RunError(
             f"The store does not answer: {said.rstrip('.')}.",
             where=where,
