@@ -19,6 +19,7 @@ from entrep_cli import __version__, console
 from entrep_cli.commands import (
     ablate,
     cache,
+    compare,
     demo,
     doctor,
     embed,
@@ -60,6 +61,9 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (predict.predict, "A validated submission: entrep predict --track 2"),
         (validate.validate, "Check any submission: entrep validate FILE --track 2"),
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
+    ],
+    "See": [
+        (compare.compare, "Which run is better, by more than chance: entrep compare 'dinov2*'"),
     ],
     "Machine": [
         (demo.demo, "The whole job on phantom data: entrep demo"),

@@ -69,16 +69,8 @@ def open_scored(run_name: str | None, root: Path, part: str, *, fold: int | None
         raise UsageError(f"There is no part {part!r}.", mend="--part train, val, test or queries")
     run = open_run(run_name)
     catalog, split = read_catalog_and_split(root)
-    manifest = run.manifest
-    if manifest["data"]["catalog"] != catalog.fingerprint:
-        raise RunError(f"Run {run.name!r} was trained on other data.", where=run.folder, mend="name its dataset with --data")
-    if manifest["split"]["fingerprint"] != split.fingerprint:
-        raise RunError(
-            f"Run {run.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
-            where=run.folder,
-            mend="make the same split again (its settings are in run.json), or train again",
-        )
-    own_fold = manifest["split"]["fold"]
+    check_trained_on(run, catalog, split, part)
+    own_fold = run.manifest["split"]["fold"]
     fold = own_fold if fold is None else fold
     notes = []
     if fold != own_fold:
@@ -89,6 +81,19 @@ def open_scored(run_name: str | None, root: Path, part: str, *, fold: int | None
         raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
     seen = seen_by(run, model, images, catalog, root, part)
     return Scored(run, model, catalog, split, part, fold, images, seen, tuple(notes))
+
+
+def check_trained_on(run: Run, catalog: Catalog, split: Split, part: str) -> None:
+    """RunError where a run was trained on other data or by another split; no model is loaded."""
+    manifest = run.manifest
+    if manifest["data"]["catalog"] != catalog.fingerprint:
+        raise RunError(f"Run {run.name!r} was trained on other data.", where=run.folder, mend="name its dataset with --data")
+    if manifest["split"]["fingerprint"] != split.fingerprint:
+        raise RunError(
+            f"Run {run.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
+            where=run.folder,
+            mend="make the same split again (its settings are in run.json), or train again",
+        )
 
 
 def check_scored(on: str) -> None:
