@@ -17,7 +17,7 @@ from entrep_cli.experiments.scored import PARTS, QUERIES, check_trained_on, open
 from entrep_cli.methods import method_class
 from entrep_cli.scoring.comparison import Compared, GroupTotals, compare, macro_f1_score, mean_score
 from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
-from entrep_cli.workspace import MANIFEST, Run, open_run, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import MANIFEST, Run, find_run, open_run, runs_dir, write_json_atomic, write_text_atomic
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"  # what marks refer to runs by
 ACCURACY, TEXT_RECALL = "accuracy", "text Recall@1, finding"
@@ -62,7 +62,7 @@ class Comparison:
         contenders: the runs, which marks call a, b, c, ... in this order.
         part, fold, mask_groups: what they were scored on, and how.
         level: of significance.
-        baseline: the place of the run that all are compared with; None where each is with each.
+        baseline: 0 where all are compared with the first alone; None where each is with each.
         scores: by the name of the score.
         notes: what a reader must know.
     """
@@ -175,7 +175,7 @@ def compare_runs(
         part: `test` or `val` of the split, or `queries`.
         fold: another fold than the runs' own.
         level: of significance, between 0 and 1.
-        baseline: the run that all others are compared with; it is added where it is not among them.
+        baseline: the run that all others are compared with; it comes first, and need not be among `names`.
 
     Raises:
         UsageError: fewer than two runs, or more than there are letters.
@@ -185,8 +185,8 @@ def compare_runs(
         raise UsageError(f"Runs cannot be compared on {part!r}.", mend=f"--part {', '.join(PARTS)}")
     if not 0 < level < 1:
         raise UsageError(f"The level must lie between 0 and 1, not be {level}.", mend="--level 0.05")
-    runs = named_runs([*names, *([] if baseline is None else [baseline])])
-    place = None if baseline is None else _place(runs, baseline)
+    runs = named_runs(names if baseline is None else [str(open_run(baseline).folder), *names])
+    place = None if baseline is None else 0
     check_comparable(runs, *read_catalog_and_split(root), part)
     contenders, notes = [], []
     for i, run in enumerate(runs, 1):
@@ -211,7 +211,7 @@ def named_runs(names: Sequence[str]) -> list[Run]:
     errors: list[EntrepError] = []
     for name in names:
         try:
-            for run in _matching(name) if set(name) & set("*?[") else [open_run(name)]:
+            for run in _matching(name) if set(name) & set("*?[") and not find_run(name) else [open_run(name)]:
                 found.setdefault(run.folder.resolve(), run)
         except EntrepError as error:
             errors.append(error)
@@ -287,11 +287,6 @@ def _matching(pattern: str) -> list[Run]:
     if not runs:
         raise RunError(f"No complete run is called {pattern!r}.", where=root, mend="name one that is there, or train it")
     return runs
-
-
-def _place(runs: Sequence[Run], baseline: str) -> int:
-    folder = open_run(baseline).folder.resolve()
-    return [run.folder.resolve() for run in runs].index(folder)
 
 
 def _not_comparable(errors: Sequence[EntrepError]) -> RunError:
