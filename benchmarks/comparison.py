@@ -59,7 +59,8 @@ def settings() -> list[Setting]:
     made += [Setting("equal, many frames an exam", 50, 20), Setting("5 points apart, many frames an exam", 50, 20, (0.8, 0.85))]
     made += [Setting("equal in accuracy, only one fails whole exams", exams, 6, own=(0.45, 0.0)) for exams in (8, 20, 50, 150)]
     independent = {"own": (0.0, 0.0), "shared_exam": 0.0}
-    made += [Setting("equal, frames independent", 50, 6, **independent), Setting("5 points apart, frames independent", 50, 6, (0.8, 0.85), **independent)]
+    made.append(Setting("equal, frames independent", 50, 6, **independent))
+    made.append(Setting("5 points apart, frames independent", 50, 6, (0.8, 0.85), **independent))
     for points in (0, 5, 10):
         what = f"{points} points apart" if points else "equal"
         made.append(Setting(what, 50, 6, (0.8, 0.8 + points / 100), score="macro F1"))

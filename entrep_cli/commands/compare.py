@@ -97,15 +97,14 @@ def _show(found: Comparison) -> None:
     cost = [(f"{c['learned_parameters']:,}", f"{c['parameters']:,}", f"{c['megabytes']:,.1f}", f"{c['seconds']:,.0f}") for c in costs]
     console.table("Cost", ["run", "learned", "parameters", "MB", "s to train"], [(run, *told) for run, told in zip(runs, cost)])
     for score, compared in found.scores.items():
-        differences = compared.differences
-        if len(differences) > _MOST_PAIRS:
-            differences = [d for d in differences if d.significant]
+        all_pairs = compared.differences
+        differences = all_pairs if len(all_pairs) <= _MOST_PAIRS else [d for d in all_pairs if d.significant]
         if not differences:
             continue
-        left_out = "" if len(differences) == len(compared.differences) else f"; the other {len(compared.differences) - len(differences)} pairs are not"
+        left_out = f"; the other {n} pairs are not" if (n := len(all_pairs) - len(differences)) else ""
         console.table(
-            f"Differences in {score}, paired; * is significant{left_out}",
-            ["", "difference", "p", "bootstrap", "McNemar", "alone right"],
+            f"Differences in {score}, paired, and their p-values; * is significant{left_out}",
+            ["", "difference", "swaps, Holm", "bootstrap", "McNemar", "alone right"],
             [(f"{LABELS[d.first]} - {LABELS[d.second]}", *_told(d)) for d in differences],
         )
 

@@ -300,8 +300,9 @@ def _limits(found: Comparison) -> list[str]:
     notes = []
     few = [name for name, compared in found.scores.items() if 2.0 ** (1 - compared.n_groups) * found.n_pairs > found.level]
     if few:
-        n = min(found.scores[name].n_groups for name in few)
-        notes.append(f"with {n} groups and {found.n_pairs} pairs no difference can be significant at {found.level:g}: {'; '.join(few)}")
+        pairs = f"{found.n_pairs} pair{'s' * (found.n_pairs > 1)}"
+        told = "; ".join(f"{name} ({found.scores[name].n_groups} groups)" for name in few)
+        notes.append(f"too few groups: with {pairs} no difference can be significant at {found.level:g} in {told}")
     elif min(compared.n_groups for compared in found.scores.values()) < 20:
         notes.append("under some 20 groups intervals are too narrow, and only large differences are found")
     return notes
