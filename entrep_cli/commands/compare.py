@@ -68,7 +68,9 @@ def compare(
     for note in found.notes:
         console.warn(note)
     console.say(f"Written: {document}, {table}")
-    console.next_commands(*_next(found, options.flags(data=data)))
+    if part != "val":
+        console.say(f"The best of several runs looks better on {part} than it is: choose on val.")
+    console.next_commands(*_next(found, options.flags(data=data), options.flags(fold=fold, baseline=baseline)))
     return found.as_dict() | {"files": [str(document), str(table)]}
 
 
@@ -119,8 +121,12 @@ def _p(value: float) -> str:
     return "n/a" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _next(found: Comparison, data: str) -> list[str]:
-    """Choose without the test part; then submit, join and look at what is best here."""
+def _next(found: Comparison, data: str, more: str) -> list[str]:
+    """Choose without the test part; then submit, join and look at what is best here.
+
+    Args:
+        data, more: options as they are typed, of all commands and of another comparison.
+    """
     from entrep_cli.experiments.comparison import ACCURACY, IMAGE_RECALL, TEXT_RECALL
 
     def named(places: list[int]) -> str:
@@ -128,7 +134,7 @@ def _next(found: Comparison, data: str) -> list[str]:
 
     commands = []
     if found.part != "val":
-        commands.append(f"entrep compare {named(list(range(len(found.contenders))))}{data} --part val")
+        commands.append(f"entrep compare {named(list(range(len(found.contenders))))}{data}{more} --part val")
     image_recall = next((score for score in IMAGE_RECALL if score in found.scores), None)
     for track, score in ((1, ACCURACY), (2, image_recall), (3, TEXT_RECALL)):
         if score in found.scores:
