@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import EntrepError, RunError, UsageError
@@ -210,7 +211,8 @@ def _found(seen: Sequence[Embeddings], temperatures: Sequence[float], val: Catal
     try:
         ranking, _ = ranking_weights([own.vectors for own in seen], relevant, candidates)
     except RunError as error:
-        raise RunError(error.what, mend="give the weights: --weights equal") from error
+        console.warn(f"{error.what} In the rankings all members count alike.")
+        ranking = np.full(len(seen), 1 / len(seen))
     return classes, ranking
 
 
