@@ -49,7 +49,7 @@ def evaluate(
                 "--class-aware ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too"
             )
         if tta:
-            raise UsageError("--tta looks at images, and a submission is answered already.", mend="leave it out; `entrep predict` has it too")
+            raise UsageError("--tta is for images, and a submission is answered already.", mend="leave it out; `entrep predict` has it")
         if truth is None or track is None:
             raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
         return _evaluate_submission(submission, truth, track, data, run)

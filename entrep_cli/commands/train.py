@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    method: Annotated[Optional[str], typer.Argument(help=f"{', '.join(TRAINABLE)} (default: {DEFAULT_METHOD}).", show_default=False)] = None,
+    method: Annotated[
+        Optional[str], typer.Argument(help=f"{', '.join(TRAINABLE)} (default: {DEFAULT_METHOD}).", show_default=False)
+    ] = None,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,

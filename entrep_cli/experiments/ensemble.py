@@ -57,7 +57,8 @@ class Built:
         return {
             "members": [{"run": name, "classes": c, "ranking": r, "temperature": t} for name, c, r, t in columns],
             "validation": {
-                name: {key: interval.as_dict() for key, interval in row.items()} for name, row in zip([*self.names, "ensemble"], self.scores)
+                name: {key: interval.as_dict() for key, interval in row.items()}
+                for name, row in zip([*self.names, "ensemble"], self.scores)
             },
             "gains": {key: {"over": name, **interval.as_dict()} for key, (name, interval) in self.gains.items()},
         }

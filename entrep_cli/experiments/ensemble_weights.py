@@ -41,7 +41,7 @@ def mixture_weights(likelihoods: np.ndarray) -> np.ndarray:
 
 
 def simplex_grid(n_members: int) -> np.ndarray:
-    """(P, M) weights that sum to 1 in equal steps: tenths, or the coarser steps with which there are at most 300 points; equal ones first."""
+    """(P, M) weights that sum to 1: equal ones, then all in steps of a tenth, or in coarser ones where there would be over 300."""
     for steps in range(10, 0, -1):
         bars = list(combinations(range(steps + n_members - 1), n_members - 1)) if _points(n_members, steps) <= _GRID_POINTS else []
         if bars:

@@ -87,7 +87,8 @@ def run_temperature(run: Run, model: Model, read: Callable[[], tuple[Catalog, Sp
             f"The probabilities of run {run.name!r} cannot be calibrated: {error.what}",
             where=error.where or run.folder,
             faults=error.faults,
-            mend=f"leave out --calibrate, or calibrate where the dataset and its split are: `entrep evaluate --run {shlex.quote(run.reference)}`",
+            mend="leave out --calibrate, or calibrate where the dataset and its split are: "
+            f"`entrep evaluate --run {shlex.quote(run.reference)}`",
         ) from error
     with contextlib.suppress(OSError):  # a run of somebody else: then it is fitted again each time
         write_json_atomic(path, {"key": key, **kept, place: found.as_dict()})

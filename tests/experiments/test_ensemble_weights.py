@@ -76,7 +76,8 @@ def test_ranking_weights_do_not_depend_on_how_far_cosines_spread():
     fused = np.concatenate([np.sqrt(w) * v for w, v in zip(weights, (knows, noise))], axis=1)
 
     def recall(rows):
-        return score_retrieval(rows, rows, (labels, labels), name="class", exclude=[(np.arange(60) + 1, np.arange(60) + 1)]).means["recall@1"].value
+        exclude = [(np.arange(60) + 1, np.arange(60) + 1)]
+        return score_retrieval(rows, rows, (labels, labels), name="class", exclude=exclude).means["recall@1"].value
 
     assert recall(fused) >= recall(knows) > recall(noise)
     same, _ = ranking_weights([knows, knows], relevant, candidates)
