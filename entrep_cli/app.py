@@ -23,6 +23,7 @@ from entrep_cli.commands import (
     demo,
     doctor,
     embed,
+    ensemble,
     evaluate,
     index,
     predict,
@@ -49,6 +50,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     "Train": [
         (train.train, "Fit a method, leave a run: entrep train --recipe tiny"),
         (pretrain.pretrain, "Encoders from images without labels: entrep pretrain mics"),
+        (ensemble.ensemble, "Runs that answer together: entrep ensemble clip-lora dinov2"),
         (ablate.ablate, "Which component of a paper helps: entrep ablate mlcf"),
         (reproduce.reproduce, "A paper's tables beside yours: entrep reproduce foregut"),
     ],

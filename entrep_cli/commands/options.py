@@ -63,6 +63,9 @@ RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, sa
 Precision = Annotated[str, typer.Option(help="Of the towers in training: auto (what the machine has units for), fp32, bf16, fp16.")]
 On = Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
 Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Test-time augmentation: look at each image and its flip; sides are kept right.", show_default=False)
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
 FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
 ClassMode = Literal["off", "hard", "soft"]
