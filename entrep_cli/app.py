@@ -23,6 +23,7 @@ from entrep_cli.commands import (
     doctor,
     embed,
     evaluate,
+    explain,
     index,
     predict,
     pretrain,
@@ -60,6 +61,9 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (predict.predict, "A validated submission: entrep predict --track 2"),
         (validate.validate, "Check any submission: entrep validate FILE --track 2"),
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
+    ],
+    "See": [
+        (explain.explain, "Where a model looks, as a picture: entrep explain IMAGE"),
     ],
     "Machine": [
         (demo.demo, "The whole job on phantom data: entrep demo"),

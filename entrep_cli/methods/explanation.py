@@ -56,13 +56,15 @@ class Explained:
     Attributes:
         heat: (N, H, W) float32 in [0, 1], on the CPU. The largest of an image is 1; it is 0 everywhere where
             nothing speaks for the class.
-        by: how, as in "Grad-CAM".
+        by: how, as in "Grad-CAM"; where parts of a hybrid are looked into in different ways, all of them.
+        ways: (N,) how, of each image.
         classes: (N,) the class that was asked about, as an index; -1 for a text.
         parts: (N,) which part of the model is shown, as in "prototypes"; "" where it has one part alone.
     """
 
     heat: torch.Tensor
     by: str
+    ways: tuple[str, ...]
     classes: tuple[int, ...]
     parts: tuple[str, ...]
 
@@ -120,21 +122,20 @@ def explain_images(
             _check_classes(model, asked, len(pixels))
             groups = _of_classes(model, pixels, asked)
         heat = torch.zeros(len(pixels), *pixels.shape[2:])
-        parts, ways = [""] * len(pixels), []
+        parts, ways = [""] * len(pixels), [""] * len(pixels)
         for subject, rows, columns in groups:
             way = _way(subject.tower, by)
-            ways.append(WAYS[way])
             size = _batch_size(subject.tower)
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
                 heat[some] = _upsampled(found, tuple(pixels.shape[2:]), subtract=way == "rollout").cpu()
             for row in rows:
-                parts[row] = subject.part
+                parts[row], ways[row] = subject.part, WAYS[way]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Explained(heat, ", ".join(dict.fromkeys(ways)), tuple(asked), tuple(parts))
+    return Explained(heat, ", ".join(dict.fromkeys(ways)), tuple(ways), tuple(asked), tuple(parts))
 
 
 def _check_classes(model: Model, asked: Sequence[int], n: int) -> None:

@@ -91,6 +91,13 @@ def grad_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     return (weights * features).sum(dim=1).clamp_min(0)
 
 
+def brightest_share(heat: torch.Tensor, part: float = 0.1) -> torch.Tensor:
+    """(N,) share of the heat (N, H, W) that lies on the hottest `part` of the pixels: from `part` where all are alike to 1; 0 without heat."""
+    flat = heat.flatten(1).double()
+    hottest = flat.topk(max(1, round(part * flat.shape[1])), dim=1).values.sum(dim=1)
+    return hottest / flat.sum(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
+
+
 def _readout(attentions: Sequence[torch.Tensor], readout: torch.Tensor | None) -> torch.Tensor:
     first = attentions[0]
     n, tokens = first.shape[0], first.shape[-1]
