@@ -56,21 +56,28 @@ from entrep_cli.workspace import Run, new_run, write_text_atomic  # noqa: E402
 
 CLASSES = {"healthy": "normal", "bead": "foreign-body", "scar": "membrane-scar", "wax": "cerumen"}
 SIZE = 96
-VIT = ["backbone.name=vit_tiny_patch16_224", "backbone.options={patch_size = 8, embed_dim = 128, depth = 4, num_heads = 4}"]
-VIT += ["train.learning_rate=1e-3", "train.backbone_learning_rate=1e-3", "train.epochs=40", "train.patience=0", "train.warmup=0.1"]
+# Flips alone: what else augmentation does would cost more time than the models, and colours are what tells these findings.
+PLAIN = [f"augment.{name}=0" for name in ("rotation", "shift", "zoom", "brightness", "contrast", "saturation", "hue", "grey", "blur")]
+PLAIN += ["train.patience=0", "train.batch_size=16"]
+VIT = [*PLAIN, "backbone.name=vit_tiny_patch16_224", "train.epochs=40"]
+VIT += ["backbone.options={patch_size = 12, embed_dim = 128, depth = 4, num_heads = 4}"]
+VIT += ["train.learning_rate=1e-3", "train.backbone_learning_rate=1e-3"]
 CLIP_VIT = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+    "vision_cfg": {"image_size": SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 12},
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 96, "heads": 4, "layers": 2},
 }
-CLIP_VIT_RATES = ["train.learning_rate=1e-3", "train.backbone_learning_rate=1e-3"]
 # name -> recipe, its settings; all from random weights
 MODELS = {
-    "conv": ("dinov2-tiny", ["train.epochs=15", "train.patience=0"]),
+    "conv": ("dinov2-tiny", [*PLAIN, "train.epochs=15"]),
     "vit": ("dinov2-tiny", VIT),
     "vit-token": ("dinov2-tiny", [*VIT, "backbone.pooling=token"]),
-    "clip": ("tiny", ["train.epochs=20", "train.patience=0"]),
-    "clip-vit": ("tiny", [f"backbone.name={work / 'clip-vit.json'}", "fusion.levels=[2,4]", "train.epochs=40", "train.patience=0", *CLIP_VIT_RATES]),
+    "clip": ("tiny", [*PLAIN, "train.batch_size=28", "train.epochs=15"]),
+    "clip-vit": (
+        "tiny",
+        [*PLAIN, "train.batch_size=28", "train.epochs=40", "train.learning_rate=1e-3", "train.backbone_learning_rate=1e-3"]
+        + [f"backbone.name={work / 'clip-vit.json'}", "fusion.levels=[2,4]"],
+    ),
 }
 
 

@@ -50,6 +50,9 @@ def explain(
 
     _check(len(images), text, class_name, by, save)
     opened = open_run(run)
+    one_sheet = save is not None and _is_png(save)
+    files = [save] * len(images) if one_sheet else _files(images, save or opened.path("explain"), _asked(text, class_name, by))
+    _check_files(images, files)
     names = [row["name"] for row in opened.manifest["taxonomy"]["classes"]]
     _check_class(class_name, names)
     model = load_model(opened, device)
@@ -82,8 +85,6 @@ def explain(
                 looks.append(Look(seen.numpy(), found.heat[i].numpy(), _caption(row)))
             advance(len(some))
 
-    one_sheet = save is not None and _is_png(save)
-    files = [save] * len(images) if one_sheet else _files(images, save or opened.path("explain"), _asked(text, class_name, by))
     title = f"Where run {opened.name} looks" + ("" if text is None else f" for {text!r}")
     if one_sheet:
         explanation_sheet(looks, title, save)
@@ -108,6 +109,13 @@ def _check(n_images: int, text: str | None, class_name: str | None, by: str, sav
         raise UsageError("The pictures cannot be written over that file.", where=save, mend="--save FILE.png, or a folder")
     if _is_png(save) and n_images > _ROWS:
         raise UsageError(f"{n_images} images are too many for one sheet of {_ROWS} or fewer.", mend="name a folder with --save")
+
+
+def _check_files(images: list[Path], files: list[Path]) -> None:
+    """No picture may take the place of an image that is explained."""
+    inputs = {image.resolve() for image in images}
+    if over := [str(file) for file in dict.fromkeys(files) if file.resolve() in inputs]:
+        raise UsageError("The pictures would be written over the images themselves.", faults=over, mend="name another folder with --save")
 
 
 def _check_class(class_name: str | None, names: list[str]) -> None:

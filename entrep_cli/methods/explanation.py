@@ -87,6 +87,8 @@ class _Subject:
     part: str = ""
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in: what is made in it takes no gradient
+@torch.no_grad()
 def explain_images(
     model: Model, pixels: torch.Tensor, *, classes: Sequence[int] | None = None, text: str | None = None, by: str = "auto"
 ) -> Explained:
@@ -108,8 +110,7 @@ def explain_images(
         what = "a class" if classes is not None else "attention rollout, which knows no text"
         raise UsageError(f"A text cannot be shown together with {what}.", mend="leave one of the two out")
     device = next(model.parameters()).device
-    with torch.inference_mode(False), torch.no_grad():
-        pixels = pixels.to(device).clone()  # one made in inference mode takes no gradient
+    pixels = pixels.to(device).clone()
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -284,19 +285,25 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
     if way == "gradient-rollout":
         return _by_attention(subject, pixels, columns)
     layer = last_layer(subject.tower)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         with output_kept(layer) as kept:
             encoded = subject.encode(pixels)
+        features = as_map(kept[0].detach(), subject.tower)
+        if features.shape[2:] == (1, 1):
+            raise UsageError(
+                f"The last map of this model has one place alone at {pixels.shape[-1]} pixels, which tells nothing of where.",
+                mend="train with larger images: --set image.size=224",
+            )
         score = subject.answer(encoded).gather(1, columns[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, kept[:1])
-    return grad_cam(*(as_map(x, subject.tower) for x in (kept[0].detach(), gradient)))
+    return grad_cam(features, as_map(gradient, subject.tower))
 
 
 def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
     """`columns` of the scores, for the gradient-weighted rollout; None for the plain one."""
     n_prefix, grid = token_grid(subject.tower)
     n_tokens = n_prefix + grid[0] * grid[1]
-    with torch.inference_mode(False), torch.set_grad_enabled(columns is not None):
+    with torch.set_grad_enabled(columns is not None):
         with attentions_kept(subject.tower) as kept:
             encoded = subject.encode(pixels)
         # Of mics the other encoder comes after.
