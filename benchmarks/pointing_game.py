@@ -145,7 +145,8 @@ def summary(heat, masks, lit):
 
 
 def show(model, way, row):
-    print(f"{model:10} {way:42}", *(f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in row.items()), sep="  ", flush=True)
+    found = (f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in row.items())
+    print(f"{model:10} {way:42}", *found, sep="  ", flush=True)
 
 
 write_text_atomic(work / "clip-vit.json", json.dumps(CLIP_VIT))
@@ -169,7 +170,7 @@ for name in args.models:
     results[name] = {"accuracy": bootstrap_mean(right).as_dict(), "images": len(ill), "seconds of training": seconds, "ways": {}}
     print(f"{name}: accuracy {bootstrap_mean(right)} on {len(right)} images, {seconds:.0f} s of training")
     rows = results[name]["ways"]
-    for way in WAYS if has_tokens(tower) else ("grad-cam",):
+    for way in WAYS if has_tokens(tower) else ("hires-cam", "grad-cam"):
         start = time.perf_counter()
         heat = explain_images(model, pixels[ill], classes=targets.tolist(), by=way).heat.numpy()
         rows[way] = {**summary(heat, masks, lit), "seconds an image": (time.perf_counter() - start) / len(ill)}

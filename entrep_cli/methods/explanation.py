@@ -31,6 +31,7 @@ from entrep_cli.models.attention_maps import (
     grad_cam,
     gradient_rollout,
     has_tokens,
+    hires_cam,
     last_layer,
     n_blocks,
     output_kept,
@@ -45,7 +46,14 @@ if TYPE_CHECKING:
     from entrep_cli.methods import Model
 
 # What `by` can ask for, and what it is called.
-WAYS = {"rollout": "attention rollout", "gradient-rollout": "gradient-weighted attention rollout", "grad-cam": "Grad-CAM"}
+WAYS = {
+    "rollout": "attention rollout",
+    "gradient-rollout": "gradient-weighted attention rollout",
+    "hires-cam": "HiResCAM",
+    "grad-cam": "Grad-CAM",
+}
+_ATTENTION = ("rollout", "gradient-rollout")
+_PLACES = 6  # a side, of the map that HiResCAM looks at: on the 3 x 3 of a small image nothing is found (benchmarks/pointing_game.py)
 _ATTENTIONS_AT_ONCE = 2**26  # numbers of one pass: 256 MB, and as much again for their gradients
 
 
@@ -98,7 +106,8 @@ def explain_images(
         pixels: (N, 3, H, W) uint8, as the model's `preprocess` makes them.
         classes: (N,) the classes to ask about, as indices into `model.taxonomy`; those predicted where none are given.
         text: ask about a text instead: the cosine of image and text.
-        by: `rollout`, `gradient-rollout`, `grad-cam`; `auto` is what finds most in `benchmarks/pointing_game.py`.
+        by: one of `WAYS`; `auto` is `gradient-rollout` for a ViT, else `hires-cam`. `grad-cam` looks at the last
+            layer, as published; `hires-cam` at the last one that has a map of 6 x 6 places or more (ours).
 
     Raises:
         UsageError: a model, or a tower, that cannot be shown in this way; a text for a model that reads none, a
@@ -271,10 +280,10 @@ def _of_hybrid(model: Hybrid, pixels: torch.Tensor, asked: Sequence[int]) -> lis
 def _way(tower: nn.Module, by: str) -> str:
     """How a tower is looked into; UsageError where it has no attention to be followed."""
     if by == "auto":
-        return "gradient-rollout" if has_tokens(tower) else "grad-cam"
-    if by != "grad-cam" and not has_tokens(tower):
+        return "gradient-rollout" if has_tokens(tower) else "hires-cam"
+    if by in _ATTENTION and not has_tokens(tower):
         kind = type(getattr(tower, "trunk", tower)).__name__
-        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", mend="--by grad-cam")
+        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", mend="--by hires-cam")
     return by
 
 
@@ -284,7 +293,7 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
         return _by_attention(subject, pixels, None)
     if way == "gradient-rollout":
         return _by_attention(subject, pixels, columns)
-    layer = last_layer(subject.tower)
+    layer = last_layer(subject.tower, pixels.shape[-1], _PLACES) if way == "hires-cam" else last_layer(subject.tower)
     with torch.enable_grad():
         with output_kept(layer) as kept:
             encoded = subject.encode(pixels)
@@ -292,11 +301,11 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
         if features.shape[2:] == (1, 1):
             raise UsageError(
                 f"The last map of this model has one place alone at {pixels.shape[-1]} pixels, which tells nothing of where.",
-                mend="train with larger images: --set image.size=224",
+                mend="--by hires-cam looks at an earlier one; or train with larger images: --set image.size=224",
             )
         score = subject.answer(encoded).gather(1, columns[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, kept[:1])
-    return grad_cam(features, as_map(gradient, subject.tower))
+    return (hires_cam if way == "hires-cam" else grad_cam)(features, as_map(gradient, subject.tower))
 
 
 def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ pass of a model, whoever's attention it has (ours, timm's, open_clip's), and lea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -91,8 +92,27 @@ def grad_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     return (weights * features).sum(dim=1).clamp_min(0)
 
 
+def hires_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """What of every place of a feature map speaks for a score, by the gradient at that very place.
+
+        heat = max(0, sum over c of gradients[c] features[c])
+
+    The same as `grad_cam` where all places have one gradient, as before a mean over places. Of an earlier
+    layer they have not, and the mean of gradients loses which place it was that counted.
+
+    Args:
+        features, gradients: as for `grad_cam`.
+
+    Source: Draelos & Carin 2020 (*Use HiResCAM instead of Grad-CAM for faithful explanations*), equation 5.
+    """
+    return (gradients * features).sum(dim=1).clamp_min(0)
+
+
 def brightest_share(heat: torch.Tensor, part: float = 0.1) -> torch.Tensor:
-    """(N,) share of the heat (N, H, W) that lies on the hottest `part` of the pixels: from `part` where all are alike to 1; 0 without heat."""
+    """(N,) share of the heat (N, H, W) that lies on the hottest `part` of the pixels.
+
+    It is `part` where all pixels are alike, 1 where the heat lies nowhere else, and 0 without heat.
+    """
     flat = heat.flatten(1).double()
     hottest = flat.topk(max(1, round(part * flat.shape[1])), dim=1).values.sum(dim=1)
     return hottest / flat.sum(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
@@ -226,28 +246,43 @@ def pools_class_token(tower: nn.Module) -> bool:
     return trunk.global_pool == "token" and trunk.num_prefix_tokens > 0
 
 
-def last_layer(tower: nn.Module) -> nn.Module:
-    """The layer that Grad-CAM looks at: the last stage of a convolutional tower, or what the last block of a ViT reads.
+def last_layer(tower: nn.Module, size: int | None = None, places: int = 1) -> nn.Module:
+    """The layer whose output is looked at: of a convolutional tower a stage, of a ViT what its last block reads.
 
     Not what that block gives: where a class token is pooled, the patches after it no longer count.
+
+    Args:
+        size, places: of a convolutional tower the last stage whose map of images of `size` pixels has so many
+            places a side, or the first stage where none has; without them the last stage.
 
     Raises:
         UsageError: a tower in which it is not known.
     """
     trunk = _trunk(tower)
+    found: nn.Module | None = None
     if has_tokens(tower):
         blocks = trunk.transformer.resblocks if hasattr(trunk, "transformer") else trunk.blocks
-        norm = getattr(blocks[-1], "norm1", getattr(blocks[-1], "ln_1", None))
-        if isinstance(norm, nn.Module):
-            return norm
-    elif hasattr(trunk, "layer4"):  # also open_clip's ModifiedResNet, which tells nothing of its stages
-        return trunk.layer4
-    elif info := getattr(trunk, "feature_info", None):
-        return trunk.get_submodule((info if isinstance(info, list) else info.get_dicts())[-1]["module"])
+        found = getattr(blocks[-1], "norm1", getattr(blocks[-1], "ln_1", None))
+    elif stages := _stages(tower):
+        fine = [name for name, reduction, _ in stages if size is None or size >= places * reduction] or [stages[0][0]]
+        with contextlib.suppress(AttributeError):  # some name a part that only a wrapper of timm's has
+            found = trunk.get_submodule(fine[-1])
+    if isinstance(found, nn.Module):
+        return found
     raise UsageError(
         f"In a tower of the kind {type(trunk).__name__} no layer is known to look into.",
         mend="a ViT can be shown, and a convolutional backbone such as resnet50 or mobilenetv2_100",
     )
+
+
+def _stages(tower: nn.Module) -> list[tuple[str, int, int]]:
+    """Name, pixels a place, and channels of every stage of a convolutional tower; none where they are not known."""
+    trunk = _trunk(tower)
+    if hasattr(trunk, "attnpool"):  # open_clip's ModifiedResNet
+        layers = [f"layer{i}" for i in (1, 2, 3, 4)]
+        return [(name, 4 * 2**i, getattr(trunk, name)[-1].bn3.num_features) for i, name in enumerate(layers)]
+    info = getattr(trunk, "feature_info", None) or []
+    return [(s["module"], s["reduction"], s["num_chs"]) for s in (info if isinstance(info, list) else info.get_dicts())]
 
 
 def as_map(features: torch.Tensor, tower: nn.Module) -> torch.Tensor:
@@ -260,11 +295,10 @@ def as_map(features: torch.Tensor, tower: nn.Module) -> torch.Tensor:
         n_prefix, grid = token_grid(tower)
         return features[:, n_prefix:].transpose(1, 2).unflatten(2, grid)
     if features.ndim == 4:
-        info = getattr(_trunk(tower), "feature_info", None)
-        channels = (info if isinstance(info, list) else info.get_dicts())[-1]["num_chs"] if info else features.shape[1]
-        # Swin and its kin are (N, H, W, C).
-        return features if features.shape[1] == channels else features.permute(0, 3, 1, 2)
-    raise UsageError(f"The last layer of a {type(_trunk(tower)).__name__} gives no map of places.", mend="use a ViT or a convolutional backbone")
+        channels = [n for *_, n in _stages(tower)] or [features.shape[1]]
+        return features if features.shape[1] in channels else features.permute(0, 3, 1, 2)  # Swin and its kin are (N, H, W, C)
+    kind = type(_trunk(tower)).__name__
+    raise UsageError(f"The last layer of a {kind} gives no map of places.", mend="use a ViT or a convolutional backbone")
 
 
 def _trunk(tower: nn.Module) -> nn.Module:

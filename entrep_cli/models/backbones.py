@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         return self.pool(self.features(pixels))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels to tokens (N, T, D) of a transformer, prefix tokens first, or else a map (N, C, H, W), of Swin and its kin (N, H, W, C)."""
+        """Pixels to tokens (N, T, D), prefix tokens first, of a ViT, or a map (N, C, H, W), of Swin and its kin (N, H, W, C)."""
         return self.model.forward_features(self.normalise(pixels))
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:

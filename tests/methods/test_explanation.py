@@ -30,7 +30,7 @@ SIZE = 64
 NAMES = (("left", "side"), ("right", "side"), ("top", "pole"))
 TAXONOMY = Taxonomy("test", tuple(ClassInfo(n, i, region, n, {"en": (f"{n} edge",)}) for i, (n, region) in enumerate(NAMES)))
 VIT = ("backbone.name=test_vit", "backbone.options={patch_size = 16}")
-GRADIENTS, ROLLOUT, CAM = "gradient-weighted attention rollout", "attention rollout", "Grad-CAM"
+GRADIENTS, ROLLOUT, HIRES, CAM = "gradient-weighted attention rollout", "attention rollout", "HiResCAM", "Grad-CAM"
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -75,13 +75,13 @@ def hybrid(threshold: float) -> Hybrid:
 MODELS = {
     "dinov2, patches pooled": (lambda: dinov2(*VIT), GRADIENTS),
     "dinov2, class token": (lambda: dinov2(*VIT, "backbone.pooling=token"), GRADIENTS),
-    "dinov2, conv": (lambda: dinov2("backbone.name=test_resnet"), CAM),
-    "dinov2, conv, gem": (lambda: dinov2("backbone.name=test_efficientnet", "backbone.pooling=gem"), CAM),
+    "dinov2, conv": (lambda: dinov2("backbone.name=test_resnet"), HIRES),
+    "dinov2, conv, gem": (lambda: dinov2("backbone.name=test_efficientnet", "backbone.pooling=gem"), HIRES),
     "clip-lora": (lambda: clip_lora(CLIP, "[1, 2]"), GRADIENTS),
     "clip-lora, explicit": (lambda: clip_lora(CLIP, "[1, 2]", explicit=True), GRADIENTS),
-    "clip-lora, conv": (lambda: clip_lora(CONV_CLIP, "[4, 5]"), CAM),
+    "clip-lora, conv": (lambda: clip_lora(CONV_CLIP, "[4, 5]"), HIRES),
     "prototype": (prototype, GRADIENTS),
-    "prototype, conv": (lambda: prototype(CONV_CLIP), CAM),
+    "prototype, conv": (lambda: prototype(CONV_CLIP), HIRES),
     "prototype of clip-lora": (lambda: Prototype(clip_lora(CLIP, "[2]"), PrototypeRecipe(), TAXONOMY, prototype().prototypes), GRADIENTS),
     "mics": (mics, GRADIENTS),
     "mics, frozen, not fused": (lambda: mics("tune=head", "fuse=false"), GRADIENTS),
@@ -105,8 +105,8 @@ def test_every_model_is_explained_and_left_as_it_was(name):
     found = explain_images(model, images)
     assert found.by == default and set(found.ways) == {default}
     assert found.classes == tuple(answers[1].argmax(dim=1).tolist())
-    for by, way in (("rollout", ROLLOUT), ("gradient-rollout", GRADIENTS), ("grad-cam", CAM)):
-        if default == CAM and by != "grad-cam":
+    for by, way in (("rollout", ROLLOUT), ("gradient-rollout", GRADIENTS), ("hires-cam", HIRES), ("grad-cam", CAM)):
+        if default == HIRES and "rollout" in by:
             with pytest.raises(UsageError, match="no attention over patches"):
                 explain_images(model, images, by=by)
             continue
@@ -154,8 +154,8 @@ def test_heat_lies_where_the_channel_that_counts_is_active():
     assert (channel > 0).any() and channel.shape == (2, 4, 4)
     wanted = nn.functional.interpolate(channel.clamp_min(0)[:, None], (128, 128), mode="bilinear")[:, 0]
     wanted = wanted / wanted.amax(dim=(1, 2), keepdim=True)
-    torch.testing.assert_close(explain_images(model, big, classes=[0, 0]).heat, wanted, atol=1e-4, rtol=1e-4)
-    assert not explain_images(model, big, classes=[1, 1]).heat.any()  # a map of zero and more speaks against it everywhere
+    torch.testing.assert_close(explain_images(model, big, classes=[0, 0], by="grad-cam").heat, wanted, atol=1e-4, rtol=1e-4)
+    assert not explain_images(model, big, classes=[1, 1], by="grad-cam").heat.any()  # a map of zero and more speaks against it everywhere
 
 
 def test_plain_rollout_has_one_map_for_all_classes_and_the_others_have_not():
@@ -183,7 +183,7 @@ def test_a_text_is_shown_on_the_image(name):
 def test_what_cannot_be_asked_is_refused():
     torch.manual_seed(0)
     with pytest.raises(UsageError, match="one place alone at 32 pixels"):
-        explain_images(dinov2("backbone.name=test_resnet"), pixels()[..., :32, :32])
+        explain_images(dinov2("backbone.name=test_resnet"), pixels()[..., :32, :32], by="grad-cam")
     clip = clip_lora(CLIP, "[1, 2]")
     with pytest.raises(UsageError, match="text tower"):
         explain_images(dinov2(*VIT), pixels(), text="a spur")
@@ -220,7 +220,7 @@ def test_of_a_hybrid_what_decided_is_shown():
     found = explain_images(model, images)
     wanted = {1: "prototypes", 2: "region model", 3: "expert side"}
     assert found.parts == tuple(wanted[s] for s in decisions.stages.tolist()) and len(set(found.parts)) > 1
-    assert all(way == (CAM if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
+    assert all(way == (HIRES if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
     # Each part alone tells the same of its images.
     for i, part in enumerate(found.parts):
         own = int(found.classes[i])

@@ -20,6 +20,7 @@ from entrep_cli.models.attention_maps import (
     grad_cam,
     gradient_rollout,
     has_tokens,
+    hires_cam,
     last_layer,
     output_kept,
     pools_class_token,
@@ -63,6 +64,9 @@ def test_grad_cam_by_hand():
     features = torch.tensor([[[[1.0, 2.0], [0.0, 4.0]], [[3.0, 0.0], [1.0, 1.0]]]])
     gradients = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]], [[-4.0, 0.0], [0.0, 0.0]]]])  # means 1 and -1
     assert grad_cam(features, gradients)[0].tolist() == [[0.0, 2.0], [0.0, 3.0]]
+    assert hires_cam(features, gradients)[0].tolist() == [[0.0, 2.0], [0.0, 4.0]]
+    alike = gradients.mean(dim=(2, 3), keepdim=True).expand_as(gradients)
+    assert torch.equal(hires_cam(features, alike), grad_cam(features, gradients))
 
 
 def test_grad_cam_of_a_net_agrees_with_finite_differences():
@@ -165,6 +169,15 @@ def test_the_last_layer_gives_a_map(name):
     found = as_map(kept[0], tower)
     assert found.shape[0] == 2 and found.ndim == 4
     assert found.shape[2:] == (token_grid(tower)[1] if has_tokens(tower) else (5, 5))
+
+
+def test_an_earlier_layer_is_taken_where_the_last_is_too_coarse():
+    tower = timm.create_model("test_resnet", num_classes=0)
+    assert [last_layer(tower, size, 6) for size in (224, 96, 48, 8)] == [tower.layer4, tower.layer3, tower.layer2, first_stage(tower)]
+
+
+def first_stage(tower: nn.Module) -> nn.Module:
+    return tower.get_submodule(tower.feature_info[0]["module"])
 
 
 def test_what_pools_what():
