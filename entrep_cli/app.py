@@ -25,6 +25,7 @@ from entrep_cli.commands import (
     embed,
     ensemble,
     evaluate,
+    explain,
     index,
     predict,
     pretrain,
@@ -65,6 +66,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
     ],
     "See": [
+        (explain.explain, "Where a model looks, as a picture: entrep explain IMAGE"),
         (compare.compare, "Which run is better, by more than chance: entrep compare 'dinov2*'"),
     ],
     "Machine": [
