@@ -26,6 +26,7 @@ from entrep_cli.commands import (
     index,
     predict,
     pretrain,
+    report,
     reproduce,
     search,
     split,
@@ -60,6 +61,9 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (predict.predict, "A validated submission: entrep predict --track 2"),
         (validate.validate, "Check any submission: entrep validate FILE --track 2"),
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
+    ],
+    "See": [
+        (report.report, "A run as one page that opens anywhere: entrep report"),
     ],
     "Machine": [
         (demo.demo, "The whole job on phantom data: entrep demo"),
