@@ -23,6 +23,7 @@ from entrep_cli.commands import (
     doctor,
     embed,
     evaluate,
+    explain,
     index,
     predict,
     pretrain,
@@ -64,6 +65,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     ],
     "See": [
         (report.report, "A run as one page that opens anywhere: entrep report"),
+        (explain.explain, "Where a model looks, as a picture: entrep explain IMAGE"),
     ],
     "Machine": [
         (demo.demo, "The whole job on phantom data: entrep demo"),

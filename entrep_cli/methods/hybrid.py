@@ -184,7 +184,7 @@ class Hybrid(nn.Module):
         return first.embeddings, *self._join(first.probabilities, deferred, later)
 
     def _first(self, pixels: torch.Tensor) -> _First:
-        embeddings, probabilities = self.prototype.infer(_resized(pixels, self.prototype.preprocess.size))
+        embeddings, probabilities = self.prototype.infer(resized(pixels, self.prototype.preprocess.size))
         by = self.prototype.scores(embeddings)[0] if self.recipe.confidence == "similarity" else probabilities
         return _First(embeddings, probabilities, by.amax(dim=1))
 
@@ -195,7 +195,7 @@ class Hybrid(nn.Module):
         def logits(model: Dinov2) -> torch.Tensor:
             key = id(model.backbone)
             if key not in features:
-                features[key] = model.backbone(_resized(pixels, model.preprocess.size))
+                features[key] = model.backbone(resized(pixels, model.preprocess.size))
             return model.head(features[key]).float()
 
         coarse = pixels.new_zeros(len(pixels), 1, dtype=torch.float32) if self.region is None else logits(self.region)
@@ -442,7 +442,7 @@ def _preprocess(wanted: Sequence[Preprocess]) -> Preprocess:
     return max(wanted, key=lambda preprocess: preprocess.size)  # the prototype's, where sizes are equal
 
 
-def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """(N, 3, S, S) uint8 to (N, 3, size, size) uint8."""
     if pixels.shape[-1] == size:
         return pixels
