@@ -69,7 +69,8 @@ def confusion_chart(name: str, title: str, counts: np.ndarray, names: Sequence[s
         for j, column in enumerate(names):
             corner, share = (left + cell * j, top + cell * i), float(shares[i, j])
             tip = element("title", f"{row}, answered {column}: {counts[i, j]} of {counts[i].sum()}")
-            parts.append(rectangle(*corner, cell - 1, cell - 1, "cell right" if i == j else "cell", tip, fill_opacity=0.06 + 0.94 * share))
+            look = "cell right" if i == j else "cell"
+            parts.append(rectangle(*corner, cell - 1, cell - 1, look if share else "cell none", tip, fill_opacity=0.1 + 0.9 * share if share else None))
             if counts[i, j]:
                 # Between a light and a dark cell stands no grey in which both inks are hard to read: the share decides.
                 ink = f"{size} {'on' if share > 0.5 else 'off'}"
@@ -102,8 +103,10 @@ def class_bars(name: str, title: str, names: Sequence[str], scores: Mapping[str,
         return left + value * (WIDTH - left - right)
 
     parts = _vertical_grid(x, top - 4, height - 16)
+    place = 0.0
     for k, key in enumerate(scores):
-        parts += [rectangle(left + 76.0 * k, 2, 10, 10, f"bar b{k}"), text(left + 76.0 * k + 14, 11, key, "small")]
+        parts += [rectangle(place, 2, 10, 10, f"bar b{k}"), text(place + 14, 11, key, "small")]
+        place += 30 + 5.5 * len(key)
     parts.append(text(WIDTH, 11, "F1, images" if "F1" in scores else "images", "small soft", "end"))
     for i, row in enumerate(names):
         y = top + step * i
@@ -160,7 +163,7 @@ def reliability_chart(name: str, title: str, edges: np.ndarray, confidence: np.n
 
 def line_chart(name: str, title: str, lines: Mapping[str, Sequence[float]], epochs: Sequence[int], kept: int = 0) -> Markup:
     """Learning curves over epochs, an axis of their own, the kept epoch marked; values that are none are left out."""
-    left, right, top, plot = 44.0, 10.0, 12.0, 150.0
+    left, right, top, plot = 44.0, 10.0, 20.0, 150.0
     values = [v for series in lines.values() for v in series if math.isfinite(v)]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9:
@@ -179,9 +182,9 @@ def line_chart(name: str, title: str, lines: Mapping[str, Sequence[float]], epoc
     whole = sorted({round(tick) for tick in ticks(first, last, 6)} | ({first} if first == last else set()))
     parts += [text(x(tick), top + plot + 15, tick, "small soft", "middle") for tick in whole]
     if kept:
-        near = "end" if x(kept) > WIDTH / 2 else "start"
-        parts.append(line(x(kept), top, x(kept), top + plot, "kept"))
-        parts.append(text(x(kept) + (-4 if near == "end" else 4), top + 9, f"kept: {kept}", "small soft", near))
+        near = "end" if x(kept) > WIDTH - 80 else "start" if x(kept) < left + 40 else "middle"
+        parts.append(line(x(kept), top - 6, x(kept), top + plot, "kept"))
+        parts.append(text(x(kept), top - 9, f"kept: {kept}", "small soft", near))
     for k, series in enumerate(lines.values()):
         points = [(x(epoch), y(value)) for epoch, value in zip(epochs, series) if math.isfinite(value)]
         look = {"class_": f"curve c{k % N_COLOURS}", "stroke_dasharray": _STROKES[k % len(_STROKES)]}
@@ -220,7 +223,7 @@ def map_chart(name: str, title: str, places: np.ndarray, classes: np.ndarray, re
     box = np.ptp(scaled, axis=0)
     height = float(min(MAP_SIDE, max(box[1] + 48, MAP_SIDE * 0.55)))
     scaled += [MAP_SIDE / 2, height / 2]
-    radius = 9.0 if len(places) < 500 else 7.0 if len(places) < 2500 else 5.0
+    radius = 12.0 if len(places) < 200 else 9.0 if len(places) < 1000 else 6.0
     marks = element("defs", *(element("path", id=f"{name}-m{k}", d=path, transform=f"scale({radius})") for k, path in enumerate(MARKS)))
     points = [
         element("use", href=f"#{name}-m{mark_of(int(c))}", x=float(x), y=float(y), class_=f"p c{c % N_COLOURS} r{r % N_COLOURS}")
