@@ -38,8 +38,7 @@ def report(
         raise UsageError(f"A report is a page, and {str(out)!r} is none.", mend="--out report.html")
     root = data_dir(data)
     scored = open_scored(run, root, part, fold=fold, device=device)
-    flags = "" if private else options.flags(data=data)
-    content = gather(scored, root, private=private, top_k=top_k, flags=flags)
+    content = gather(scored, root, private=private, top_k=top_k, flags=options.flags(data=data))
     path = write_report(content, out or scored.run.path("report.html"))
     s = content.scores.classification
     rows = [("accuracy", s.accuracy), ("macro F1", s.macro_f1)]

@@ -50,7 +50,7 @@ def gather(scored: Scored, root: Path, *, private: bool = False, top_k: int = 6,
     Args:
         private: no names, texts, places or pictures of the data.
         top_k: answers on a contact sheet.
-        flags: options as they are typed, for the commands to run next.
+        flags: options as they are typed, for the commands to run next; left out where they are private.
     """
     validation = None if scored.part == "val" else _validation(scored, root)
     texts = texts_for(scored.model, scored.images)
@@ -97,7 +97,8 @@ def content_of(
     scores = score_part(part, seen, texts=texts)
     console.say(f"Drawing the map of {len(part)} images.")
     manifest = run.manifest
-    place = f"runs/{run.reference}" if private else str(run.folder)
+    # Where things lie is private too; a run by its name alone is found where it is among the others.
+    place, reference, flags = (f"runs/{run.name}", run.name, "") if private else (str(run.folder), run.reference, flags)
     recipe = run.path(CONFIG).read_text("utf-8") if run.path(CONFIG).is_file() else ""
     return Content(
         run=run.name,
@@ -108,7 +109,7 @@ def content_of(
         facts=facts(manifest, recipe, private),
         recipe="" if private else recipe,
         commands=remade(manifest, place, run.name, flags),
-        next_commands=tuple(f"entrep {command}{flags} --run {shlex.quote(run.reference)}" for command in _NEXT),
+        next_commands=tuple(f"entrep {command}{flags} --run {shlex.quote(reference)}" for command in _NEXT),
         taxonomy=part.taxonomy,
         scores=scores,
         calibration=_calibration(scored, validation),

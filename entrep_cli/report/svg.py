@@ -17,7 +17,7 @@ WIDTH = 360.0  # units: pixels on a phone
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:
-    """An SVG element; every attribute and text is escaped.
+    """An SVG element; every attribute and text is escaped, and control characters are made visible.
 
     `_` in the name of an attribute stands for `-`, one at its end for nothing; attributes that are None are left out.
 
@@ -37,15 +37,14 @@ def chart(name: str, title: str, description: str, height: float, children: Iter
         width, height: in units of the drawing.
     """
     ids = f"{name}-title", f"{name}-text"
-    told = (element("title", visible(title), id=ids[0]), element("desc", visible(description), id=ids[1]))
+    told = (element("title", title, id=ids[0]), element("desc", description, id=ids[1]))
     size = {"viewBox": f"0 0 {_spelt(width)} {_spelt(height)}", "width": width, "height": height}
     look = {"class_": "chart", "role": "img", **more}
     return element("svg", *told, *children, **size, **look, aria_labelledby=" ".join(ids))
 
 
 def text(x: float, y: float, content: object, class_: str | None = None, anchor: str | None = None, **more: object) -> Markup:
-    """A text; control characters are made visible."""
-    return element("text", visible(content), x=x, y=y, class_=class_, text_anchor=anchor, **more)
+    return element("text", content, x=x, y=y, class_=class_, text_anchor=anchor, **more)
 
 
 def label(x: float, y: float, name: str, n: int, class_: str | None = None, anchor: str | None = None, **more: object) -> Markup:
@@ -80,5 +79,7 @@ def ticks(low: float, high: float, n: int = 5) -> list[float]:
 
 
 def _spelt(value: object) -> object:
-    """Numbers short, as a drawing needs no more than a hundredth of a unit."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+    """Numbers short, as a drawing needs no more than a hundredth of a unit; texts without control characters."""
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return value if isinstance(value, Markup) else visible(value)
