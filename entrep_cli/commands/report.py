@@ -14,7 +14,7 @@ from entrep_cli.workspace import data_dir
 
 
 def report(
-    run: Annotated[Optional[str], typer.Argument(help="By name or folder (default: the one that finished last).", show_default=False)] = None,
+    run: Annotated[Optional[str], typer.Argument(help="Name or folder (default: the one that finished last).", show_default=False)] = None,
     data: options.Data = None,
     part: Annotated[str, typer.Option(help="test or val of the split; queries: the test folder and its truth.")] = "test",
     fold: Annotated[Optional[int], typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,

@@ -10,15 +10,13 @@ import json
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from entrep_cli import console
-from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.errors import RunError, UsageError
 from entrep_cli.experiments.scored import Scored, scored_part, seen_by, texts_for
 from entrep_cli.methods.runs import in_classes_of
 from entrep_cli.report.content import (
@@ -31,10 +29,10 @@ from entrep_cli.report.content import (
     worst_mistakes,
 )
 from entrep_cli.report.pages import data_uri
-from entrep_cli.report.pictures import SHEET_SIDE, Pictures
+from entrep_cli.report.pictures import Pictures
 from entrep_cli.report.sheets import part_sheets
 from entrep_cli.scoring.calibration import calibration_sample, fit_temperature, reliability, with_temperature
-from entrep_cli.scoring.parts import PartScores, TextQueries, score_part
+from entrep_cli.scoring.parts import TextQueries, score_part
 from entrep_cli.workspace import CONFIG, METRICS
 
 N_MISTAKES = 12

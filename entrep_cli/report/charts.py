@@ -70,7 +70,8 @@ def confusion_chart(name: str, title: str, counts: np.ndarray, names: Sequence[s
             corner, share = (left + cell * j, top + cell * i), float(shares[i, j])
             tip = element("title", f"{row}, answered {column}: {counts[i, j]} of {counts[i].sum()}")
             look = "cell right" if i == j else "cell"
-            parts.append(rectangle(*corner, cell - 1, cell - 1, look if share else "cell none", tip, fill_opacity=0.1 + 0.9 * share if share else None))
+            opacity = 0.1 + 0.9 * share if share else None
+            parts.append(rectangle(*corner, cell - 1, cell - 1, look if share else "cell none", tip, fill_opacity=opacity))
             if counts[i, j]:
                 # Between a light and a dark cell stands no grey in which both inks are hard to read: the share decides.
                 ink = f"{size} {'on' if share > 0.5 else 'off'}"
@@ -240,7 +241,8 @@ def mark_of(index: int) -> int:
 
 def mark(index: int, class_: str) -> Markup:
     """One mark alone, for a legend."""
-    return element("svg", element("path", d=MARKS[mark_of(index)]), viewBox="-1.4 -1.4 2.8 2.8", class_=f"mark {class_}", aria_hidden="true")
+    path = element("path", d=MARKS[mark_of(index)])
+    return element("svg", path, viewBox="-1.4 -1.4 2.8 2.8", class_=f"mark {class_}", aria_hidden="true")
 
 
 def _vertical_grid(x, top: float, bottom: float) -> list[Markup]:

@@ -43,7 +43,7 @@ def pca(vectors: np.ndarray) -> np.ndarray:
     return centred @ axes
 
 
-MAX_TSNE = 2000  # images; t-SNE of them takes some 20 s on two cores, and of twice as many more than a report may
+MAX_TSNE = 2000  # images; its time grows faster than their number, and a report must not take minutes
 
 
 def places(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:

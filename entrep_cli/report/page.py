@@ -19,13 +19,12 @@ from markupsafe import Markup
 from entrep_cli import __version__
 from entrep_cli.console import visible
 from entrep_cli.report import charts
-from entrep_cli.report.content import Content, EmbeddingMap
+from entrep_cli.report.content import MAX_THUMBNAILS, Content, EmbeddingMap
 from entrep_cli.report.pages import render
 from entrep_cli.report.pictures import MAP_SIDE
 from entrep_cli.scoring.intervals import Interval
 from entrep_cli.workspace import write_text_atomic
 
-_BIG = ("recall@1", "mrr", "map")  # of retrieval, in the order of the summary
 _SCORES = {"recall@1": "Recall@1", "recall@5": "Recall@5", "recall@10": "Recall@10", "mrr": "MRR", "map": "mAP"}
 _NAMES = {"class": "by class", "finding": "by finding", "text to finding": "text to image, by finding"}
 
@@ -181,7 +180,6 @@ def _curves(content: Content) -> list[tuple[str, Markup]]:
 def _map(found: EmbeddingMap) -> dict[str, Any]:
     """The drawing, its legends, and what the script needs of each point."""
     drawing, places = charts.map_chart("map-chart", f"Map of embeddings, {found.how}", found.places, found.classes, found.regions)
-    n_pictures = 0 if not found.sprite else min(len(found.captions), -(-len(found.captions) // _step(found)))
     told = {
         "x": np.round(places[:, 0], 1).tolist(),
         "y": np.round(places[:, 1], 1).tolist(),
@@ -190,7 +188,7 @@ def _map(found: EmbeddingMap) -> dict[str, Any]:
         "classNames": [visible(name) for name in found.class_names],
         "columns": found.columns,
         "side": MAP_SIDE,
-        "step": _step(found) if n_pictures else 0,
+        "step": _step(found) if found.sprite else 0,
     }
     counts = np.bincount(found.classes, minlength=len(found.class_names))
     regions = np.bincount(found.regions, minlength=len(found.region_names))
@@ -213,6 +211,5 @@ def script_json(value: Any) -> Markup:
 
 
 def _step(found: EmbeddingMap) -> int:
-    from entrep_cli.report.content import MAX_THUMBNAILS
-
+    """Every how many images one has a picture."""
     return -(-len(found.captions) // MAX_THUMBNAILS)

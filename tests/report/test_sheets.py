@@ -53,7 +53,8 @@ def test_texts_ask_for_images(scored):
 
 
 def test_queries_are_picked_by_their_first_relevant_answer():
-    scores = RetrievalScores(np.array([1, 1, 5, 0, 2, 1, 9]), np.array([0.9, 0.8, 0.2, 0.0, 0.5, 0.7, 0.1]), np.array([1, 1, 1, 0, 1, 1, 1]), "class")
+    first, precision = np.array([1, 1, 5, 0, 2, 1, 9]), np.array([0.9, 0.8, 0.2, 0.0, 0.5, 0.7, 0.1])
+    scores = RetrievalScores(first, precision, np.array([1, 1, 1, 0, 1, 1, 1]), "class")
     best, worst = pick(scores, list("aabbbca"), 2, 2)
     assert worst == [6, 2] and best == [0, 5]  # 3 has no relevant item; 1 is of the class of 0
     assert pick(scores, None, 2, 2)[0] == [0, 1]
