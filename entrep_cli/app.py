@@ -29,6 +29,7 @@ from entrep_cli.commands import (
     index,
     predict,
     pretrain,
+    report,
     reproduce,
     search,
     split,
@@ -66,6 +67,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
     ],
     "See": [
+        (report.report, "A run as one page that opens anywhere: entrep report"),
         (explain.explain, "Where a model looks, as a picture: entrep explain IMAGE"),
         (compare.compare, "Which run is better, by more than chance: entrep compare 'dinov2*'"),
     ],
