@@ -53,8 +53,8 @@ def error(text: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A plain table on stdout; the first column is text, the others are aligned right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: Sequence[str] = ()) -> None:
+    """A plain table on stdout; the first column and those named by `left` are text, the others are aligned right."""
     if mode == "json":
         return
     from rich import box
@@ -64,7 +64,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
-        drawn.add_column(Text(visible(column)), justify="left" if i == 0 else "right", overflow="fold")
+        drawn.add_column(Text(visible(column)), justify="left" if i == 0 or column in left else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(visible(_cell(value))) for value in row))
     # A pipe has no width: never fold there what a program or a log will read.
