@@ -34,6 +34,7 @@ from entrep_cli.commands import (
     validate,
     weights,
 )
+from entrep_cli.commands import app as search_page  # and the command line as a whole is `app`
 from entrep_cli.commands import inspect as inspection  # the library's `inspect` is at work here too
 from entrep_cli.errors import EntrepError, Interrupted
 
@@ -60,6 +61,9 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (predict.predict, "A validated submission: entrep predict --track 2"),
         (validate.validate, "Check any submission: entrep validate FILE --track 2"),
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
+    ],
+    "See": [
+        (search_page.app, "Search in a browser, on this machine alone: entrep app"),
     ],
     "Machine": [
         (demo.demo, "The whole job on phantom data: entrep demo"),
