@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from entrep_cli import __version__, console
 from entrep_cli.commands import (
@@ -92,8 +93,30 @@ GROUPS: dict[str, tuple[str, str, dict[str, tuple[Callable[..., dict[str, Any]],
 }
 GLOBAL_FLAGS = ("--json", "--quiet", "-q")
 
+
+class _Help:
+    """Help that leaves its 80 columns to the words: a flag has no type to show, and a number's range says enough."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if param.param_type_name == "option" and param.metavar is None:
+                if param.is_flag:
+                    param.metavar = ""
+                elif getattr(param, "min", None) is not None:
+                    param.metavar = "N"
+        return params
+
+
+class _Command(_Help, typer.core.TyperCommand): ...
+
+
+class _Group(_Help, typer.core.TyperGroup): ...
+
+
 app = typer.Typer(
     name="entrep",
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -133,7 +156,7 @@ def _register(
 
     # The lines of a docstring are not those of a terminal; its paragraphs are.
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(function) or "").split("\n\n"))
-    (app if group is None else group).command(name, help=text, short_help=short, rich_help_panel=panel)(command)
+    (app if group is None else group).command(name, cls=_Command, help=text, short_help=short, rich_help_panel=panel)(command)
 
 
 for _panel, _commands in PANELS.items():
@@ -141,7 +164,7 @@ for _panel, _commands in PANELS.items():
         _register(_function, _panel, _short)
 for _first, (_panel, _help, _words) in GROUPS.items():
     # Without its second word a command is wrong usage, in --json too; help that nobody asked for would be no document.
-    _group = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+    _group = typer.Typer(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
     for _second, (_function, _short) in _words.items():
         _register(_function, None, _short, _group, _second)
     _what, _example = _help.split(": ")

@@ -68,7 +68,11 @@ FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
 ClassMode = Literal["off", "hard", "soft"]
 ClassAware = Annotated[
     ClassMode,
-    typer.Option("--class-aware", help="Rank by predicted classes too: hard keeps the query's class alone, soft adds a weighted bonus."),
+    typer.Option(
+        "--class-aware",
+        metavar="MODE",
+        help="Rank by predicted classes too: off, hard (only images taken for the query's class) or soft (a weighted bonus).",
+    ),
 ]
 ClassWeight = Annotated[
     Optional[float],

@@ -35,11 +35,12 @@ def search(
     sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Whether a sheet is drawn.")] = True,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep search data/phantom/test/imgs/030bbe2f-2996-4f8d-90ad-d84f7a319be5.png
+    """Example: entrep search 'septal spur'
 
-    Show the embedded images most like an image or a finding, best first, as a table and on a sheet. The
-    image itself and its exact copies are never among the answers. Where the query's class is known, hits
-    and misses are told. With --class-aware all embedded images are ranked exactly, without the index.
+    Show the embedded images most like an image or a finding, best first, as a table and on a sheet. For an
+    image, name its file: entrep search some/image.png. It and its exact copies are never among the answers.
+    Where its class is known, hits and misses are told. With --class-aware all embedded images are ranked
+    exactly, without the index.
     """
     from entrep_cli.data.images import SUFFIXES, ImageError, raise_image_faults, read_image
     from entrep_cli.data.splits import read_catalog_and_split
