@@ -57,7 +57,7 @@ def make_finder(folder: Path, *, text: bool = True, index: bool = True, per_clas
     for i, (label, name, _) in enumerate(rows):
         path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw(label or "throat", seed=i).save(path)
+        draw(label or "vc-open", seed=i).save(path)
         paths.append(path)
     model = Colours(Taxonomy.derive(labels), text)
     pictures = [read_image(path) for path in paths]
@@ -68,7 +68,8 @@ def make_finder(folder: Path, *, text: bool = True, index: bool = True, per_clas
         for c, name in enumerate(model.taxonomy.names):
             model.prototypes[c] = vectors[[i for i, label in enumerate(names) if label == name]].mean(0)
         probabilities = model.infer(pixels)[1]
-    items = Items.of(image=images, path=[str(path) for path in paths], label=names, group=groups, digest=[pixel_digest(p) for p in pictures])
+    digests = [pixel_digest(picture) for picture in pictures]
+    items = Items.of(image=images, path=[str(path) for path in paths], label=names, group=groups, digest=digests)
     run = SimpleNamespace(name="colours", reference="colours", manifest={"method": "clip-lora" if text else "dinov2"})
     gallery = Embeddings(items, vectors.numpy(), probabilities.numpy())
     return Finder(run, model, gallery, build_index(gallery.vectors) if index else None)

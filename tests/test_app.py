@@ -144,7 +144,23 @@ def test_progress_fits_beside_a_note(capsys, monkeypatch):
         advance(1, "val 0.5")
         now[0] = 21
         advance(1, "val 0.6")
-    assert capsys.readouterr().err == "Training: 1/4, 0.1 epochs/s, 60 s left, val 0.5\n"
+    assert capsys.readouterr().err == "Training: 1/4, 20 s each, 60 s left, val 0.5\n"
+
+
+def test_progress_counts_parts_of_what_takes_long(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("Training", 2, "epochs") as advance:
+        for _ in range(10):
+            now[0] += 10
+            advance(0.1)
+        now[0] += 20
+        advance(0.5, "val 0.5")
+        now[0] += 20
+        advance(0.25)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Training: 0/2, 100 s each, 180 s left" and lines[4] == "Training: 1/2, 100 s each, 100 s left"
+    assert lines[5] == "Training: 1/2, 80 s each, 40 s left, val 0.5" and lines[6].endswith("s left, val 0.5")
 
 
 def failing(monkeypatch, capsys, error: BaseException, *flags: str) -> tuple[int, str, str]:

@@ -63,7 +63,8 @@ class Guard:
         try:
             await self.pages(scope, body.receive, send_guarded)
         except Exception as error:  # answered with 500 by then; the terminal must not fill up with names
-            console.warn(f"a page could not be made: {type(error).__name__}; this is a bug in entrep, ENTREP_DEBUG=1 shows where it happened")
+            what = f"a page could not be made: {type(error).__name__}"
+            console.warn(f"{what}; this is a bug in entrep, ENTREP_DEBUG=1 shows where it happened")
             if os.environ.get("ENTREP_DEBUG") == "1":
                 console.warn(*traceback.format_exc().splitlines())
 

@@ -201,7 +201,7 @@ class Site:
         if text := given.get("row"):
             row = _number(text, "The image", 0, len(self.finder.gallery) - 1)
             return gallery_query(self.finder, row), {"row": str(row)}, f"/image/{row}"
-        text = given.get("text", "").strip()
+        text = "".join(c if c.isprintable() else " " for c in given.get("text", "")).strip()
         if not text:
             raise UsageError("There is nothing to search for.", mend="write a finding, or choose an image")
         if len(text) > MAX_TEXT:
