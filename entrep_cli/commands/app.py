@@ -19,7 +19,7 @@ NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "p
 def app(
     run: options.RunName = None,
     class_weight: options.ClassWeight = None,
-    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 picks a free one.", min=0, max=65535)] = 8765,
+    port: Annotated[int, typer.Option(help="The port on 127.0.0.1; 0 picks a free one.", min=0, max=65535)] = 8765,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Whether the page is opened in the browser.")] = True,
     device: options.Device = "auto",
 ) -> dict[str, Any]:

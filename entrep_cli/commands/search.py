@@ -83,8 +83,8 @@ def search(
         console.say(f"Class-aware: the query is taken for {seen_as} ({probability:.0%}).")
         if found.fell_back:
             console.warn(f"no image of the class {seen_as} is left to answer; all classes were ranked")
-    title = f"Nearest to {query} (run {opened.name}{f', {rule}' if by_class else ''}{f', {asked.label}' if asked.label else ''})"
-    told = [("",) if case.hit is None else ("hit",) if case.hit else ("miss",) for case in found.cases] if asked.label else [()] * top_k
+    title = f"Nearest to {asked.name} (run {opened.name}{f', {rule}' if by_class else ''}{f', {asked.label}' if asked.label else ''})"
+    told = [("",) if case.hit is None else ("hit",) if case.hit else ("miss",) for case in found.cases] if asked.label else [()] * len(found.cases)
     console.table(
         title,
         ["rank", "image", "class", "score", *(["truth"] if asked.label else [])],
@@ -109,8 +109,8 @@ def _draw(
     for case in found.cases:
         mark = {True: "hit", False: "miss", None: ""}[case.hit]
         told = f"{mark}, " if mark else ""
-        tiles.append(Tile(Path(case.path), f"{case.rank}. {case.label or case.image}\n{told}{case.score:.2f}", mark))
-    tiles += [Tile(Path(case.path), f"{case.label}\ntruth, {case.score:.2f}", "truth") for case in found.missed]
+        tiles.append(Tile(Path(case.path), f"{case.rank}. {case.label or case.image}\n{told}{case.score:.3f}", mark))
+    tiles += [Tile(Path(case.path), f"{case.label}\ntruth, {case.score:.3f}", "truth") for case in found.missed]
     plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(query.name).stem).strip("-")[:40] or "query"
     place = save or folder / f"{plain}-{fingerprint(settings)[:8]}.png"
     try:

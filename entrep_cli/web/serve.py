@@ -6,12 +6,15 @@ import errno
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from entrep_cli.errors import RunError
 from entrep_cli.web.guard import Guard
-from entrep_cli.web.site import Site
+
+if TYPE_CHECKING:
+    from entrep_cli.web.site import Site
 
 LOOPBACK = "127.0.0.1"
 

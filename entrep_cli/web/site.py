@@ -31,6 +31,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from entrep_cli import __version__
+from entrep_cli.console import visible
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import ImageError, decode_image, read_image
 from entrep_cli.data.splits import Split
@@ -117,7 +118,7 @@ class Site:
     def start(self, request: Request) -> Response:
         items, given = self.finder.gallery.items, request.query_params
         label = given.get("label", "")
-        rows = [row for row in range(len(items)) if not label or items.label[row] == label]
+        rows = [row for row in range(len(items)) if not label or visible(items.label[row]) == label]
         rows.sort(key=lambda row: not items.label[row])  # what is labelled first: it tells hits from misses
         n_pages = max(-(-len(rows) // PER_PAGE), 1)
         page = _number(given.get("page") or "1", "The page", 1, n_pages)
@@ -155,7 +156,7 @@ class Site:
             sent = form.get("image")
             if sent is None or isinstance(sent, str) or not sent.filename:
                 raise UsageError("No image was sent.", mend="choose a file first")
-            content, name = await sent.read(), Path(sent.filename.replace("\\", "/")).name
+            content, name = await sent.read(), Path(sent.filename.replace("\\", "/")).name[:200]
         token = await run_in_threadpool(self._take, content, name)
         return RedirectResponse(_search(settings, upload=token), 303)
 
