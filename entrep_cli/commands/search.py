@@ -15,6 +15,8 @@ from entrep_cli.workspace import data_dir, fingerprint, open_run
 if TYPE_CHECKING:
     from entrep_cli.retrieval.cases import Found, Query
 
+MARKS = {True: "hit", False: "miss", None: ""}
+
 
 def search(
     query: Annotated[str, typer.Argument(help="An image file; with a text tower, also a finding such as 'a spur on the septum'.")],
@@ -84,7 +86,7 @@ def search(
         if found.fell_back:
             console.warn(f"no image of the class {seen_as} is left to answer; all classes were ranked")
     title = f"Nearest to {asked.name} (run {opened.name}{f', {rule}' if by_class else ''}{f', {asked.label}' if asked.label else ''})"
-    told = [("",) if case.hit is None else ("hit",) if case.hit else ("miss",) for case in found.cases] if asked.label else [()] * len(found.cases)
+    told = [(MARKS[case.hit],) if asked.label else () for case in found.cases]
     console.table(
         title,
         ["rank", "image", "class", "score", *(["truth"] if asked.label else [])],
@@ -107,7 +109,7 @@ def _draw(
 
     tiles = [Tile(image, f"query\n{query.label}", "query")] if image else []
     for case in found.cases:
-        mark = {True: "hit", False: "miss", None: ""}[case.hit]
+        mark = MARKS[case.hit]
         told = f"{mark}, " if mark else ""
         tiles.append(Tile(Path(case.path), f"{case.rank}. {case.label or case.image}\n{told}{case.score:.3f}", mark))
     tiles += [Tile(Path(case.path), f"{case.label}\ntruth, {case.score:.3f}", "truth") for case in found.missed]

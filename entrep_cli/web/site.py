@@ -152,11 +152,13 @@ class Site:
             form = await _InMemory(request.headers, request.stream(), max_files=1, max_fields=4).parse()
         except MultiPartException as error:
             raise UsageError("The upload is damaged.", mend="send it again") from error
-        async with _closing(form):
+        try:
             sent = form.get("image")
             if sent is None or isinstance(sent, str) or not sent.filename:
                 raise UsageError("No image was sent.", mend="choose a file first")
             content, name = await sent.read(), Path(sent.filename.replace("\\", "/")).name[:200]
+        finally:
+            await form.close()
         token = await run_in_threadpool(self._take, content, name)
         return RedirectResponse(_search(settings, upload=token), 303)
 
@@ -282,18 +284,6 @@ class _InMemory(MultiPartParser):
     """The library's parser would write a large file to the disk for a while."""
 
     spool_max_size = MAX_BODY + 1
-
-
-class _closing:
-    """`async with` for a form, whose files are closed at the end."""
-
-    def __init__(self, form: Any) -> None:
-        self.form = form
-
-    async def __aenter__(self) -> None: ...
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.form.close()
 
 
 def _search(settings: Settings, **asked: object) -> str:
