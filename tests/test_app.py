@@ -235,7 +235,7 @@ def test_the_examples_of_the_helps_are_what_the_others_make():
     from entrep_cli.data.phantom.plan import plan_frames
 
     query = search.__doc__.splitlines()[0].split(maxsplit=3)[-1].strip("'")
-    assert any(query in frame.text("en") for frame in plan_frames(700, 210, 0))
+    assert any(query in frame.text("english") for frame in plan_frames(700, 210, 0))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
