@@ -98,14 +98,17 @@ def measured(n):
         return found
 
 
-def exponent(small, large, start, ratio):
-    """p in cost ~ n^p; None where the cost is within noise of the start."""
-    a, b = small - start, large - start
-    return math.log(b / a) / math.log(ratio) if min(a, b) > 0.05 * start else None
+def exponents(row, small, large):
+    """{cost: p} in cost ~ n^p from one size to the next; None where a cost is within noise of the start."""
+    found = {}
+    for cost, start in row["start"].items():
+        a, b = row[str(small)][cost] - start, row[str(large)][cost] - start
+        found[cost] = math.log(b / a) / math.log(large / small) if min(a, b) > 0.05 * start else None
+    return found
 
 
 few = measured(FEW)
-print("start: " + ", ".join(f"{name} {few[name][0]:.1f} s" for name in ("--help", "split", "validate", "evaluate --submission")))
+print("start: " + ", ".join(f"{name} {few[name][0]:.1f} s" for name in ("--help", "split", "validate", "evaluate --submission")), flush=True)
 rows, before = {}, None
 for n in sorted(args.images):
     found = measured(n)
@@ -113,11 +116,12 @@ for n in sorted(args.images):
         row = rows.setdefault(name, {"start": {"seconds": few[name][0], "MiB": few[name][1]}})
         row[str(n)] = {"seconds": seconds, "MiB": mebibytes}
         if before:
-            of_time, of_memory = (exponent(*pair, start, n / before) for *pair, start in ((row[str(before)][key], row[str(n)][key], row["start"][key]) for key in ("seconds", "MiB")))  # fmt: skip
-            row[f"exponent to {n}"] = {"seconds": of_time, "MiB": of_memory}
+            row[f"exponent to {n}"] = exponents(row, before, n)
     before = n
-    print(f"{n} images: " + ", ".join(f"{name} {seconds:.1f} s {mebibytes:.0f} MiB" for name, (seconds, mebibytes) in found.items()), flush=True)
+    told = (f"{name} {seconds:.1f} s {mebibytes:.0f} MiB" for name, (seconds, mebibytes) in found.items())
+    print(f"{n} images: {', '.join(told)}", flush=True)
 for name, row in rows.items():
-    grown = {size: {key: value and round(value, 2) for key, value in cell.items()} for size, cell in row.items() if size.startswith("exponent")}
-    print(f"{name}: {grown}")
+    for size, cell in row.items():
+        if size.startswith("exponent"):
+            print(f"{name}, {size}: " + ", ".join(f"{cost} {'-' if p is None else format(p, '.2f')}" for cost, p in cell.items()))
 report(args, rows, ("torch", "timm", "faiss-cpu"))

@@ -103,7 +103,8 @@ for n in args.gallery:
             store.client.close()
     single = {name: {"seconds": s / 20, "agree": float((found == wanted[:20]).mean())} for name, (s, found) in best.items()}
     results[f"{n} images"] = {f"top {K} of {args.queries} queries": rows, "one query": single, "built": built}
-    print(f"{n} images: " + ", ".join(f"{name} {row['seconds']:.3f} s (ratio {row['ratio']:.2f}, agree {row['agree']:.3f})" for name, row in rows.items()))
+    told = (f"{name} {row['seconds']:.3f} s (ratio {row['ratio']:.2f}, agree {row['agree']:.3f})" for name, row in rows.items())
+    print(f"{n} images: {', '.join(told)}")
     print("  one query: " + ", ".join(f"{name} {row['seconds'] * 1e3:.1f} ms (agree {row['agree']:.3f})" for name, row in single.items()))
     print("  built: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in built.items()))
 

@@ -121,7 +121,9 @@ def build_store(uri: str, gallery: Embeddings, sets: Mapping[str, str], folder: 
     if not _is_server(uri):
         path = folder / uri
         if path.exists() and not (path / "LOCK").is_file():
-            raise RunError("What has this name was not made by milvus-lite, and is left alone.", where=path, mend="--store with another file")
+            raise RunError(
+                "What has this name was not made by milvus-lite, and is left alone.", where=path, mend="--store with another file"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
     with _connected(uri, folder) as client:
         client.drop_collection(name)  # what a build that was cut short has left

@@ -143,7 +143,11 @@ def test_the_flip_is_no_part_of_the_gallery(items, run):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"sets": {}}', "null", '{"sets": {}, "images": 5, "files": {"../other.faiss": "0"}}', '{"sets": {}, "images": 5, "store": 3}'],
+    [
+        *("", "[]", "{}", '{"sets": {}}', "null"),
+        '{"sets": {}, "images": 5, "files": {"../other.faiss": "0"}}',
+        '{"sets": {}, "images": 5, "store": 3}',
+    ],
 )
 def test_a_damaged_index_is_told(items, run, content):
     embeddings_of(run, "test", items, Mean())

@@ -62,7 +62,8 @@ def test_the_masks_are_filters_of_the_store(folder, made, gallery):
 
 def test_a_store_of_other_embeddings_is_refused(folder, made, gallery):
     moved = Items(gallery.items.image, gallery.items.path, gallery.items.label, gallery.items.group[::-1], gallery.items.digest)
-    for other, sets in ((gallery.take(np.arange(299)), SETS), (Embeddings(moved, gallery.vectors, gallery.probabilities), SETS), (gallery, {"train": "9"})):
+    regrouped = Embeddings(moved, gallery.vectors, gallery.probabilities)
+    for other, sets in ((gallery.take(np.arange(299)), SETS), (regrouped, SETS), (gallery, {"train": "9"})):
         with pytest.raises(RunError, match="older than the embeddings") as caught:
             open_store(made, other, sets, folder)
         assert caught.value.mend == "`entrep index --store milvus`"
