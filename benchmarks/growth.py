@@ -4,7 +4,8 @@
     python benchmarks/growth.py --images 1000 10000 100000         # an hour or more, most of it to make and train
     python benchmarks/growth.py --images 200 400 --repeats 1       # a quick look
 
-Every command runs in a process of its own; the fastest of `--repeats` counts, and the most memory it held.
+Every command runs in a process of its own; the fastest of `--repeats` counts, in seconds of CPU (of all its
+threads), which other load on the machine changes little, and the most memory it held.
 The images are small (48 x 32) and made up, in exams of five; the model is a tiny network trained for one
 epoch. `exponent` is p in seconds ~ n^p from one size to the next, after the time that the command takes for
 210 images (its start) is subtracted; likewise of memory. Sorting n things has an exponent of about 1.1, whatever
@@ -18,7 +19,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +52,9 @@ def make(folder, n):
 
 
 def ran(line, runs, data):
-    """Seconds and MiB of one command."""
+    """CPU seconds and MiB of one command."""
     log = runs.parent / "log.txt"
     with open(log, "wb") as file:
-        start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "entrep_cli", "--quiet", *line],
             stdout=file,
@@ -63,15 +62,14 @@ def ran(line, runs, data):
             env={**os.environ, "ENTREP_RUNS": str(runs), "ENTREP_DATA": str(data)},
         )
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in (0, 1 if line[0] == "inspect" else 0):  # inspect exits 1 where something is to be mended
         sys.exit(f"{line} ended with {process.returncode}: {log.read_text()[-2000:]}")
-    return seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measured(n):
-    """{command: (seconds, MiB)} of a dataset of n images."""
+    """{command: (CPU seconds, MiB)} of a dataset of n images."""
     with tempfile.TemporaryDirectory() as folder:
         data, runs = Path(folder) / "data", Path(folder) / "runs"
         make(data, n)

@@ -11,7 +11,7 @@ from entrep_cli.errors import RunError, UsageError
 from entrep_cli.retrieval.embeddings import Embeddings, Items
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.search import nearest, nearest_exactly
-from entrep_cli.retrieval.stores import address, build_store, drop_store, open_store
+from entrep_cli.retrieval.stores import MilvusStore, address, build_store, drop_store, open_store
 
 HOSTILE = ["it's \"one\"", "a\\b\nc", "{x} and 1 == 1", "nội soi", "", "g5"]
 SETS = {"train": "0123"}
@@ -105,6 +105,20 @@ def test_a_server_that_is_not_there_is_told_at_once(tmp_path, gallery, capfd, mo
         build_store("http://127.0.0.1:9", gallery, SETS, tmp_path)
     assert caught.value.where == "http://127.0.0.1:9" and "secret" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_answer_that_does_not_come_in_time_is_told(gallery):
+    import grpc
+
+    class Late(grpc.RpcError):
+        pass
+
+    class Client:
+        def search(self, *_, **__):
+            raise Late("Deadline Exceeded")
+
+    with pytest.raises(RunError, match="does not answer: Deadline Exceeded"):
+        MilvusStore(Client(), "entrep_0", gallery, "http://host").search(gallery.vectors[:1], 5, {})
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, gallery, monkeypatch):
