@@ -36,9 +36,8 @@ def report(
     check_scored(part)
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"A report is a page, and {str(out)!r} is none.", mend="--out report.html")
-    root = data_dir(data)
-    scored = open_scored(run, root, part, fold=fold, device=device)
-    content = gather(scored, root, private=private, top_k=top_k, flags=options.flags(data=data))
+    scored = open_scored(run, data_dir(data), part, fold=fold, device=device)
+    content = gather(scored, private=private, top_k=top_k, flags=options.flags(data=data))
     path = write_report(content, out or scored.run.path("report.html"))
     s = content.scores.classification
     rows = [("accuracy", s.accuracy), ("macro F1", s.macro_f1)]

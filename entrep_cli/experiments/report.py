@@ -9,7 +9,7 @@ import csv
 import json
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.errors import RunError, UsageError
-from entrep_cli.experiments.scored import Scored, scored_part, seen_by, texts_for
-from entrep_cli.methods.runs import in_classes_of
+from entrep_cli.experiments.scored import Scored, texts_for
+from entrep_cli.methods.ensemble import INSIDE, MEMBERS
 from entrep_cli.report.content import (
     Calibration,
     Content,
@@ -31,9 +31,10 @@ from entrep_cli.report.content import (
 from entrep_cli.report.pages import data_uri
 from entrep_cli.report.pictures import Pictures
 from entrep_cli.report.sheets import part_sheets
-from entrep_cli.scoring.calibration import calibration_sample, fit_temperature, reliability, with_temperature
+from entrep_cli.scoring.calibration import calibration_sample, reliability, with_temperature
 from entrep_cli.scoring.parts import TextQueries, score_part
-from entrep_cli.workspace import CONFIG, METRICS
+from entrep_cli.scoring.temperature import Temperature, run_temperature
+from entrep_cli.workspace import CONFIG, METRICS, Run
 
 N_MISTAKES = 12
 _MISTAKE_SIDE = 176  # pixels of a picture beside its attention map
@@ -42,7 +43,7 @@ _MISTAKE_SIDE = 176  # pixels of a picture beside its attention map
 Explain = Callable[[np.ndarray, list[int]], tuple[list[Any], str]]
 
 
-def gather(scored: Scored, root: Path, *, private: bool = False, top_k: int = 6, flags: str = "") -> Content:
+def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str = "") -> Content:
     """The content of the report of a run on a part; the validation part is embedded too where that is not done yet.
 
     Args:
@@ -50,7 +51,10 @@ def gather(scored: Scored, root: Path, *, private: bool = False, top_k: int = 6,
         top_k: answers on a contact sheet.
         flags: options as they are typed, for the commands to run next; left out where they are private.
     """
-    validation = None if scored.part == "val" else _validation(scored, root)
+    try:
+        temperature = run_temperature(scored.run, scored.model, lambda: (scored.catalog, scored.split))
+    except RunError:  # no validation part, or none that all its members have not learned from
+        temperature = None
     texts = texts_for(scored.model, scored.images)
     stages: list[dict[str, Any]] = []
     if hasattr(scored.model, "decide_images"):
@@ -60,7 +64,7 @@ def gather(scored: Scored, root: Path, *, private: bool = False, top_k: int = 6,
         stages = scored.model.stages(decisions, torch.from_numpy(scored.images.targets))
     return content_of(
         scored,
-        validation=validation,
+        temperature=temperature,
         texts=texts,
         stages=stages,
         explain=None if private else lambda pixels, classes: _attention(scored.model, pixels, classes),
@@ -73,7 +77,7 @@ def gather(scored: Scored, root: Path, *, private: bool = False, top_k: int = 6,
 def content_of(
     scored: Scored,
     *,
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    temperature: Temperature | None = None,
     texts: TextQueries | None = None,
     stages: list[dict[str, Any]] | None = None,
     explain: Explain | None = None,
@@ -84,7 +88,7 @@ def content_of(
     """The same from what is there already.
 
     Args:
-        validation: probabilities (V, C) and targets (V,) of the validation part, for the temperature.
+        temperature: what the run's validation part chooses; None where it has none.
         stages: of a hybrid.
         explain: draws attention maps; UsageError where the model has none, which the report then says.
     """
@@ -106,11 +110,11 @@ def content_of(
         data=", ".join(_layouts(manifest, private)),
         facts=facts(manifest, recipe, private),
         recipe="" if private else recipe,
-        commands=remade(manifest, place, run.name, flags),
+        commands=remade(manifest, place, run.name, flags, _members(run), str(_toml(recipe).get("weights", ""))),
         next_commands=tuple(f"entrep {command}{flags} --run {shlex.quote(reference)}" for command in _NEXT),
         taxonomy=part.taxonomy,
         scores=scores,
-        calibration=_calibration(scored, validation),
+        calibration=_calibration(scored, temperature),
         curves=_curves(scored),
         map=embedding_map(seen.vectors, part.targets, part.taxonomy, pictures),
         sheets=part_sheets(part, seen, scores, pictures, texts=texts, top_k=top_k),
@@ -126,19 +130,24 @@ def content_of(
 _NEXT = ("predict --track 1", "predict --track 2", "evaluate --class-aware soft")
 
 
-def remade(manifest: Mapping[str, Any], place: str, name: str, flags: str) -> tuple[str, ...]:
+def remade(manifest: Mapping[str, Any], place: str, name: str, flags: str, members: Sequence[str] = (), weights: str = "") -> tuple[str, ...]:
     """The commands that split and train as it was done for this run, out of what it tells of itself.
 
     Args:
         place: of the run folder. flags: options as they are typed, to name the dataset.
+        members, weights: of an ensemble, as it refers to them, and how they were weighed.
     """
     split, commands = manifest.get("split", {}), []
     if split.get("fingerprint"):
         ratios = "/".join(f"{share:g}" for share in split["ratios"])
         how = f"--folds {split['folds']}" if split.get("folds") else f"--ratios {ratios}"
-        commands.append(f"entrep split {how} --seed {split['seed']}{flags}")
-    fold = "" if split.get("fold") is None else f" --fold {split['fold']}"
-    config = shlex.quote(str(PurePath(place) / CONFIG))
+        groups = f" --groups {split['groups']}" if split.get("groups", "auto") != "auto" else ""
+        commands.append(f"entrep split {how} --seed {split['seed']}{groups}{flags}")
+    if members and not members[0].startswith(INSIDE):
+        commands.append(f"entrep ensemble {shlex.join(members)} --weights {weights} --name {shlex.quote(name + '-again')}{flags}")
+        return tuple(commands)
+    fold = " --folds" if members else "" if split.get("fold") is None else f" --fold {split['fold']}"
+    config = shlex.quote(str(PurePath(place, *(members[:1]), CONFIG)))
     commands.append(
         f"entrep train --recipe {config}{fold} --precision {manifest['precision']} --name {shlex.quote(name + '-again')}{flags}"
     )
@@ -221,30 +230,20 @@ def _attention(model, pixels: np.ndarray, classes: list[int]) -> tuple[list[Any]
     return [overlay(one, map_) for one, map_ in zip(pixels, heat)], found.by
 
 
-def _validation(scored: Scored, root: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Probabilities and targets of the run's own validation part; None where there are too few images to fit on."""
-    own = scored.run.manifest["split"]["fold"]
-    try:
-        part = in_classes_of(scored.model, scored_part(scored.catalog, scored.split, root, "val", own))
-    except RunError:
-        return None
-    if not len(part):
-        return None
-    seen = seen_by(scored.run, scored.model, part, scored.catalog, root, "val")
-    return np.asarray(seen.probabilities), part.targets
-
-
-def _calibration(scored: Scored, validation: tuple[np.ndarray, np.ndarray] | None) -> Calibration:
+def _calibration(scored: Scored, temperature: Temperature | None) -> Calibration:
     probabilities, targets = np.asarray(scored.seen.probabilities), scored.images.targets
     plain = reliability(probabilities, targets)
     ece = calibration_sample(probabilities, targets, scored.images.groups).intervals()["ECE"]
-    same = scored.part == "val"
-    fitted_on = (probabilities, targets) if same else validation
-    if fitted_on is None:
+    if temperature is None:
         return Calibration(plain, ece)
-    temperature = fit_temperature(*fitted_on)
-    tempered = reliability(with_temperature(probabilities, temperature), targets)
-    return Calibration(plain, ece, tempered, temperature, len(fitted_on[1]), same)
+    tempered = reliability(with_temperature(probabilities, temperature.value), targets)
+    return Calibration(plain, ece, tempered, temperature.value, temperature.images, scored.part == "val")
+
+
+def _members(run: Run) -> list[str]:
+    """Of an ensemble the runs it is made of, as it refers to them."""
+    path = run.path(MEMBERS)
+    return [member["run"] for member in json.loads(path.read_text("utf-8"))] if path.is_file() else []
 
 
 def _curves(scored: Scored):

@@ -34,7 +34,7 @@ from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.workspace import MANIFEST, MODEL, Run, file_sha256, find_run, write_bytes_atomic, write_json_atomic
 
 MEMBERS = "members.json"
-_INSIDE = "./"
+INSIDE = "./"
 _LEAST = torch.finfo(torch.float32).tiny  # the logarithm of a probability of 0 must not be infinite
 
 
@@ -194,7 +194,7 @@ def members_of(run: Run) -> list[Run]:
     found, faults = [], []
     for told in json.loads(run.path(MEMBERS).read_text("utf-8")):
         name = told["run"]
-        member = Run(run.path(name)) if name.startswith(_INSIDE) else find_run(name)
+        member = Run(run.path(name)) if name.startswith(INSIDE) else find_run(name)
         if member is None or not member.complete:
             faults.append(f"{name} is not there" if member is None or not member.folder.is_dir() else f"{name} is not complete")
         elif file_sha256(member.path(MANIFEST)) != told["sha256"]:
@@ -215,7 +215,7 @@ def members_of(run: Run) -> list[Run]:
 
 def _reference(member: Run, run: Run) -> dict[str, str]:
     inside = member.folder.resolve().is_relative_to(run.folder.resolve())
-    name = _INSIDE + member.folder.resolve().relative_to(run.folder.resolve()).as_posix() if inside else member.reference
+    name = INSIDE + member.folder.resolve().relative_to(run.folder.resolve()).as_posix() if inside else member.reference
     return {"run": name, "sha256": file_sha256(member.path(MANIFEST))}
 
 

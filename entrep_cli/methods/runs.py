@@ -74,6 +74,7 @@ def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, An
             "seed": split.seed,
             "ratios": list(split.ratios),
             "folds": split.folds,
+            "groups": split.group_rule,
             "fold": fold,
             "fingerprint": split.fingerprint,
         },

@@ -13,6 +13,7 @@ from entrep_cli.report.pictures import Pictures
 from entrep_cli.report.published import published
 from entrep_cli.scoring.calibration import reliability, with_temperature
 from entrep_cli.scoring.parts import score_part
+from entrep_cli.scoring.temperature import temperature_on
 from tests.made_scored import MANIFEST, make_scored
 from tests.tiny import write_json
 
@@ -29,6 +30,12 @@ def test_the_commands_that_made_a_run():
     folds = {**MANIFEST, "split": {**MANIFEST["split"], "folds": 5, "fold": 0}}
     split, train = remade(folds, "runs/made", "made", "")
     assert "--folds 5 --seed 3" in split and " --fold 0 " in train
+    by_exam = {**MANIFEST, "split": {**MANIFEST["split"], "groups": "exam"}}
+    assert remade(by_exam, "runs/made", "made", "")[0] == "entrep split --ratios 80/10/10 --seed 3 --groups exam"
+    together = remade(MANIFEST, "runs/made", "made", "", ["a", "b c"], "validation")[1]
+    assert together == "entrep ensemble a 'b c' --weights validation --name made-again"
+    of_folds = remade(folds, "runs/cv", "cv", "", ["./fold-0", "./fold-1"], "equal")[1]
+    assert of_folds == "entrep train --recipe runs/cv/fold-0/config.toml --folds --precision fp32 --name cv-again"
     part_of_another = {**MANIFEST, "split": {"fold": None, "fingerprint": None}}
     assert len(remade(part_of_another, "runs/made", "made", "")) == 1
 
@@ -55,7 +62,7 @@ def test_the_temperature_is_of_the_validation_part_alone(scored):
     targets = rng.integers(7, size=200)
     sure = np.full((200, 7), 0.001)
     sure[np.arange(200), np.where(rng.random(200) < 0.5, targets, (targets + 1) % 7)] = 0.994
-    found = content_of(scored, validation=(sure, targets)).calibration
+    found = content_of(scored, temperature=temperature_on(sure, targets)).calibration
     assert found.temperature > 1.5 and found.n_fitted == 200 and not found.same_part
     own = scored.seen.probabilities
     assert found.tempered.ece == pytest.approx(reliability(with_temperature(own, found.temperature), scored.images.targets).ece)

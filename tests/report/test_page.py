@@ -13,6 +13,7 @@ from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.experiments.report import content_of
 from entrep_cli.report.page import report_page, script_json, write_report
 from entrep_cli.scoring.parts import TextQueries
+from entrep_cli.scoring.temperature import temperature_on
 from tests.browser import Browser, program
 from tests.made_scored import make_scored
 from tests.pages import Tags
@@ -35,9 +36,9 @@ def scored(tmp_path_factory):
 
 def content(scored, **more):
     texts = TextQueries(FINDINGS, np.asarray(scored.seen.vectors)[:2])
-    validation = (np.asarray(scored.seen.probabilities), scored.images.targets)
+    temperature = temperature_on(np.asarray(scored.seen.probabilities), scored.images.targets)
     stages = [{"by": "<b>all</b>", "stage": "", "images": 24, "share": 1.0, "right": None}]
-    return content_of(scored, validation=validation, texts=texts, stages=stages, explain=overlays, flags=" --data 'my <data>'", **more)
+    return content_of(scored, temperature=temperature, texts=texts, stages=stages, explain=overlays, flags=" --data 'my <data>'", **more)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,9 @@ def test_in_a_browser(scored, page, tmp_path):
         browser.press("Escape")
         assert browser.value("document.querySelector('.tip').hidden")
         # The mouse: on the image of the most hostile name.
-        browser.value("document.activeElement.blur(); document.querySelectorAll('.map-box use')[0].scrollIntoView({block: 'center'})")
-        browser.value("new Promise(done => setTimeout(done, 700))")
+        browser.value("document.activeElement.blur()")
+        browser.value("document.querySelectorAll('.map-box use')[0].scrollIntoView({block: 'center', behavior: 'instant'})")
+        browser.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         middle = "(r => [r.x + r.width / 2, r.y + r.height / 2])"
         x, y = browser.value(f"{middle}(document.querySelectorAll('.map-box use')[0].getBoundingClientRect())")
         browser.point(x, y)
