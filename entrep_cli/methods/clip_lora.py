@@ -21,6 +21,7 @@ from entrep_cli import console
 from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
+from entrep_cli.data.mixing import MixSettings, mix
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese, names_a_side
@@ -44,6 +45,8 @@ from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.recipes.recipe import Recipe, Section
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
+from entrep_cli.training.metric_losses import MetricSettings, metric_loss
+from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import class_batches
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
@@ -87,6 +90,9 @@ class ClipLoraRecipe(Recipe):
     fusion: FusionSettings = FusionSettings()
     texts: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
+    mixing: MixSettings = MixSettings()
+    loss: LossSettings = LossSettings()
+    metric: MetricSettings = MetricSettings()
     train: LoopSettings = LoopSettings(epochs=30, patience=8, batch_size=32, learning_rate=1e-3, backbone_learning_rate=2e-4, warmup=0.1)
     images_per_class: int = 4  # after `train`, with which it is checked
 
@@ -119,7 +125,7 @@ class ClipLora(nn.Module):
         self.recipe = recipe
         self.taxonomy = taxonomy
         self.architecture = architecture
-        self.backbone = build_clip(architecture, recipe.image.size)
+        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
         mean, std = pixel_statistics(self.backbone, architecture)
         self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
         self.tokenizer = make_tokenizer(recipe.backbone, architecture)
@@ -377,17 +383,21 @@ def _train(
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
     classes_per_batch = max(1, settings.batch_size // recipe.images_per_class)
     text_features = _text_features(model, texts)
+    objective = Objective(model.taxonomy, recipe.loss, settings.label_smoothing).to(device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
         generator = epoch_generator(recipe.seed, epoch)
         for pick in class_batches(targets, classes_per_batch, recipe.images_per_class, generator):
             seen = torch.from_numpy(pixels[pick.numpy()])
             seen, wanted, flipped = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
+            seen = mix(seen, wanted, recipe.mixing, generator)
             with autocast(device, precision):
                 embeddings = model(seen.to(device))
             if recipe.mix:
                 embeddings = mix_same_class(embeddings, wanted.to(device), generator)
-            loss = F.cross_entropy(model.logits(embeddings), wanted.to(device), label_smoothing=settings.label_smoothing)
+            loss = objective(model.logits(embeddings), wanted.to(device))
+            if recipe.metric.kind != "none":
+                loss = loss + metric_loss(embeddings, wanted.to(device), model.head.weight, recipe.metric)
             if recipe.texts.contrast:
                 drawn, positives = texts.batch(pick, wanted, flipped, generator)
                 with autocast(device, precision):
