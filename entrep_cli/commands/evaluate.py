@@ -31,13 +31,14 @@ def evaluate(
     track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
+    refine: options.Refine = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
     """Example: entrep evaluate --part test
 
     Score a run on a part of the split: accuracy, F1, per class, Recall@1/5/10, MRR and mAP, with 95%
-    bootstrap intervals over groups. With --class-aware, retrieval is scored without it and with it. Or
-    score a submission:
+    bootstrap intervals over groups. With --class-aware or --refine, retrieval is scored without it and
+    with it. Or score a submission:
     entrep evaluate --submission track1.zip --truth truth_cls.json --track 1
     """
     if submission is not None:
@@ -45,13 +46,15 @@ def evaluate(
             raise UsageError(
                 "--class-aware ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too"
             )
+        if refine is not None:
+            raise UsageError("--refine ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too")
         if truth is None or track is None:
             raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
         return _evaluate_submission(submission, truth, track, data, run)
     if truth is not None or track is not None:
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
     options.check_class_aware(class_aware, class_weight)
-    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, data, run, device)
+    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, refine, data, run, device)
 
 
 def _evaluate_part(
@@ -60,6 +63,7 @@ def _evaluate_part(
     mask_groups: bool,
     class_aware: str,
     class_weight: float | None,
+    refine: str | None,
     data: Path | None,
     run_name: str | None,
     device: str,
@@ -75,13 +79,17 @@ def _evaluate_part(
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (scored.catalog, scored.split))
     if aware["validation"] is not None and part == "val":
         notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
+    tuned = options.refinement_of(refine, opened, model, lambda: (scored.catalog, scored.split))
+    if tuned is not None and part == "val":
+        notes.append("the refinement was chosen on the validation part itself: these scores with it are too good")
     texts = _text_queries(model, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
-    scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts)
+    refinement = None if tuned is None else tuned.refinement
+    scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts, refinement=refinement)
     for queries, n in scores.fell_back.items():
         if n:
             notes.append(f"{rule}: {n} queries ({queries}) have no candidate of their predicted class; for them the whole part was ranked")
     title = scored.title
-    more = {"class_aware": {**aware, "fell_back": scores.fell_back}}
+    more = {"class_aware": {**aware, "fell_back": scores.fell_back}, **({} if tuned is None else {"refined": tuned.as_dict()})}
     if hasattr(model, "decide_images"):
         more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])

@@ -28,6 +28,7 @@ def predict(
     mask_groups: options.MaskGroups = False,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
+    refine: options.Refine = None,
     template: options.Template = None,
     out: Annotated[Optional[Path], typer.Option(help="The zip to write (default: in the run folder).", show_default=False)] = None,
     device: options.Device = "auto",
@@ -58,6 +59,8 @@ def predict(
     if track == 1 and class_aware != "off":
         raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", mend="leave it out")
     options.check_class_aware(class_aware, class_weight)
+    if refine is not None and (track != 2 or class_aware != "off"):
+        raise UsageError("--refine is for the image queries of track 2, by the cosine alone.", mend="leave it or --class-aware out")
     if template is not None and track != 3:
         raise UsageError(f"--template is for the texts of track 3; the queries of track {track} are images.", mend="leave it out")
     check_template(template)
@@ -81,6 +84,7 @@ def predict(
     if tta and min(model.taxonomy.mirrors) < 0:
         raise UsageError("--tta needs a mirror for every class; the taxonomy does not know them all.", mend="name them in taxonomy.toml")
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))
+    tuned = options.refinement_of(refine, opened, model, lambda: read_catalog_and_split(data_dir(data)))
     found = answer_track(
         opened,
         model,
@@ -92,6 +96,7 @@ def predict(
         flip=tta,
         mask_groups=mask_groups,
         rule=rule,
+        refinement=None if tuned is None else tuned.refinement,
         template=template,
         warn=console.warn,
     )
@@ -125,6 +130,7 @@ def predict(
         "ranked": str(out.with_suffix(".csv")),
         "queries": len(found.queries),
         "class_aware": {**aware, "fell_back": found.fell_back},
+        "refined": None if tuned is None else tuned.as_dict(),
         "template": template,
         **({} if decided is None else {"stages": decided}),
         "validated": True,

@@ -17,6 +17,7 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.ranking import rank
+from entrep_cli.retrieval.refinement import Refinement
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
@@ -61,6 +62,7 @@ def answer_track(
     flip: bool = False,
     mask_groups: bool = False,
     rule: ClassRule = ClassRule(),
+    refinement: Refinement | None = None,
     template: str | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Answers:
@@ -74,6 +76,7 @@ def answer_track(
         flip: test-time augmentation by the label-aware flip, for track 1.
         mask_groups: an image of the query's own group may not be answered.
         rule: class-aware retrieval, for tracks 2 and 3.
+        refinement: of the ranking of track 2, in the place of the rule.
         template: a text with one `{}` into which the texts of track 3 are set before they are embedded; the
             queries in the answers stay as they were asked.
 
@@ -97,7 +100,11 @@ def answer_track(
         vectors, exclude = text_vectors(model, texts), []
         classes = np.empty(0) if rule.mode == "off" else text_probabilities(model, texts)
     given = np.asarray(pool.probabilities)
-    ranking = rank(vectors, np.asarray(pool.vectors), top_k, exclude, bonus=rule.bonus(classes, given))
+    pool_vectors, bonus = np.asarray(pool.vectors), rule.bonus(classes, given)
+    if refinement is not None:
+        vectors, pool_vectors = refinement.seen(vectors), refinement.seen(pool_vectors)
+        bonus = refinement.bonus(vectors, pool_vectors)
+    ranking = rank(vectors, pool_vectors, top_k, exclude, bonus=bonus)
     empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
     if empty:
         raise DataError(
