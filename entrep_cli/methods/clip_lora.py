@@ -47,7 +47,7 @@ from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.metric_losses import MetricSettings, metric_loss
 from entrep_cli.training.objective import LossSettings, Objective
-from entrep_cli.training.sampling import class_batches
+from entrep_cli.training.sampling import batches, class_batches
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
 
@@ -75,7 +75,7 @@ class ClipLoraRecipe(Recipe):
         tune: `lora` learns adapters, fusion and head; `full` everything; `head` fusion and head alone.
         freeze_norm: keep batch statistics as the pretrained weights have them.
         mix: in training, interpolate on the sphere between two images of a class (representation diversity).
-        images_per_class: in a batch; how many classes a batch has follows from `train.batch_size`.
+        images_per_class: in a batch, unless `train.balance` is `none`; how many classes a batch has follows from `train.batch_size`.
         batch_size: images at a time where nothing is learned.
     """
 
@@ -99,8 +99,8 @@ class ClipLoraRecipe(Recipe):
     @field_validator("train")
     @classmethod
     def _balanced_by_batch(cls, train: LoopSettings) -> LoopSettings:
-        if train.balance != "oversample":
-            raise ValueError("a batch holds as many images of each of its classes, so train.balance is oversample; leave it out")
+        if train.balance == "weights":
+            raise ValueError("a batch holds as many images of each of its classes (oversample), or images as they come (none)")
         return train
 
     @field_validator("images_per_class")
@@ -381,13 +381,12 @@ def _train(
     pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
-    classes_per_batch = max(1, settings.batch_size // recipe.images_per_class)
     text_features = _text_features(model, texts)
     objective = Objective(model.taxonomy, recipe.loss, settings.label_smoothing).to(device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
         generator = epoch_generator(recipe.seed, epoch)
-        for pick in class_batches(targets, classes_per_batch, recipe.images_per_class, generator):
+        for pick in _batches(targets, recipe, generator):
             seen = torch.from_numpy(pixels[pick.numpy()])
             seen, wanted, flipped = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
             seen = mix(seen, wanted, recipe.mixing, generator)
@@ -411,7 +410,7 @@ def _train(
         logits = [model.logits(model(batch.to(device))).cpu() for batch in batched(val_pixels, recipe.batch_size)]
         return classification_scores(torch.cat(logits), val_targets)
 
-    steps = len(class_batches(targets, classes_per_batch, recipe.images_per_class, torch.Generator().manual_seed(0)))
+    steps = len(_batches(targets, recipe, torch.Generator().manual_seed(0)))
     slow = {
         name
         for name, _ in model.named_parameters()
@@ -419,6 +418,13 @@ def _train(
     }
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": slow, "precision": precision}
     return fit(model, losses, steps, validate, settings, run, **how)
+
+
+def _batches(targets: torch.Tensor, recipe: ClipLoraRecipe, generator: torch.Generator) -> list[torch.Tensor]:
+    """An epoch's batches: as many images of each of several classes, or all images once."""
+    if recipe.train.balance == "none":
+        return batches(torch.randperm(len(targets), generator=generator), recipe.train.batch_size)
+    return class_batches(targets, max(1, recipe.train.batch_size // recipe.images_per_class), recipe.images_per_class, generator)
 
 
 def _text_features(model: ClipLora, texts: _Texts) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,6 +98,35 @@ def score_part(
         task = _Task("texts", texts.vectors, texts.probabilities, vectors, classes, [], None)
         _score(found, task, TEXTS, "finding", lambda rows: finding_relevance(wanted[rows], findings), rule)
     return found
+
+
+def joined_parts(parts: Sequence[PartScores]) -> PartScores:
+    """Scores of parts that share no image, as of one: every query by what its own part answered.
+
+    What a part could not be scored by is left out of all. Chance is the mean over queries; the hard rule's are added up.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    classified = [part.classification for part in parts]
+    classification = ClassificationScores(
+        np.concatenate([c.truth for c in classified]),
+        np.concatenate([c.predicted for c in classified]),
+        classified[0].class_names,
+        np.concatenate([c.groups for c in classified]),
+    )
+    retrieval, chance = {}, {}
+    for key in first.retrieval:
+        own = [part.retrieval[key] for part in parts if key in part.retrieval]
+        if len(own) < len(parts):
+            continue
+        columns = (np.concatenate([getattr(s, name) for s in own]) for name in ("first_rank", "average_precision", "n_relevant"))
+        groups = None if own[0].groups is None else np.concatenate([s.groups for s in own])
+        retrieval[key] = RetrievalScores(*columns, own[0].relevance, groups)
+        if all(key in part.chance for part in parts):
+            chance[key] = float(np.average([part.chance[key] for part in parts], weights=[s.scored.sum() for s in own]))
+    fell_back = {name: sum(part.fell_back[name] for part in parts) for name in first.fell_back}
+    return PartScores(classification, retrieval, chance, fell_back)
 
 
 @dataclass(frozen=True)
