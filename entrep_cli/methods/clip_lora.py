@@ -100,7 +100,7 @@ class ClipLoraRecipe(Recipe):
     @classmethod
     def _balanced_by_batch(cls, train: LoopSettings) -> LoopSettings:
         if train.balance == "weights":
-            raise ValueError("a batch holds as many images of each of its classes (oversample), or images as they come (none)")
+            raise ValueError("train.balance is oversample, as many images of every class of a batch, or none, images as they come")
         return train
 
     @field_validator("images_per_class")
