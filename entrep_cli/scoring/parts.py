@@ -92,7 +92,8 @@ def score_part(
         if refinement is not None and key in found.retrieval:
             blocks = refinement.ranked_blocks(vectors, vectors, None, exclude)
             found.retrieval[f"{key}, {refinement}"] = _scored(blocks, own, relevance, relevance_of, found.retrieval[key].n_relevant)
-            found.chance |= {f"{key}, {refinement}": found.chance[key]} if key in found.chance else {}
+            if key in found.chance:
+                found.chance[f"{key}, {refinement}"] = found.chance[key]
     if texts is not None and texts.texts:
         wanted = [(text,) for text in texts.texts]
         task = _Task("texts", texts.vectors, texts.probabilities, vectors, classes, [], None)

@@ -211,8 +211,8 @@ def test_folds_that_cannot_be_scored_are_refused_before_training(setting):
 
 
 def test_a_row_that_refines_trains_nothing_and_is_scored_on_what_is_there(setting, monkeypatch):
-    root, catalog, split, recipe = setting
-    base = rows(recipe)[0]
+    root, catalog, _, recipe = setting
+    split, base = make_split(catalog, ratios=(60, 20, 20)), rows(recipe)[0]
     refined = Row("refine", "expanded", [], against="base", refine=("qe", "whiten"))
     names = trained(monkeypatch)
     found, _ = run_ablation("mlcf", catalog, split, [base, refined], recipe, root, seeds=1, precision="fp32")

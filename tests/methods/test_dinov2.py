@@ -238,7 +238,7 @@ def test_a_flip_that_leaves_the_expert_is_not_shown(catalog, tmp_path):
     made = recipe("target=a", "augment.flip=1", "views=1", "train.epochs=2", "train.label_smoothing=0")
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_criterion", lambda *a: lambda logits, wanted: (seen.append(wanted), F.cross_entropy(logits, wanted))[1])
+        patch.setattr(module, "_objective", lambda *a: lambda logits, wanted: (seen.append(wanted), F.cross_entropy(logits, wanted))[1])
         model, fitted = fit(Catalog(catalog.frame, crossed), made, Run(tmp_path / "run"))
     assert model.taxonomy.mirrors == [-1, 1]
     for epoch in torch.cat(seen).split(16):
