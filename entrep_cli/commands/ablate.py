@@ -15,7 +15,9 @@ from entrep_cli.workspace import data_dir, runs_dir
 
 
 def ablate(
-    paper: Annotated[str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion. mics: pre-training, fusion, shift. best: factors of a recipe.")],
+    paper: Annotated[
+        str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion. mics: pre-training, fusion, shift. best: factors of a recipe.")
+    ],
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
@@ -104,11 +106,12 @@ def ablate(
         what, of = "the row above", [(r.row.name,) for r, _ in changed]
     else:
         what, of = "another row", [(f"{r.row.name} - {against}",) for r, against in changed]
-    console.table(
-        f"Change from {what}, paired; * where the interval leaves out zero",
-        ["row", *shown],
-        [(*label, *(_change(r.change.get(c)) for c in shown)) for label, (r, _) in zip(of, changed)],
-    )
+    if changed:
+        console.table(
+            f"Change from {what}, paired; * where the interval leaves out zero",
+            ["row", *shown],
+            [(*label, *(_change(r.change.get(c)) for c in shown)) for label, (r, _) in zip(of, changed)],
+        )
     console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
     console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
     told = {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "folds": folds}

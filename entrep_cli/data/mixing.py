@@ -58,7 +58,8 @@ def mixup(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, gen
     partners = _partners(targets, 1, generator)[:, 0]
     rows = (chosen & (partners >= 0)).nonzero().flatten()
     mixed = pixels.clone()
-    mixed[rows] = torch.lerp(pixels[partners[rows]].float(), pixels[rows].float(), share[rows][:, None, None, None]).round_().to(torch.uint8)
+    own, other = pixels[rows].float(), pixels[partners[rows]].float()
+    mixed[rows] = torch.lerp(other, own, share[rows][:, None, None, None]).round_().to(torch.uint8)
     return mixed
 
 

@@ -208,6 +208,8 @@ def run_ablation(
         for row in rows
         if not row.refine
     ]
+    if on == "val" and any(row.refine for row in rows):
+        console.warn("what refines rankings is set on the validation part, and is scored on it: those rows are too good")
     first = {
         _before(t, bool(folds)).name: (_before(t, bool(folds)), t.row.before.recipe(_own_settings(t.row, recipe)), t.fold)
         for t in plan

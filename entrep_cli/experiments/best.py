@@ -4,7 +4,7 @@
     entrep ablate best --recipe mobilenetv2-clip --weights FILE --folds 3 --seeds 1 --rows base --rows 'loss-*'
 
 Every row is the recipe with one thing changed, and is compared with the recipe itself; what the recipe has
-already is no row. The factors are those that the teams of ENTRep 2025 name, and what papers on fine-tuning
+already is no row, and a part that it has, such as a metric loss, is taken away in another. The factors are those that the teams of ENTRep 2025 name, and what papers on fine-tuning
 and on image retrieval offer.
 """
 
@@ -47,6 +47,7 @@ def _factors(recipe: ClipLoraRecipe) -> list[tuple[str, str, dict[str, Any]]]:
     """(key, name, table over the recipe)."""
     epochs, rate, batch_size = recipe.train.epochs, recipe.train.backbone_learning_rate, recipe.train.batch_size
     factors: list[tuple[str, str, dict[str, Any]]] = [
+        ("fit-pad", "padded", {"image": {"fit": "pad"}}),
         ("fit-squash", "squashed to a square", {"image": {"fit": "squash"}}),
         ("fit-crop", "middle cut out", {"image": {"fit": "crop"}}),
         ("fit-circle", "cut to the lit circle", {"image": {"field_of_view": True}}),
@@ -60,6 +61,7 @@ def _factors(recipe: ClipLoraRecipe) -> list[tuple[str, str, dict[str, Any]]]:
         ("augment-grey", "a fifth turned grey", {"augment": {"grey": 0.2}}),
         ("augment-crop", "crops of half the area", {"augment": {"crop": 0.5}}),
         ("augment-cutout", "half with a cutout", {"augment": {"cutout": 0.5}}),
+        ("mix-none", "nothing mixed", {"mixing": {"mixup": 0.0, "mosaic": 0.0}}),
         ("mix-mixup", "a third mixed up in class", {"mixing": {"mixup": 0.33}}),
         ("mix-mosaic", "a fifth mosaics in class", {"mixing": {"mosaic": 0.2}}),
         ("mix-slerp", "embeddings mixed in class", {"mix": True}),
@@ -67,23 +69,30 @@ def _factors(recipe: ClipLoraRecipe) -> list[tuple[str, str, dict[str, Any]]]:
         ("sample-half", "half the batch", {"train": {"batch_size": max(batch_size // 2, recipe.images_per_class)}}),
         ("loss-hard", "no smoothing", {"train": {"label_smoothing": 0.0}}),
         ("loss-smooth", "smoothing 0.1", {"train": {"label_smoothing": 0.1}}),
+        ("loss-plain", "plain cross-entropy", {"loss": {"focal": 0.0, "region": 0.0}}),
         ("loss-focal", "focal, gamma 2", {"loss": {"focal": 2.0}}),
         ("loss-region", "region loss, 0.5", {"loss": {"region": 0.5}}),
+        ("metric-none", "no loss on embeddings", {"metric": {"kind": "none"}}),
         ("metric-supcon", "supervised contrast, 0.5", {"metric": {"kind": "supcon", "weight": 0.5}}),
         ("metric-multi", "multi-similarity, 0.5", {"metric": {"kind": "multi-similarity", "weight": 0.5}}),
         # Its terms are 32 times a cosine, some ten times those of the others.
         ("metric-proxy", "proxy anchor, 0.05", {"metric": {"kind": "proxy-anchor", "weight": 0.05}}),
         ("rate-half", "half the backbone's rate", {"train": {"backbone_learning_rate": rate / 2}}),
         ("rate-double", "twice the backbone's rate", {"train": {"backbone_learning_rate": rate * 2}}),
+        ("rate-one", "one rate for all stages", {"train": {"layer_decay": 1.0}}),
         ("rate-layers", "layer-wise rates, 0.7", {"train": {"layer_decay": 0.7}}),
         ("rate-layers-double", "twice the rate, layer-wise, 0.7", {"train": {"backbone_learning_rate": rate * 2, "layer_decay": 0.7}}),
+        ("rate-at-once", "all from the first epoch", {"train": {"head_epochs": 0, "thaw_epochs": 0}}),
         ("rate-head-first", "head first", {"train": {"head_epochs": max(1, epochs // 5)}}),
         ("rate-thaw", "head first, thawed from the top", {"train": {"head_epochs": 1, "thaw_epochs": 1}}),
         ("rate-decay", "weight decay 0.05", {"train": {"weight_decay": 0.05}}),
+        ("average-none", "no average of weights", {"train": {"average": 0.0}}),
         ("average-weights", "averaged weights", {"train": {"average": 0.98}}),
         ("average-last", "averaged weights, last epoch", {"train": {"average": 0.98, "keep": "last"}}),
+        ("keep-best", "best epoch of validation", {"train": {"keep": "best"}}),
         ("keep-last", "last epoch", {"train": {"keep": "last"}}),
         ("epochs-double", "twice the epochs", {"train": {"epochs": 2 * epochs, "patience": 2 * recipe.train.patience}}),
+        ("text-none", "no texts", {"texts": {"contrast": 0.0}}),
         ("text-contrast", "prompts, contrast", {"texts": {"contrast": 0.5}}),
     ]
     architecture = read_architecture(recipe.backbone.name)

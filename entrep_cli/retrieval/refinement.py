@@ -90,7 +90,8 @@ class Reranking:
 
     def __post_init__(self) -> None:
         if min(self.k1, self.k2) < 1 or not 0 <= self.share <= 1:
-            raise UsageError(f"A re-ranking with k1 = {self.k1}, k2 = {self.k2}, share {self.share} is none.", mend="k from 1, share in 0..1")
+            what = f"A re-ranking with k1 = {self.k1}, k2 = {self.k2}, share {self.share} is none."
+            raise UsageError(what, mend="k from 1, share in 0..1")
 
 
 @dataclass(frozen=True)

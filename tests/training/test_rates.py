@@ -160,7 +160,8 @@ def test_a_training_in_phases_that_was_killed_ends_with_the_same_weights(tmp_pat
 
 def test_an_epoch_that_is_cut_short_leaves_nothing_frozen():
     net = Net()
-    inside = thawing(lambda epoch: iter([torch.zeros(())] * 2), net, {n: Pace(1.0, n.startswith("blocks")) for n, _ in net.named_parameters()})
+    pace_of = {name: Pace(1.0, name.startswith("blocks")) for name, _ in net.named_parameters()}
+    inside = thawing(lambda epoch: iter([torch.zeros(())] * 2), net, pace_of)
     steps = inside(1)
     next(steps)
     assert [p.requires_grad for p in net.parameters()] == [False] * 4 + [True] * 2
