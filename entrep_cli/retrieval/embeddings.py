@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from entrep_cli import console
-from entrep_cli.errors import RunError
+from entrep_cli.errors import RunError, UsageError
 from entrep_cli.workspace import METRICS, Run, file_sha256, fingerprint, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
+    from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.methods import Model
 
 _FILES = ("vectors.npy", "probabilities.npy", "items.csv")
@@ -93,33 +94,62 @@ class Embeddings:
         return whole.take(sorted(first.values()))
 
 
+def check_flip(taxonomy: Taxonomy) -> None:
+    """UsageError where a class has no known mirror, so that a flipped image may belong to no class."""
+    unknown = [f"class {c.name}" for c in taxonomy.classes if c.mirror is None]
+    if unknown:
+        raise UsageError(
+            f"--tta needs a mirror for every class; of {len(unknown)} the taxonomy knows none.",
+            faults=unknown,
+            mend="name them in taxonomy.toml (a class without sides is its own mirror), or leave out --tta",
+        )
+
+
 def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool = False) -> Embeddings:
     """Decode, embed and classify images, a batch at a time.
 
     Args:
-        flip: also classify each image flipped left to right, its probabilities going to the mirror
-            classes, and average (test-time augmentation); only where every class has a mirror.
+        flip: test-time augmentation: also look at each image flipped left to right. Its probabilities go to
+            the mirror classes and are averaged with the image's own. Its embedding stands beside the image's
+            own, each divided by sqrt(2), so that a cosine is the mean of image with image and flip with flip:
+            to average the two embeddings instead would take a left ear for a right one (ours).
 
     Raises:
-        DataError: names every image that cannot be read.
+        DataError: names every image that cannot be read. UsageError: as `check_flip`.
     """
+    if flip:
+        check_flip(model.taxonomy)
+    (vectors, probabilities), *flipped = _views(model, items, what, flip)
+    for more, turned in flipped:
+        vectors = np.concatenate([vectors, more], axis=1) / np.float32(2**0.5)
+        probabilities = (probabilities + turned[:, model.taxonomy.mirrors]) / 2
+    return Embeddings(items, vectors, probabilities)
+
+
+def texts_beside(vectors: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(M, D) text rows as wide as (N, D) images, or (N, 2 D) with their flips, which a text that names a side is not about."""
+    return np.pad(vectors, ((0, 0), (0, images.shape[1] - vectors.shape[1])))
+
+
+def _views(model: Model, items: Items, what: str, flip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images."""
+    if hasattr(model, "members"):
+        return _views_of_members(model, items, what, flip)
     import torch
 
     from entrep_cli.data.pixels import decode_images
 
     device = next(model.parameters()).device
-    mirrors = model.taxonomy.mirrors
     size = getattr(model.recipe, "batch_size", 32)
-    vectors, probabilities, batch = [], [], []
+    batch: list[np.ndarray] = []
+    seen: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(1 + flip)]
     with console.progress(f"Embedding {what}", len(items)) as advance, torch.inference_mode():
 
         def run_batch() -> None:
             pixels = torch.from_numpy(np.stack(batch)).to(device)
-            embedded, classified = model.infer(pixels)
-            if flip and min(mirrors) >= 0:
-                classified = (classified + model.infer(pixels.flip(-1))[1][:, mirrors]) / 2
-            vectors.append(embedded.float().cpu().numpy())
-            probabilities.append(classified.float().cpu().numpy())
+            for rows, shown in zip(seen, (pixels, pixels.flip(-1))):
+                embedded, classified = model.infer(shown)
+                rows.append((embedded.float().cpu().numpy(), classified.float().cpu().numpy()))
             advance(len(batch))
             batch.clear()
 
@@ -129,11 +159,43 @@ def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool 
                 run_batch()
         if batch:
             run_batch()
-    return Embeddings(items, np.concatenate(vectors), np.concatenate(probabilities))
+    return [tuple(np.concatenate(columns) for columns in zip(*rows)) for rows in seen]
+
+
+def _views_of_members(model: Model, items: Items, what: str, flip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same of an ensemble: each member sees the images with its own preprocessing, or has seen them already."""
+    import torch
+
+    seen = []
+    for member, run in zip(model.members, model.runs):
+        kept = None if flip else _kept(run, member, items)
+        seen.append(_views(member, items, f"{what} by {run.name}", flip) if kept is None else [(kept.vectors, kept.probabilities)])
+    combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*seen)]
+    return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities in combined]
+
+
+def _kept(run: Run, model: Model, items: Items) -> Embeddings | None:
+    """These images out of whatever set a run has embedded them in, by name and pixels; None where one is in none."""
+    if not all(items.digest):
+        return None
+    for name in embedded_sets(run):
+        try:
+            kept = read_embeddings(run, name)
+        except RunError:  # damaged: computed, as if it were not there
+            continue
+        place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
+        rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
+        if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False):
+            return kept.take(rows)
+    return None
 
 
 def embeddings_of(run: Run, name: str, items: Items, model: Model, *, flip: bool = False) -> Embeddings:
-    """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept."""
+    """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept.
+
+    Those with `flip` are a set of their own, NAME-flip.
+    """
+    what, name = name, f"{name}-flip" if flip else name
     folder = run.path("embeddings", name)
     wanted = _fingerprint(run, items, model, flip)
     if set_fingerprint(run, name) == wanted:
@@ -141,14 +203,14 @@ def embeddings_of(run: Run, name: str, items: Items, model: Model, *, flip: bool
         if kept.items.rows() != items.rows():
             _write(folder, items, {}, wanted, flip)
         return replace(kept, items=items)
-    embeddings = embed_items(model, items, what=f"{name} images", flip=flip)
+    embeddings = embed_items(model, items, what=f"{what} images", flip=flip)
     arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
     _write(folder, items, arrays, wanted, flip)
     return embeddings
 
 
 def embedded_sets(run: Run) -> list[str]:
-    """Names of the sets that are embedded whole; not those of test-time augmentation, whose vectors stand there already."""
+    """Names of the sets that are embedded whole; not those of test-time augmentation, whose vectors are of both views."""
     folders = [path.parent for path in run.path("embeddings").glob("*/manifest.json")]
     return sorted(folder.name for folder in folders if not _manifest(folder).get("flip"))
 

@@ -76,9 +76,7 @@ def score_part(
     targets, groups = part.targets, part.groups
     classes, vectors = np.asarray(seen.probabilities), np.asarray(seen.vectors)
     classification = ClassificationScores(targets, classes.argmax(axis=1), names, groups)
-    exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
-    if mask_groups:
-        exclude.append((groups, groups))
+    exclude = part_exclusions(part, seen, mask_groups)
     labels = part.frame["label"].to_numpy(dtype=object)
     findings = part.frame["findings"].tolist()
     asked, given = match_codes(labels, labels)
@@ -128,6 +126,12 @@ def joined_parts(parts: Sequence[PartScores]) -> PartScores:
             chance[key] = float(np.average([part.chance[key] for part in parts], weights=[s.scored.sum() for s in own]))
     fell_back = {name: sum(part.fell_back[name] for part in parts) for name in first.fell_back}
     return PartScores(classification, retrieval, chance, fell_back)
+
+
+def part_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:
+    """What may not answer where every image of a part asks all others: itself, its exact copies and, if wanted, its own group."""
+    exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
+    return [*exclude, (part.groups, part.groups)] if mask_groups else exclude
 
 
 @dataclass(frozen=True)
