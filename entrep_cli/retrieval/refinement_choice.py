@@ -11,6 +11,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError
 from entrep_cli.retrieval.refinement import Tuned, check_steps, tune_refinement
 from entrep_cli.retrieval.sets import part_embeddings
+from entrep_cli.retrieval.validation import validation_part
 from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:
@@ -28,15 +29,16 @@ def tuned_refinement(run: Run, model: Model, catalog: Catalog, split: Split, ste
     """The steps, set on the validation part of the run's own split; a whitening is learned from its training part.
 
     Raises:
-        RunError: catalog or split are not those the run was trained with, or validation holds nothing to find.
+        RunError: as `validation_part`, or validation holds nothing to find.
     """
     from entrep_cli.methods.runs import in_classes_of
 
-    made = run.manifest
-    if (made["data"]["catalog"], made["split"]["fingerprint"]) != (catalog.fingerprint, split.fingerprint):
-        what = f"Run {run.name!r} was trained on other data or another split: its validation part is not known here."
-        raise RunError(what, where=run.folder, mend="bring the dataset and its split back, or leave out --refine")
-    train, val = (in_classes_of(model, catalog.subset(split.images(part, made["split"].get("fold")))) for part in ("train", "val"))
+    try:
+        val = validation_part(run, model, catalog, split)
+    except RunError as error:
+        what = f"The refinement of run {run.name!r} cannot be chosen: {error.what}"
+        raise RunError(what, where=run.folder, mend="bring its dataset and its split back, or leave out --refine") from error
+    train = in_classes_of(model, catalog.subset(split.images("train", run.manifest["split"].get("fold"))))
     seen = part_embeddings(run, model, val, catalog)
     vectors = np.asarray(seen.vectors)
     learned_from = np.asarray(part_embeddings(run, model, train, catalog).vectors) if "whiten" in steps else vectors[:0]

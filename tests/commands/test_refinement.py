@@ -42,6 +42,12 @@ def test_track_2_is_answered_by_the_refined_ranking(trained, entrep, monkeypatch
     assert found and all(best[query] == answer for query, answer in found.items())
 
 
+def test_another_split_chooses_nothing(trained, entrep):
+    assert entrep("split", "--seed", 5).code == 0
+    done = entrep("predict", "--track", 2, "--refine", "qe")
+    assert done.code == 1 and "cannot be chosen" in done.err and not (trained / "dinov2" / "submissions").exists()
+
+
 @pytest.mark.parametrize(
     "line, said",
     [
