@@ -1,4 +1,4 @@
-"""`entrep ablate`: the components of a paper, one by one, in one table."""
+"""`entrep ablate`: the components of a paper or of a recipe, one by one, in one table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from entrep_cli.workspace import data_dir, runs_dir
 
 
 def ablate(
-    paper: Annotated[str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion. mics: pre-training, fusion, shift.")],
+    paper: Annotated[
+        str, typer.Argument(help="mlcf: Multi-Level CLS Token Fusion. mics: pre-training, fusion, shift. best: factors of a recipe.")
+    ],
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
@@ -33,6 +35,9 @@ def ablate(
     seeds: Annotated[int, typer.Option(help="Trainings a row; their scores are averaged.", min=1)] = 3,
     on: options.On = "test",
     fold: options.Fold = None,
+    folds: Annotated[
+        Optional[int], typer.Option(help="Leave out so many folds of the split in turn, each to be scored on.", min=1, show_default=False)
+    ] = None,
     name: Annotated[Optional[str], typer.Option(help="Folder under runs/ablations (default: the paper's).", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, and delete what was trained.")] = False,
     device: options.Device = "auto",
@@ -42,8 +47,9 @@ def ablate(
 
     Train a recipe without its components, then with one after the other, each alike and with several
     seeds, and score all in one table. What is trained stays: the same command goes on where it was
-    interrupted, and more --seeds or --rows add to it. What rows of mics start from is pre-trained once, for all
-    of them.
+    interrupted, and more --seeds, --folds or --rows add to it. With --folds nothing but training images is
+    scored, each by models that left it out: what is chosen so has not seen the test part. What rows of mics
+    start from is pre-trained once, for all of them.
     """
     from entrep_cli.experiments.ablation import ABLATIONS, SHOWN, run_ablation
     from entrep_cli.methods import method_class
@@ -63,7 +69,9 @@ def ablate(
     rows = ablation.rows_of(settings)
     if only:
         known = [row.key for row in rows]
-        rows = [row for row in rows if any(fnmatchcase(row.key, pattern) for pattern in only)]
+        named = [row for row in rows if any(fnmatchcase(row.key, pattern) for pattern in only)]
+        refined = {row.against for row in named if row.refine}  # what they refine must be there
+        rows = [row for row in rows if row in named or row.key in refined]
         if not rows:
             raise UsageError(f"No row is called {' or '.join(only)}.", mend=f"--rows with one of: {', '.join(known)}")
 
@@ -74,14 +82,15 @@ def ablate(
     catalog, split = read_catalog_and_split(root)
     say_catalog(catalog)
     folder = runs_dir() / "ablations" / (name or paper)
-    how = {"seeds": seeds, "on": on, "device": device, "precision": precision, "fold": fold, "overwrite": overwrite}
+    how = {"seeds": seeds, "on": on, "device": device, "precision": precision, "fold": fold, "folds": folds or 0, "overwrite": overwrite}
     try:
         found, chance = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
     except KeyboardInterrupt:
         mend = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
         raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend=mend) from None
     shown = [column for column in SHOWN if any(column in row.scores for row in found)]
-    title = f"{paper} on {on}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups (texts: over texts)"
+    where = f"{folds} of {split.folds} folds" if folds else on
+    title = f"{paper} on {where}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups (texts: over texts)"
     console.table(
         title,
         ["row", *shown, "learned", "s a run"],
@@ -90,23 +99,25 @@ def ablate(
             ("by chance", *(f"{chance[c]:.3f}" if c in chance else "-" for c in shown), "", ""),
         ],
     )
-    if seeds > 1:
+    if len(found[0].values) > 1:
         spread = [(r.row.name, *(r.spread.get(c, "-") for c in shown)) for r in found]
-        console.table("Standard deviation over seeds", ["row", *shown], spread)
+        console.table(f"Standard deviation over {'seeds and folds' if folds else 'seeds'}", ["row", *shown], spread)
     names, above = {r.row.key: r.row.name for r in found}, [None, *(r.row.key for r in found)]
     changed = [(r, names[r.row.against]) for r in found if r.change]
     if all(r.row.against == before for r, before in zip(found, above) if r.change):
         what, of = "the row above", [(r.row.name,) for r, _ in changed]
     else:
         what, of = "another row", [(f"{r.row.name} - {against}",) for r, against in changed]
-    console.table(
-        f"Change from {what}, paired; * where the interval leaves out zero",
-        ["row", *shown],
-        [(*label, *(_change(r.change.get(c)) for c in shown)) for label, (r, _) in zip(of, changed)],
-    )
+    if changed:
+        console.table(
+            f"Change from {what}, paired; * where the interval leaves out zero",
+            ["row", *shown],
+            [(*label, *(_change(r.change.get(c)) for c in shown)) for label, (r, _) in zip(of, changed)],
+        )
     console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
     console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
-    return {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "chance": chance, "rows": [row.as_dict() for row in found]}
+    told = {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "folds": folds}
+    return {**told, "chance": chance, "rows": [row.as_dict() for row in found]}
 
 
 def _cost(row) -> tuple[str, str]:

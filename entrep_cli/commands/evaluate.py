@@ -32,6 +32,7 @@ def evaluate(
     track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
+    refine: options.Refine = None,
     tta: options.Tta = False,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def evaluate(
 
     Score a run on a part of the split: accuracy, F1, per class, Recall@1/5/10, MRR and mAP, with 95%
     bootstrap intervals over groups; and how far its probabilities can be trusted, as they are and at the
-    temperature that validation chooses. With --class-aware, retrieval is scored without it and with it.
-    Or score a submission:
+    temperature that validation chooses. With --class-aware or --refine, retrieval is scored without it and
+    with it. Or score a submission:
     entrep evaluate --submission track1.zip --truth truth_cls.json --track 1
     """
     if submission is not None:
@@ -48,6 +49,8 @@ def evaluate(
             raise UsageError(
                 "--class-aware ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too"
             )
+        if refine is not None:
+            raise UsageError("--refine ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too")
         if tta:
             raise UsageError("--tta is for images, and a submission is answered already.", mend="leave it out; `entrep predict` has it")
         if truth is None or track is None:
@@ -56,7 +59,7 @@ def evaluate(
     if truth is not None or track is not None:
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
     options.check_class_aware(class_aware, class_weight)
-    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, tta, data, run, device)
+    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, refine, tta, data, run, device)
 
 
 def _evaluate_part(
@@ -65,6 +68,7 @@ def _evaluate_part(
     mask_groups: bool,
     class_aware: str,
     class_weight: float | None,
+    refine: str | None,
     tta: bool,
     data: Path | None,
     run_name: str | None,
@@ -81,13 +85,17 @@ def _evaluate_part(
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (scored.catalog, scored.split))
     if aware["validation"] is not None and part == "val":
         notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
+    tuned = options.refinement_of(refine, opened, model, lambda: (scored.catalog, scored.split))
+    if tuned is not None and part == "val":
+        notes.append("the refinement was chosen on the validation part itself: these scores with it are too good")
     texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
-    scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts)
+    refinement = None if tuned is None else tuned.refinement
+    scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts, refinement=refinement)
     for queries, n in scores.fell_back.items():
         if n:
             notes.append(f"{rule}: {n} queries ({queries}) have no candidate of their predicted class; for them the whole part was ranked")
     title = scored.title
-    more = {"class_aware": {**aware, "fell_back": scores.fell_back}}
+    more = {"class_aware": {**aware, "fell_back": scores.fell_back}, **({} if tuned is None else {"refined": tuned.as_dict()})}
     if hasattr(model, "decide_images"):
         more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])

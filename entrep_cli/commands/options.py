@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from entrep_cli.data.splits import Split
     from entrep_cli.methods import Model
     from entrep_cli.retrieval.class_aware import ClassRule
+    from entrep_cli.retrieval.refinement import Tuned
 
 Data = Annotated[
     Optional[Path],
@@ -89,6 +90,14 @@ Template = Annotated[
         "--template", help="Embed text queries set into this, as 'an endoscopic image showing {}' (default: verbatim).", show_default=False
     ),
 ]
+Refine = Annotated[
+    Optional[str],
+    typer.Option(
+        "--refine",
+        help="Refine image rankings by any of whiten,dba,qe,rerank, in this order, each as validation sets it.",
+        show_default=False,
+    ),
+]
 
 
 def check_class_aware(mode: str, weight: float | None) -> None:
@@ -125,6 +134,25 @@ def class_rule(
     if tuned.weight and tuned.queries < FEW_QUERIES:
         console.warn(f"the class weight was chosen on {tuned.queries} validation images alone; --class-weight W gives another")
     return ClassRule(mode, tuned.weight), {"mode": mode, "weight": tuned.weight, "validation": tuned.as_dict()}
+
+
+def refinement_of(text: str | None, run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]]) -> Tuned | None:
+    """What `--refine` means for a run, told aloud; None without it.
+
+    Args:
+        read: gives the catalog and the split of the run.
+    """
+    if text is None:
+        return None
+    from entrep_cli.retrieval.refinement_choice import parse_steps, tuned_refinement
+
+    tuned = tuned_refinement(run, model, *read(), parse_steps(text))
+    chosen = [f"{step} {setting}" for step, setting in tuned.refinement.as_dict().items() if setting is not None and step != "shortlist"]
+    (recall, mrr), (new_recall, new_mrr) = tuned.before, tuned.after
+    better = f"Recall@1 by class {recall:.3f} -> {new_recall:.3f}, MRR {mrr:.3f} -> {new_mrr:.3f}"
+    reason = better if chosen else f"Recall@1 by class {recall:.3f}, and no setting does better: the cosine decides alone"
+    console.say(f"Refined by {', '.join(chosen) or 'nothing'} (chosen on {tuned.queries} validation images: {reason}).")
+    return tuned
 
 
 def flags(**given: object) -> str:

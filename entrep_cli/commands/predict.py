@@ -31,6 +31,7 @@ def predict(
     mask_groups: options.MaskGroups = False,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
+    refine: options.Refine = None,
     template: options.Template = None,
     out: Annotated[Optional[Path], typer.Option(help="The zip to write (default: in the run folder).", show_default=False)] = None,
     device: options.Device = "auto",
@@ -63,6 +64,8 @@ def predict(
     if track == 1 and class_aware != "off":
         raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", mend="leave it out")
     options.check_class_aware(class_aware, class_weight)
+    if refine is not None and (track != 2 or class_aware != "off"):
+        raise UsageError("--refine is for the image queries of track 2, by the cosine alone.", mend="leave it or --class-aware out")
     if template is not None and track != 3:
         raise UsageError(f"--template is for the texts of track 3; the queries of track {track} are images.", mend="leave it out")
     check_template(template)
@@ -89,6 +92,7 @@ def predict(
         check_flip(model.taxonomy)
     temperature = run_temperature(opened, model, lambda: read_catalog_and_split(data_dir(data)), flip=tta) if calibrate else None
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))
+    tuned = options.refinement_of(refine, opened, model, lambda: read_catalog_and_split(data_dir(data)))
     found = answer_track(
         opened,
         model,
@@ -101,6 +105,7 @@ def predict(
         temperature=temperature.value if temperature else 1.0,
         mask_groups=mask_groups,
         rule=rule,
+        refinement=None if tuned is None else tuned.refinement,
         template=template,
         warn=console.warn,
     )
@@ -136,6 +141,7 @@ def predict(
         "ranked": str(out.with_suffix(".csv")),
         "queries": len(found.queries),
         "class_aware": {**aware, "fell_back": found.fell_back},
+        "refined": None if tuned is None else tuned.as_dict(),
         "template": template,
         "tta": tta,
         "temperature": None if temperature is None else temperature.as_dict(),

@@ -29,6 +29,10 @@ class AugmentSettings(Section):
         grey: share of images turned grey.
         blur: share of images blurred, sigma up to `blur_sigma` pixels.
         flip: share of images flipped left to right, the label going to its mirror class.
+        naive_flip: the label stays as it is instead: a mistake where a class has a side, here to be measured.
+        crop: largest part of an image's area cut away, the rest, anywhere in it, scaled to full size.
+        cutout: share of images with a black square put somewhere (DeVries and Taylor 2017), its side up to
+            `cutout_side` of the image's.
     """
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
@@ -42,6 +46,10 @@ class AugmentSettings(Section):
     blur: Share = 0.2
     blur_sigma: Annotated[float, Field(ge=0, le=20)] = 1.5
     flip: Share = 0.5
+    naive_flip: bool = False
+    crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    cutout: Share = 0.0
+    cutout_side: Share = 0.4
 
 
 def flip(
@@ -89,7 +97,18 @@ def augment(
     saturation = saturation.where(~grey, 0.0)
     blurred, sigma = draw(0, 1) < s.blur, draw(0.1, max(s.blur_sigma, 0.1))
 
+    # What is off draws nothing, so that a seed gives the views it gave before there was such a thing.
+    if s.crop:
+        sides = draw(1 - s.crop, 1).sqrt()
+        scales = scales / sides
+        rest = (1 - sides) / sides / 2
+        shifts = shifts + torch.stack([draw(-1, 1) * rest, draw(-1, 1) * rest], dim=1) * pixels.shape[-1]
+    holes = torch.stack([(draw(0, 1) < s.cutout) * draw(0, s.cutout_side), draw(0, 1), draw(0, 1)], dim=1) if s.cutout else None
+
+    labels = targets
     pixels, targets, flipped = flip(pixels, targets, chosen, taxonomy)
+    if s.naive_flip:
+        targets = labels
     views = torch.empty_like(pixels)
     # A few images at a time stay in the processor's cache, which the steps read and write over and over.
     for part in torch.arange(n).split(8):
@@ -101,6 +120,8 @@ def augment(
             view = turn_hue(view, hue[part])
         for i in blurred[part].nonzero().flatten().tolist():
             view[i] = gaussian_blur(view[i], float(sigma[part][i]))
+        if holes is not None:
+            cut_out(view, holes[part])
         views[part] = view.mul_(255).round_().to(torch.uint8)
     return views, targets, flipped
 
@@ -143,6 +164,15 @@ def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     hue = (hue + 6 * turns[:, None, None]).remainder_(6)
     pure = [(hue - 3).abs() - 1, 2 - (hue - 2).abs(), 2 - (hue - 4).abs()]
     return torch.stack([value - chroma + chroma * channel.clamp_(0, 1) for channel in pure], dim=1)
+
+
+def cut_out(images: torch.Tensor, holes: torch.Tensor) -> None:
+    """Blacken a square in each image, in place; (N, 3) holes: the side and the centre's x and y, in parts of the image's sides."""
+    height, width = images.shape[-2:]
+    side, x, y = holes.T
+    columns = ((torch.arange(width) + 0.5) / width - x[:, None]).abs() < side[:, None] / 2
+    rows = ((torch.arange(height) + 0.5) / height - y[:, None]).abs() < side[:, None] / 2
+    images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -117,13 +117,14 @@ class Preprocess:
     Attributes:
         size: side in pixels.
         fit: `pad` scales the long side to `size` and fills up with black, nothing is lost;
-            `crop` scales the short side and cuts the middle out. Both keep the aspect ratio.
+            `crop` scales the short side and cuts the middle out. Both keep the aspect ratio; `squash`
+            scales each side to `size` by itself.
         field_of_view: cut to the lit circle first, so that black borders take no pixels.
         mean, std: a channel's, for the model's own normalisation of pixels in [0, 1].
     """
 
     size: int
-    fit: Literal["pad", "crop"] = "pad"
+    fit: Literal["pad", "crop", "squash"] = "pad"
     field_of_view: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -138,6 +139,8 @@ class Preprocess:
             left, top = (image.width - side) / 2, (image.height - side) / 2
             # Cut before scaling: the long side of a 1 x 60000 strip would not fit into memory.
             image = image.resize(square, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        elif self.fit == "squash":
+            image = image.resize(square, Image.Resampling.BICUBIC)
         else:
             scale = self.size / max(image.size)
             width, height = (max(1, round(side * scale)) for side in image.size)

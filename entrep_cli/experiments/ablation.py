@@ -1,9 +1,10 @@
 """Ablations: the components of a paper, one by one, each trained alike, in one table with intervals.
 
-Each row is trained with several seeds, and every training is a run of its own under
-`runs/ablations/NAME/`: complete ones are not trained again, an interrupted one goes on, so that the same
-command always finishes the table. Scores of a row are means over its seeds; the interval comes from
-drawing the groups of the scored part anew, and differences between rows are paired.
+Each row is trained with several seeds, and over several folds where that is asked, and every training is a
+run of its own under `runs/ablations/NAME/`: complete ones are not trained again, an interrupted one goes on,
+so that the same command always finishes the table. Every image is scored by a model that did not learn from
+it; over folds, the images of all of them are pooled. Scores of a row are means over its seeds; the interval
+comes from drawing the groups of the scored images anew, and differences between rows are paired.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ import numpy as np
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
-from entrep_cli.errors import RunError
-from entrep_cli.experiments.scored import check_scored, scored_part, seen_by, texts_for
+from entrep_cli.errors import RunError, UsageError
+from entrep_cli.experiments.scored import QUERIES, check_scored, scored_part, seen_by, texts_for
 from entrep_cli.methods.runs import load_model, train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
+from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embeddings_of
+from entrep_cli.retrieval.refinement_choice import tuned_refinement
+from entrep_cli.retrieval.sets import TRAIN, catalog_items
 from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import TEXTS, score_part
+from entrep_cli.scoring.parts import TEXTS, PartScores, joined_parts, score_part
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_json_atomic, write_text_atomic
 
 # What a table shows: its heading, the scores it comes from, and which of them.
@@ -66,6 +70,8 @@ class Row:
         settings: tables over the recipe, later ones over earlier ones.
         against: the key of the row it is compared with.
         before: what must be trained first.
+        refine: steps that refine the rankings of the runs of the row it is compared with, set on the validation part of
+            each (`retrieval.refinement`); nothing is trained for it then.
     """
 
     key: str
@@ -73,6 +79,7 @@ class Row:
     settings: Sequence[dict[str, Any]]
     against: str | None = None
     before: Before | None = None
+    refine: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Ablation:
 
 
 ABLATIONS = {
+    "best": Ablation("clip-lora", "mobilenetv2-clip", "entrep_cli.experiments.best:rows"),
     "mlcf": Ablation("clip-lora", "mlcf", "entrep_cli.experiments.mlcf:rows"),
     "mics": Ablation("mics", "mics", "entrep_cli.experiments.mics:rows"),
 }
@@ -100,17 +108,23 @@ class RowScores:
 
     Attributes:
         row: it.
-        runs: one a seed.
+        runs: one a training, by seed and fold.
         scores: by the headings of `SHOWN`, the mean over seeds; a score that the method cannot have is left out.
-        spread: the standard deviation over seeds of each, 0 with one seed.
+        values: of each of `runs`, on what it was scored on alone.
         change: the difference from the row it is compared with.
     """
 
     row: Row
     runs: list[Run]
     scores: dict[str, Interval]
-    spread: dict[str, float]
+    values: list[dict[str, float]]
     change: dict[str, Interval]
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """The standard deviation of each score over trainings, seeds and folds alike; 0 of one alone."""
+        values = {name: [v[name] for v in self.values if name in v] for name in self.scores}
+        return {name: float(np.std(own, ddof=1)) if len(own) > 1 else 0.0 for name, own in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
         manifests = [run.manifest for run in self.runs]
@@ -119,15 +133,34 @@ class RowScores:
             "row": self.row.name,
             "against": self.row.against,
             **({"before": self.row.before.key} if self.row.before else {}),
+            **({"refine": list(self.row.refine)} if self.row.refine else {}),
             "scores": {name: {**value.as_dict(), "spread": self.spread[name]} for name, value in self.scores.items()},
             "change": {name: value.as_dict() for name, value in self.change.items()},
             "parameters": manifests[0]["parameters"],
             "seconds": float(np.mean([manifest["seconds"] for manifest in manifests])),
             "runs": [
-                {"run": run.reference, "validation": m["validation"], "epoch": m["epoch"], "seconds": m["seconds"]}
-                for run, m in zip(self.runs, manifests)
+                {
+                    "run": run.reference,
+                    "fold": m["split"]["fold"],
+                    "validation": m["validation"],
+                    "epoch": m["epoch"],
+                    "seconds": m["seconds"],
+                    "scores": values,
+                }
+                for run, m, values in zip(self.runs, manifests, self.values)
             ],
         }
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One training of a row: with a seed, and by a fold or none."""
+
+    row: Row
+    seed: int
+    fold: int | None
+    settings: Recipe
+    run: Run
 
 
 def run_ablation(
@@ -143,6 +176,7 @@ def run_ablation(
     device: str = "auto",
     precision: str = "auto",
     fold: int | None = None,
+    folds: int = 0,
     overwrite: bool = False,
 ) -> tuple[list[RowScores], dict[str, float]]:
     """Train and score every row with every seed, and write `table.json` and `table.csv`; also Recall@1 by chance.
@@ -152,68 +186,111 @@ def run_ablation(
         root: the dataset folder.
         seeds: the recipe's seed and those after it.
         on: `test` or `val` of the split, or `queries`, the dataset's test folder with its truth.
+        fold: the one fold kept for testing, of a split into folds.
+        folds: so many of them in turn, from the first on, each scored on the one that is left out; 0 for `fold` alone.
 
     Raises:
+        UsageError: folds that the split does not have, or that would not be scored each on its own images.
         RunError: the folder holds runs of other settings, or the part to be scored is empty.
     """
     check_scored(on)
-    scored = scored_part(catalog, split, root, on, fold)  # faults in it must show before hours of training
+    check_folds(split, folds, fold, on)
+    left_out = list(range(folds)) if folds else [fold]
+    scored = {k: scored_part(catalog, split, root, on, k) for k in left_out}  # faults in it must show before hours of training
     folder = runs_dir() / "ablations" / name
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    kind = type(recipe)
-    plan = [(row, recipe.seed + k) for k in range(seeds) for row in rows]  # whole tables first, then more seeds
-    settings = {
-        (row.key, seed): build_recipe(kind, recipe.model_dump(), *row.settings, _started_from(row, name), {"seed": seed})
-        for row, seed in plan
+    # Whole tables first, of all rows by a fold, then more folds, then more seeds.
+    plan = [
+        _training(row, seed, k, recipe, folder, bool(folds))
+        for seed in range(recipe.seed, recipe.seed + seeds)
+        for k in left_out
+        for row in rows
+        if not row.refine
+    ]
+    if on == "val" and any(row.refine for row in rows):
+        console.warn("what refines rankings is set on the validation part, and is scored on it: those rows are too good")
+    first = {
+        _before(t, bool(folds)).name: (_before(t, bool(folds)), t.row.before.recipe(_own_settings(t.row, recipe)), t.fold)
+        for t in plan
+        if t.row.before
     }
-    runs = {place: Run(folder / f"{place[0]}-seed{place[1]}") for place in settings}
-    first = {row.before.key: row.before.recipe(build_recipe(kind, recipe.model_dump(), *row.settings)) for row in rows if row.before}
-    _check_runs({**runs, **{key: Run(folder / key) for key in first}}, {**settings, **first}, catalog, split, fold)
-    samples: dict[tuple[str, int], dict[str, Sample]] = {}
-    chance: dict[str, float] = {}
-    for i, (row, seed) in enumerate(plan, 1):
-        place = row.key, seed
-        console.say("", f"Training {i} of {len(plan)}: {row.name}, seed {seed}")
-        run = runs[place]
-        if not run.complete:
-            if row.before and not (before := Run(folder / row.before.key)).complete:
+    _check_runs([*((t.run, t.settings, t.fold) for t in plan), *first.values()], catalog, split)
+    refined_by = {row.against: [other for other in rows if other.refine and other.against == row.against] for row in rows if row.refine}
+    found: dict[str, list[tuple[_Training, PartScores]]] = {row.key: [] for row in rows}
+    for i, training in enumerate(plan, 1):
+        row, by_fold = training.row, "" if training.fold is None else f", fold {training.fold}"
+        console.say("", f"Training {i} of {len(plan)}: {row.name}, seed {training.seed}{by_fold}")
+        how = {"device": device, "precision": precision, "fold": training.fold}
+        if not training.run.complete:
+            if row.before and not (before := _before(training, bool(folds))).complete:
                 console.say(f"First {before.name}, for all rows that start from it.")
                 with _begun(before):
-                    row.before.train(catalog, split, first[before.name], before, device=device, precision=precision, fold=fold)
-            with _begun(run):
-                train_run(catalog, split, settings[place], run, device=device, precision=precision, fold=fold, resume=True)
-        samples[place], by_chance = _samples(run, scored, catalog, root, on, device)
-        chance |= by_chance
-    of_row = {row.key: [samples[row.key, recipe.seed + k] for k in range(seeds)] for row in rows}
-    found = [
+                    row.before.train(catalog, split, first[before.name][1], before, **how)
+            with _begun(training.run):
+                train_run(catalog, split, training.settings, training.run, **how, resume=True)
+        for key, scores in _scores(training, scored[training.fold], catalog, split, root, on, device, refined_by.get(row.key, ())):
+            found[key].append((training, scores))
+    pools = {key: [joined_parts([s for t, s in own if t.seed == seed]) for seed in _seeds(own)] for key, own in found.items()}
+    samples = {key: [_samples(scores) for scores in own] for key, own in pools.items()}
+    table = [
         RowScores(
             row,
-            [runs[row.key, recipe.seed + k] for k in range(seeds)],
-            _pooled(of_row[row.key]),
-            _spread(of_row[row.key]),
-            _pooled(of_row[row.key], of_row[row.against]) if row.against in of_row else {},
+            [t.run for t, _ in found[row.key]],
+            _pooled(samples[row.key]),
+            [_values(scores) for _, scores in found[row.key]],
+            _pooled(samples[row.key], samples[row.against]) if row.against in samples else {},
         )
         for row in rows
     ]
+    chance = {key: value for own in pools.values() for scores in own for key, value in scores.chance.items()}
     document = {
         "ablation": name,
         "on": on,
-        "images": len(scored),
+        "images": sum(map(len, scored.values())),
         "seeds": seeds,
+        "folds": folds,
         "chance": {shown: chance[key] for shown, (key, score) in SHOWN.items() if score == "recall@1" and key in chance},
         "split": split.fingerprint,
         "recipe": recipe.model_dump(mode="json"),
-        "rows": [row.as_dict() for row in found],
+        "rows": [row.as_dict() for row in table],
     }
     write_json_atomic(folder / "table.json", document)
-    write_text_atomic(folder / "table.csv", _csv(found))
-    return found, document["chance"]
+    write_text_atomic(folder / "table.csv", _csv(table))
+    return table, document["chance"]
 
 
-def _started_from(row: Row, name: str) -> dict[str, Any]:
-    # By its place under the runs folder, so that the folder may be moved.
-    return {"backbone": {"weights": f"ablations/{name}/{row.before.key}"}} if row.before else {}
+def check_folds(split: Split, folds: int, fold: int | None, on: str) -> None:
+    """UsageError where rows cannot be scored over `folds` folds of a split."""
+    if not folds:
+        return
+    if not split.folds:
+        raise UsageError("--folds needs a split into folds.", mend="`entrep split --folds 5`")
+    if folds > split.folds:
+        raise UsageError(f"The split has {split.folds} folds, not {folds}.", mend=f"--folds {split.folds} or fewer")
+    if fold is not None or on != "test":
+        raise UsageError("With --folds every fold is scored by the models that left it out.", mend="leave out --fold and --on")
+
+
+def _training(row: Row, seed: int, fold: int | None, recipe: Recipe, folder: Path, by_fold: bool) -> _Training:
+    run = Run(folder / (f"{row.key}-fold{fold}-seed{seed}" if by_fold else f"{row.key}-seed{seed}"))
+    training = _Training(row, seed, fold, recipe, run)
+    started = [{"backbone": {"weights": _before(training, by_fold).reference}}] if row.before else []
+    return replace(training, settings=build_recipe(type(recipe), recipe.model_dump(), *row.settings, *started, {"seed": seed}))
+
+
+def _own_settings(row: Row, recipe: Recipe) -> Recipe:
+    return build_recipe(type(recipe), recipe.model_dump(), *row.settings)
+
+
+def _before(training: _Training, by_fold: bool) -> Run:
+    """The run that a row starts from: one for all, but another for each fold, whose images it must not have seen."""
+    key = training.row.before.key
+    return Run(training.run.folder.with_name(f"{key}-fold{training.fold}" if by_fold else key))
+
+
+def _seeds(trainings: list[tuple[_Training, PartScores]]) -> list[int]:
+    return list(dict.fromkeys(training.seed for training, _ in trainings))
 
 
 @contextlib.contextmanager
@@ -227,31 +304,62 @@ def _begun(run: Run) -> Iterator[None]:
         raise
 
 
-def _check_runs(runs: dict, settings: dict, catalog: Catalog, split: Split, fold: int | None) -> None:
-    """Every run that is there must have been made with these settings, on these data and by this split."""
+def _check_runs(runs: Sequence[tuple[Run, Recipe, int | None]], catalog: Catalog, split: Split) -> None:
+    """Every run that is there must have been made with these settings, on these data and by this split and fold."""
     faults = []
-    for place, run in runs.items():
-        if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(settings[place]):
+    for run, settings, fold in runs:
+        if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(settings):
             faults.append(f"{run.name}: other settings")
         elif run.complete and (run.manifest["split"]["fingerprint"], run.manifest["split"]["fold"]) != (split.fingerprint, fold):
             faults.append(f"{run.name}: another split")
         elif run.complete and run.manifest["data"]["catalog"] != catalog.fingerprint:
             faults.append(f"{run.name}: other labels or images")
     if faults:
-        where = next(iter(runs.values())).folder.parent
+        where = runs[0][0].folder.parent
         raise RunError(
             "The ablation was begun otherwise.", where=where, faults=faults, mend="give it another --name, or begin again with --overwrite"
         )
 
 
-def _samples(
-    run: Run, scored: Catalog, catalog: Catalog, root: Path, on: str, device: str
-) -> tuple[dict[str, Sample], dict[str, float]]:
-    """Scores by the names of `PartScores`, and Recall@1 by chance by the same names."""
+def _scores(
+    training: _Training, part: Catalog, catalog: Catalog, split: Split, root: Path, on: str, device: str, refined: Sequence[Row]
+) -> Iterator[tuple[str, PartScores]]:
+    """The scores of a row by its key, and those of the rows that refine it by theirs."""
+    run = training.run
     model = load_model(run, device)
-    scores = score_part(scored, seen_by(run, model, scored, catalog, root, on), texts=texts_for(model, scored))
+    seen = _seen(run, model, part, catalog, root, on, whole=bool(refined))
+    yield training.row.key, score_part(part, seen, texts=texts_for(model, part))
+    for row in refined:
+        tuned = tuned_refinement(run, model, catalog, split, row.refine)
+        scores = score_part(part, seen, refinement=tuned.refinement)
+        kinds = {key: f"{key}, {tuned.refinement}" for key in scores.retrieval if f"{key}, {tuned.refinement}" in scores.retrieval}
+        yield row.key, replace(scores, retrieval={key: scores.retrieval[name] for key, name in kinds.items()})
+
+
+def _seen(run: Run, model: Any, part: Catalog, catalog: Catalog, root: Path, on: str, *, whole: bool) -> Embeddings:
+    """The scored images as a run sees them, kept in the run; with `whole`, all images of the catalog are."""
+    if whole:
+        embeddings_of(run, TRAIN, catalog_items(catalog), model)
+    elif on != QUERIES and TRAIN not in embedded_sets(run):
+        return embeddings_of(run, f"part-{on}", catalog_items(part), model)
+    return seen_by(run, model, part, catalog, root, on)
+
+
+def _samples(scores: PartScores) -> dict[str, Sample]:
+    """By the names of `PartScores`."""
     retrieval = {name: s.sample for name, s in scores.retrieval.items() if s.scored.any()}
-    return {"classification": scores.classification.sample, **retrieval}, scores.chance
+    return {"classification": scores.classification.sample, **retrieval}
+
+
+def _values(scores: PartScores) -> dict[str, float]:
+    """By the headings of `SHOWN`."""
+    samples = _samples(scores)
+    found = {}
+    for shown, (key, score) in SHOWN.items():
+        if key in samples:
+            row = samples[key].statistics(np.ones((1, samples[key].n), np.int64))[0]
+            found[shown] = float(row[samples[key].names.index(score)])
+    return found
 
 
 def _pooled(samples: list[dict[str, Sample]], against: list[dict[str, Sample]] = []) -> dict[str, Interval]:
@@ -260,22 +368,10 @@ def _pooled(samples: list[dict[str, Sample]], against: list[dict[str, Sample]] =
     return {shown: intervals[key][score] for shown, (key, score) in SHOWN.items() if key in intervals}
 
 
-def _spread(samples: list[dict[str, Sample]]) -> dict[str, float]:
-    def values(key: str, score: str) -> list[float]:
-        found = [s[key] for s in samples]
-        return [float(s.statistics(np.ones((1, s.n), np.int64))[0][s.names.index(score)]) for s in found]
-
-    return {
-        shown: float(np.std(values(key, score), ddof=1)) if len(samples) > 1 else 0.0
-        for shown, (key, score) in SHOWN.items()
-        if all(key in s for s in samples)
-    }
-
-
 def _csv(found: list[RowScores]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "score", "value", "low", "high", "spread over seeds", "change", "change low", "change high"])
+    writer.writerow(["row", "score", "value", "low", "high", "spread over trainings", "change", "change low", "change high"])
     for row in found:
         for name, value in row.scores.items():
             change = row.change.get(name)

@@ -21,6 +21,7 @@ from entrep_cli import console
 from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
+from entrep_cli.data.mixing import MixSettings, mix
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese, names_a_side
@@ -44,7 +45,9 @@ from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.recipes.recipe import Recipe, Section
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
-from entrep_cli.training.sampling import class_batches
+from entrep_cli.training.metric_losses import MetricSettings, metric_loss
+from entrep_cli.training.objective import LossSettings, Objective
+from entrep_cli.training.sampling import batches, class_batches
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
 
@@ -72,7 +75,7 @@ class ClipLoraRecipe(Recipe):
         tune: `lora` learns adapters, fusion and head; `full` everything; `head` fusion and head alone.
         freeze_norm: keep batch statistics as the pretrained weights have them.
         mix: in training, interpolate on the sphere between two images of a class (representation diversity).
-        images_per_class: in a batch; how many classes a batch has follows from `train.batch_size`.
+        images_per_class: in a batch, unless `train.balance` is `none`; how many classes a batch has follows from `train.batch_size`.
         batch_size: images at a time where nothing is learned.
     """
 
@@ -87,14 +90,17 @@ class ClipLoraRecipe(Recipe):
     fusion: FusionSettings = FusionSettings()
     texts: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
+    mixing: MixSettings = MixSettings()
+    loss: LossSettings = LossSettings()
+    metric: MetricSettings = MetricSettings()
     train: LoopSettings = LoopSettings(epochs=30, patience=8, batch_size=32, learning_rate=1e-3, backbone_learning_rate=2e-4, warmup=0.1)
     images_per_class: int = 4  # after `train`, with which it is checked
 
     @field_validator("train")
     @classmethod
     def _balanced_by_batch(cls, train: LoopSettings) -> LoopSettings:
-        if train.balance != "oversample":
-            raise ValueError("a batch holds as many images of each of its classes, so train.balance is oversample; leave it out")
+        if train.balance == "weights":
+            raise ValueError("train.balance is oversample, as many images of every class of a batch, or none, images as they come")
         return train
 
     @field_validator("images_per_class")
@@ -119,7 +125,7 @@ class ClipLora(nn.Module):
         self.recipe = recipe
         self.taxonomy = taxonomy
         self.architecture = architecture
-        self.backbone = build_clip(architecture, recipe.image.size)
+        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
         mean, std = pixel_statistics(self.backbone, architecture)
         self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
         self.tokenizer = make_tokenizer(recipe.backbone, architecture)
@@ -375,19 +381,22 @@ def _train(
     pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
-    classes_per_batch = max(1, settings.batch_size // recipe.images_per_class)
     text_features = _text_features(model, texts)
+    objective = Objective(model.taxonomy, recipe.loss, settings.label_smoothing).to(device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
         generator = epoch_generator(recipe.seed, epoch)
-        for pick in class_batches(targets, classes_per_batch, recipe.images_per_class, generator):
+        for pick in _batches(targets, recipe, generator):
             seen = torch.from_numpy(pixels[pick.numpy()])
             seen, wanted, flipped = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
+            seen = mix(seen, wanted, recipe.mixing, generator)
             with autocast(device, precision):
                 embeddings = model(seen.to(device))
             if recipe.mix:
                 embeddings = mix_same_class(embeddings, wanted.to(device), generator)
-            loss = F.cross_entropy(model.logits(embeddings), wanted.to(device), label_smoothing=settings.label_smoothing)
+            loss = objective(model.logits(embeddings), wanted.to(device))
+            if recipe.metric.kind != "none":
+                loss = loss + metric_loss(embeddings, wanted.to(device), model.head.weight, recipe.metric)
             if recipe.texts.contrast:
                 drawn, positives = texts.batch(pick, wanted, flipped, generator)
                 with autocast(device, precision):
@@ -401,7 +410,7 @@ def _train(
         logits = [model.logits(model(batch.to(device))).cpu() for batch in batched(val_pixels, recipe.batch_size)]
         return classification_scores(torch.cat(logits), val_targets)
 
-    steps = len(class_batches(targets, classes_per_batch, recipe.images_per_class, torch.Generator().manual_seed(0)))
+    steps = len(_batches(targets, recipe, torch.Generator().manual_seed(0)))
     slow = {
         name
         for name, _ in model.named_parameters()
@@ -409,6 +418,13 @@ def _train(
     }
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": slow, "precision": precision}
     return fit(model, losses, steps, validate, settings, run, **how)
+
+
+def _batches(targets: torch.Tensor, recipe: ClipLoraRecipe, generator: torch.Generator) -> list[torch.Tensor]:
+    """An epoch's batches: as many images of each of several classes, or all images once."""
+    if recipe.train.balance == "none":
+        return batches(torch.randperm(len(targets), generator=generator), recipe.train.batch_size)
+    return class_batches(targets, max(1, recipe.train.batch_size // recipe.images_per_class), recipe.images_per_class, generator)
 
 
 def _text_features(model: ClipLora, texts: _Texts) -> Callable[[torch.Tensor], torch.Tensor]:

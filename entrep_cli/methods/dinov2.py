@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from entrep_cli import console
 from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.mixing import MixSettings, mix
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
@@ -37,6 +38,7 @@ from entrep_cli.models.heads import Head, HeadSettings
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
+from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import (
@@ -67,6 +69,7 @@ class Dinov2Recipe(Recipe):
         embedding: what retrieval compares: the `head`'s last hidden layer, `backbone` features, or
             `both`, each as a unit vector, one after the other.
         batch_size: images at a time where nothing is learned.
+        mixing: of training images, with `full`.
     """
 
     method: Literal["dinov2"] = "dinov2"
@@ -79,6 +82,8 @@ class Dinov2Recipe(Recipe):
     image: ImageSettings = ImageSettings()
     backbone: BackboneSettings = BackboneSettings()
     augment: AugmentSettings = AugmentSettings()
+    mixing: MixSettings = MixSettings()
+    loss: LossSettings = LossSettings()
     head: HeadSettings = HeadSettings()
     # Smoothed labels and averaged weights, for a validation part is small and a single epoch's score
     # swings; no balancing. Chosen on the training part of a real set, by grouped folds (README).
@@ -160,11 +165,12 @@ class Dinov2(nn.Module):
         """Train on the classes of both parts; `target` is worked out here, for flips are known by class.
 
         Raises:
-            UsageError: no such target, or a logistic head over a backbone that learns.
+            UsageError: no such target, a logistic head over a backbone that learns, or a loss or mixing that would not be used.
             RunError: a part has no image of the target, or training images of fewer than two of its classes.
         """
         if recipe.head.kind == "logistic" and recipe.tune != "head":
             raise UsageError("A logistic head is solved on fixed features, and the backbone learns.", mend="--tune head, or head.kind=mlp")
+        _check_used(recipe)
         taxonomy = train.taxonomy.of_target(recipe.target)
         check_target(train, val, recipe)
         _say_target(of_target(train, recipe.target), of_target(val, recipe.target), recipe.target)
@@ -211,6 +217,17 @@ def check_target(train: Catalog, val: Catalog, recipe: Dinov2Recipe) -> None:
         )
 
 
+def _check_used(recipe: Dinov2Recipe) -> None:
+    """UsageError for settings that nothing would read."""
+    faults = []
+    if recipe.head.kind == "logistic" and recipe.loss != LossSettings():
+        faults.append("loss: a logistic head is solved, by its own loss")
+    if recipe.tune == "head" and recipe.mixing != MixSettings():
+        faults.append("mixing: the features of a frozen backbone are of whole images, worked out once")
+    if faults:
+        raise UsageError("The recipe has settings that nothing would read.", faults=faults, mend="leave them out, or --tune full")
+
+
 def _say_target(train: Catalog, val: Catalog, target: str) -> None:
     if target != "class":
         classes = ", ".join(train.taxonomy.names)
@@ -249,7 +266,7 @@ def _fit_head(
         model.to(device)
         return fitted
     targets = seen[0]
-    criterion = _criterion(targets, len(model.taxonomy), recipe.train, device)
+    objective = _objective(targets, model.taxonomy, recipe, device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
         generator = epoch_generator(recipe.seed, epoch)
@@ -257,7 +274,7 @@ def _fit_head(
         view = torch.randint(len(features), (len(order),), generator=generator)
         view = view.masked_fill(seen[view, order] < 0, 0)  # a flip that leaves the target: the image itself instead
         for pick, shown in zip(batches(order, recipe.train.batch_size), _cut_like(view, order, recipe)):
-            yield criterion(head(features[shown, pick].to(device)), seen[shown, pick].to(device))
+            yield objective(head(features[shown, pick].to(device)), seen[shown, pick].to(device))
 
     if recipe.train.balance == "oversample":
         _tell_oversampling(run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy)
@@ -316,16 +333,17 @@ def _fit_full(
     pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
-    criterion = _criterion(targets, len(model.taxonomy), recipe.train, device)
+    objective = _objective(targets, model.taxonomy, recipe, device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
         generator = epoch_generator(recipe.seed, epoch)
         for pick in batches(_epoch_order(targets, recipe.train, generator), recipe.train.batch_size):
             seen = torch.from_numpy(pixels[pick.numpy()])
             seen, wanted, _ = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
+            seen = mix(seen, wanted, recipe.mixing, generator)
             with autocast(device, precision):
                 logits = model(seen.to(device))
-            yield criterion(logits.float(), wanted.to(device))
+            yield objective(logits.float(), wanted.to(device))
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
@@ -436,6 +454,6 @@ def _cut_like(view: torch.Tensor, order: torch.Tensor, recipe: Dinov2Recipe) -> 
     return iter(view.split(sizes))
 
 
-def _criterion(targets: torch.Tensor, n_classes: int, settings: LoopSettings, device: torch.device) -> nn.Module:
-    weight = class_weights(targets, n_classes).to(device) if settings.balance == "weights" else None
-    return nn.CrossEntropyLoss(weight, label_smoothing=settings.label_smoothing)
+def _objective(targets: torch.Tensor, taxonomy: Taxonomy, recipe: Dinov2Recipe, device: torch.device) -> Objective:
+    weights = class_weights(targets, len(taxonomy)) if recipe.train.balance == "weights" else None
+    return Objective(taxonomy, recipe.loss, recipe.train.label_smoothing, weights).to(device)

@@ -90,7 +90,7 @@ class Towers(nn.Module):
     def __init__(self, architecture: Architecture, recipe: PrototypeRecipe) -> None:
         super().__init__()
         self.architecture = architecture
-        self.backbone = build_clip(architecture, recipe.image.size)
+        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
         mean, std = pixel_statistics(self.backbone, architecture)
         self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
         self.tokenizer = make_tokenizer(recipe.backbone, architecture)

@@ -86,12 +86,12 @@ class Backbone(nn.Module):
             patches = features[:, self.n_prefix_tokens :]
             if pooling == "token":
                 return features[:, 0]
-            return _generalised_mean(patches, (1,)) if pooling == "gem" else patches.mean(dim=1)
+            return generalised_mean(patches, (1,)) if pooling == "gem" else patches.mean(dim=1)
         if pooling == "auto":
             return self.model.forward_head(features, pre_logits=True)
         # Most convolutional models are (N, C, H, W); Swin and its kin (N, H, W, C).
         dims = (2, 3) if features.shape[1] == self.model.num_features else (1, 2)
-        return _generalised_mean(features, dims) if pooling == "gem" else features.mean(dim=dims)
+        return generalised_mean(features, dims) if pooling == "gem" else features.mean(dim=dims)
 
     def preprocess(self, size: int, fit: str, field_of_view: bool) -> Preprocess:
         """How images are brought to this backbone."""
@@ -277,5 +277,16 @@ def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> P
     )
 
 
-def _generalised_mean(features: torch.Tensor, dims: tuple[int, ...], p: float = 3.0) -> torch.Tensor:
+def generalised_mean(features: torch.Tensor, dims: tuple[int, ...], p: float = 3.0) -> torch.Tensor:
+    """(mean of x^p over `dims`)^(1/p), of what is positive: between the mean (p = 1) and the maximum (p without end).
+
+    Source: GeM (Radenović et al. 2018, eq. 3); p is fixed at where they begin to learn it.
+    """
     return features.clamp(min=1e-6).pow(p).mean(dim=dims).pow(1 / p)
+
+
+class GeneralisedMean(nn.Module):
+    """(N, C, H, W) maps to (N, C) by `generalised_mean`, in the place of a network's own pooling."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return generalised_mean(features, (2, 3))

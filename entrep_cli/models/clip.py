@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
 
@@ -23,7 +23,7 @@ from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed, resize_text_
 from torch import nn
 
 from entrep_cli.errors import UsageError, WeightsError, first_line
-from entrep_cli.models.backbones import load_weights, read_weights
+from entrep_cli.models.backbones import GeneralisedMean, load_weights, read_weights
 from entrep_cli.models.published import fetch_commands
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
@@ -46,11 +46,13 @@ class ClipSettings(Section):
             JSON file.
         tag: which published weights of an open_clip id, as in `openai`.
         weights: `hub` (only if they are cached), a file of a CLIP or of its image tower, or `none`.
+        pooling: of a convolutional image tower of timm: its `own`, or `gem`, the generalised mean (p = 3).
     """
 
     name: str = "ViT-B-16-quickgelu"
     tag: str = "openai"
     weights: str = "hub"
+    pooling: Literal["own", "gem"] = "own"
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def read_architecture(name: str) -> Architecture:
     return Architecture(config, *(tuple(pixels[key]) if key in pixels else None for key in ("mean", "std")))
 
 
-def build_clip(architecture: Architecture, size: int) -> nn.Module:
-    """The model with random weights, for square images of `size` pixels.
+def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> nn.Module:
+    """The model with random weights, for square images of `size` pixels; `pooling` as in `ClipSettings`.
 
     Its attribute `pretrained_text` tells whether `load_clip_weights` has filled the text tower since.
 
@@ -121,6 +123,13 @@ def build_clip(architecture: Architecture, size: int) -> nn.Module:
             model.visual.set_input_size(size)
     except Exception as error:  # open_clip and timm raise anything for a configuration that does not hold
         raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", mend="check its configuration and image.size") from error
+    if pooling == "gem":
+        # timm's convolutional models pool in a module of this kind; those of tokens have none, or another.
+        pool = getattr(getattr(model.visual, "trunk", None), "global_pool", None)
+        if not isinstance(getattr(pool, "pool", None), nn.Module):
+            what = "The image tower is not a convolutional one of timm, whose pooling could be exchanged."
+            raise UsageError(what, mend="--set backbone.pooling=own")
+        model.visual.trunk.global_pool = GeneralisedMean()
     model.pretrained_text = False
     return model
 

@@ -13,10 +13,10 @@ from entrep_cli.recipes.recipe import Section
 
 
 class ImageSettings(Section):
-    """See `Preprocess`: side in pixels, padding or cropping, and the cut to the lit circle."""
+    """See `Preprocess`: side in pixels, padding, cropping or squashing, and the cut to the lit circle."""
 
     size: Annotated[int, Field(ge=16, le=2048)] = 224
-    fit: Literal["pad", "crop"] = "pad"
+    fit: Literal["pad", "crop", "squash"] = "pad"
     field_of_view: bool = False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from entrep_cli.data.catalog import Catalog, finding_relevance
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
-from entrep_cli.retrieval.ranking import Exclusions, match_codes, ranked_blocks
+from entrep_cli.retrieval.ranking import Exclusions, Ranking, match_codes, ranked_blocks
+from entrep_cli.retrieval.refinement import Refinement
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores, score_retrieval
 
@@ -39,7 +40,7 @@ class PartScores:
     Attributes:
         classification: of its images.
         retrieval: by the name of the relevance, `TEXTS` for texts; with class-aware retrieval each a second
-            time, as in "class, class-aware soft".
+            time, as in "class, class-aware soft", and image queries with a refinement, as in "class, refined".
         chance: Recall@1 of a candidate drawn at random, by the same names.
         fell_back: queries for which the hard rule left nothing, of "images" and of "texts".
     """
@@ -56,13 +57,20 @@ def finding_texts(part: Catalog) -> list[str]:
 
 
 def score_part(
-    part: Catalog, seen: Embeddings, *, mask_groups: bool = True, rule: ClassRule = ClassRule(), texts: TextQueries | None = None
+    part: Catalog,
+    seen: Embeddings,
+    *,
+    mask_groups: bool = True,
+    rule: ClassRule = ClassRule(),
+    texts: TextQueries | None = None,
+    refinement: Refinement | None = None,
 ) -> PartScores:
     """Score a part whose images `seen` holds, in the same order.
 
     Every image is a query to all others of the part; itself, its exact copies and, with
     `mask_groups`, its own group may not answer. With `rule`, retrieval is scored without and with it,
-    from the same queries and by the same resamples. With `texts`, each asks for all images that have the finding.
+    from the same queries and by the same resamples; with `refinement` likewise. With `texts`, each asks for all
+    images that have the finding.
     """
     names = part.taxonomy.names
     targets, groups = part.targets, part.groups
@@ -79,11 +87,45 @@ def score_part(
     own = _Task("images", vectors, classes, vectors, classes, exclude, groups)
     for key, (relevance, relevance_of) in kinds.items():
         _score(found, own, key, relevance, relevance_of, rule)
+        if refinement is not None and key in found.retrieval:
+            blocks = refinement.ranked_blocks(vectors, vectors, None, exclude)
+            found.retrieval[f"{key}, {refinement}"] = _scored(blocks, own, relevance, relevance_of, found.retrieval[key].n_relevant)
+            if key in found.chance:
+                found.chance[f"{key}, {refinement}"] = found.chance[key]
     if texts is not None and texts.texts:
         wanted = [(text,) for text in texts.texts]
         task = _Task("texts", texts.vectors, texts.probabilities, vectors, classes, [], None)
         _score(found, task, TEXTS, "finding", lambda rows: finding_relevance(wanted[rows], findings), rule)
     return found
+
+
+def joined_parts(parts: Sequence[PartScores]) -> PartScores:
+    """Scores of parts that share no image, as of one: every query by what its own part answered.
+
+    What a part could not be scored by is left out of all. Chance is the mean over queries; the hard rule's are added up.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    classified = [part.classification for part in parts]
+    classification = ClassificationScores(
+        np.concatenate([c.truth for c in classified]),
+        np.concatenate([c.predicted for c in classified]),
+        classified[0].class_names,
+        np.concatenate([c.groups for c in classified]),
+    )
+    retrieval, chance = {}, {}
+    for key in first.retrieval:
+        own = [part.retrieval[key] for part in parts if key in part.retrieval]
+        if len(own) < len(parts):
+            continue
+        columns = (np.concatenate([getattr(s, name) for s in own]) for name in ("first_rank", "average_precision", "n_relevant"))
+        groups = None if own[0].groups is None else np.concatenate([s.groups for s in own])
+        retrieval[key] = RetrievalScores(*columns, own[0].relevance, groups)
+        if all(key in part.chance for part in parts):
+            chance[key] = float(np.average([part.chance[key] for part in parts], weights=[s.scored.sum() for s in own]))
+    fell_back = {name: sum(part.fell_back[name] for part in parts) for name in first.fell_back}
+    return PartScores(classification, retrieval, chance, fell_back)
 
 
 def part_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:
@@ -123,15 +165,31 @@ def _score(found: PartScores, task: _Task, key: str, relevance: str, relevance_o
     if rule.mode == "off" or task.query_classes is None:
         return
     bonus = rule.bonus(task.query_classes, task.gallery_classes)
-    first, precision = np.zeros(len(task.queries), np.int64), np.zeros(len(task.queries))
     fell_back = 0
-    for rows, ranking in ranked_blocks(task.queries, task.gallery, None, task.exclude, bonus=bonus):
-        hits = np.take_along_axis(np.asarray(relevance_of(rows), bool), ranking.indices, axis=1) & (ranking.indices >= 0)
-        # What the filter takes away stays relevant: else a wrongly predicted class would leave the query out, and not count as wrong.
-        block = RetrievalScores.from_relevance(hits, plain.n_relevant[rows], relevance)
-        first[rows], precision[rows] = block.first_rank, block.average_precision
-        fell_back += int(rule.fell_back(ranking, task.query_classes[rows], task.gallery_classes).sum())
-    found.retrieval[f"{key}, {rule}"] = RetrievalScores(first, precision, plain.n_relevant, relevance, task.groups)
+
+    def blocks() -> Iterator[tuple[slice, Ranking]]:
+        nonlocal fell_back
+        for rows, ranking in ranked_blocks(task.queries, task.gallery, None, task.exclude, bonus=bonus):
+            fell_back += int(rule.fell_back(ranking, task.query_classes[rows], task.gallery_classes).sum())
+            yield rows, ranking
+
+    found.retrieval[f"{key}, {rule}"] = _scored(blocks(), task, relevance, relevance_of, plain.n_relevant)
     if key in found.chance:
         found.chance[f"{key}, {rule}"] = found.chance[key]
     found.fell_back[task.name] = fell_back
+
+
+def _scored(
+    blocks: Iterable[tuple[slice, Ranking]],
+    task: _Task,
+    relevance: str,
+    relevance_of: Callable[[slice], np.ndarray],
+    n_relevant: np.ndarray,
+) -> RetrievalScores:
+    first, precision = np.zeros(len(task.queries), np.int64), np.zeros(len(task.queries))
+    for rows, ranking in blocks:
+        hits = np.take_along_axis(np.asarray(relevance_of(rows), bool), ranking.indices, axis=1) & (ranking.indices >= 0)
+        # What a filter takes away stays relevant: else a wrongly predicted class would leave the query out, and not count as wrong.
+        block = RetrievalScores.from_relevance(hits, n_relevant[rows], relevance)
+        first[rows], precision[rows] = block.first_rank, block.average_precision
+    return RetrievalScores(first, precision, n_relevant, relevance, task.groups)

@@ -17,6 +17,7 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.ranking import rank
+from entrep_cli.retrieval.refinement import Refinement
 from entrep_cli.retrieval.search import rank_by_store
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
@@ -64,6 +65,7 @@ def answer_track(
     temperature: float = 1.0,
     mask_groups: bool = False,
     rule: ClassRule = ClassRule(),
+    refinement: Refinement | None = None,
     template: str | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Answers:
@@ -78,6 +80,7 @@ def answer_track(
         temperature: of the scores of track 1; the answers do not change with it.
         mask_groups: an image of the query's own group may not be answered.
         rule: class-aware retrieval, for tracks 2 and 3.
+        refinement: of the ranking of track 2, in the place of the rule.
         template: a text with one `{}` into which the texts of track 3 are set before they are embedded; the
             queries in the answers stay as they were asked.
 
@@ -100,10 +103,15 @@ def answer_track(
         vectors, own = text_vectors(model, texts), {}
         classes = np.empty(0) if rule.mode == "off" else text_probabilities(model, texts)
     given = np.asarray(pool.probabilities)
-    ranking = rank_by_store(run, pool, vectors, top_k, own) if rule.mode == "off" and not flip else None
+    plain = rule.mode == "off" and not flip and refinement is None
+    ranking = rank_by_store(run, pool, vectors, top_k, own) if plain else None
     if ranking is None:
         exclude = [(keys, getattr(pool.items, column)) for column, keys in own.items()]
-        ranking = rank(vectors, pool.vectors, top_k, exclude, bonus=rule.bonus(classes, given))
+        pool_vectors, bonus = pool.vectors, rule.bonus(classes, given)
+        if refinement is not None:
+            vectors, pool_vectors = refinement.seen(vectors), refinement.seen(np.asarray(pool_vectors))
+            bonus = refinement.bonus(vectors, pool_vectors)
+        ranking = rank(vectors, pool_vectors, top_k, exclude, bonus=bonus)
     empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
     if empty:
         raise DataError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import nn
 from entrep_cli import console
 from entrep_cli.errors import RunError
 from entrep_cli.recipes.recipe import Section
+from entrep_cli.training.rates import parameter_groups, paces, rate_factor, thawing
 from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_text_atomic
 
 CHECKPOINT_SECONDS = 10.0
@@ -35,11 +35,16 @@ class LoopSettings(Section):
     Attributes:
         epochs: at most; `patience` epochs without a better validation score end it sooner (0: never).
         learning_rate, weight_decay: of AdamW; `backbone_learning_rate` for pretrained weights and adapters.
+        layer_decay: factor of `backbone_learning_rate` from a block or stage to the one below it (`training.rates`).
+        head_epochs: epochs in which what is pretrained stays as it is and only what is new learns.
+        thaw_epochs: after these, epochs from a block or stage to the one below it; 0 thaws all at once.
         accumulate: batches whose gradients are summed up to one step.
         warmup: part of all steps in which the rate rises; then it falls as a cosine to zero.
         balance: `oversample` draws every class equally often, `weights` weighs the loss, or `none`.
         average: decay of the exponential moving average of the weights that is validated and kept;
             0 turns it off.
+        keep: the epoch whose weights stay, the `best` on validation or the `last`, at which patience never ends
+            a training. Of a small validation part the best epoch is partly luck.
     """
 
     epochs: PositiveInt = 100
@@ -48,11 +53,15 @@ class LoopSettings(Section):
     accumulate: PositiveInt = 1
     learning_rate: NonNegativeFloat = 1e-3
     backbone_learning_rate: NonNegativeFloat = 1e-4
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_epochs: NonNegativeInt = 0
+    thaw_epochs: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 1e-2
     warmup: Share = 0.05
     label_smoothing: Share = 0.0
     balance: Literal["oversample", "weights", "none"] = "oversample"
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keep: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def fit(
     pretrained: Collection[str] = (),
     precision: str = "fp32",
 ) -> Fitted:
-    """Fit the trainable parameters of `model` and leave the best epoch's weights in it.
+    """Fit the trainable parameters of `model` and leave the weights of the epoch in it that `settings.keep` names.
 
     Args:
         losses: given an epoch number, yields one loss a step; must draw only from `epoch_generator`.
@@ -100,12 +109,24 @@ def fit(
         RunError: the loss is not finite, or a checkpoint does not belong to this training.
     """
     started = time.monotonic()
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings, pretrained))
+    pace_of = paces(
+        [name for name, _ in model.named_parameters()],
+        pretrained,
+        rate=settings.learning_rate,
+        pretrained_rate=settings.backbone_learning_rate,
+        decay=settings.layer_decay,
+        head_epochs=settings.head_epochs,
+        thaw_epochs=settings.thaw_epochs,
+    )
+    losses = thawing(losses, model, pace_of)
+    groups = parameter_groups(model, pace_of, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups)
     batches = max(steps_per_epoch, 1)
     steps_per_epoch = -(-steps_per_epoch // settings.accumulate)
     total_steps = max(1, settings.epochs * steps_per_epoch)
+    begins = [group["waits"] * steps_per_epoch for group in groups]
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, total_steps, settings.warmup)
+        optimizer, [lambda step, begin=begin: rate_factor(step, total_steps, settings.warmup, begin) for begin in begins]
     )
     average = _Average(model, settings.average)
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=precision == "fp16")
@@ -141,7 +162,7 @@ def fit(
             with average.applied(model):
                 model.eval()
                 scores = validate(model)
-                if not state["best"] or _order(scores, monitor) > _order(state["best"], monitor):
+                if settings.keep == "last" or not state["best"] or _order(scores, monitor) > _order(state["best"], monitor):
                     state.update(best_epoch=epoch, best=scores, best_weights=_copy(model))
             row = {"epoch": epoch, "train_loss": total / max(n_batches, 1), **scores}
             state.update(epoch=epoch, history=[*state["history"], row], seconds=before + time.monotonic() - started)
@@ -219,25 +240,6 @@ def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
 def _ended(state: dict[str, Any], settings: LoopSettings) -> bool:
     waited = state["epoch"] - state["best_epoch"]
     return state["epoch"] >= settings.epochs or bool(settings.patience and waited >= settings.patience)
-
-
-def _parameter_groups(model: nn.Module, settings: LoopSettings, pretrained: Collection[str]) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; what is pretrained has its own rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = settings.backbone_learning_rate if name in pretrained else settings.learning_rate
-            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-
-
-def _rate(step: int, total: int, warmup: float) -> float:
-    """Factor of the learning rate: linear warm-up, then a half cosine to zero."""
-    rise = max(1, round(warmup * total))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
 def _order(scores: dict[str, float], monitor: str) -> tuple[float, float]:

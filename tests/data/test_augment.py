@@ -94,8 +94,8 @@ def test_nothing_set_changes_nothing():
 def test_every_setting_does_something():
     pixels, targets = batch(9), torch.arange(9) % 7
     for name in AugmentSettings.model_fields:
-        if name != "blur_sigma":
-            settings = STILL.model_copy(update={name: 0.4, "blur_sigma": 1.0})
+        if name not in ("blur_sigma", "cutout_side", "naive_flip"):  # these say how another one is done
+            settings = STILL.model_copy(update={name: 0.4, "blur_sigma": 1.0, "cutout_side": 0.5})
             assert not torch.equal(augment(pixels, targets, ENTREP, settings, generator())[0], pixels), name
 
 
@@ -196,3 +196,42 @@ def test_the_whole_against_torchvision():
             sigma = float(between(11, 0.1, s.blur_sigma)[i])
             image = oracle.gaussian_blur(image, [2 * int(2 * sigma + 0.5) + 1] * 2, [sigma] * 2)
         assert (seen[i].float() - image * 255).abs().max() < 0.51
+
+
+# ---------------------------------------------------------------- crop, cutout, the naive flip
+
+
+def test_a_crop_shows_a_part_of_the_image_at_full_size():
+    """On a ramp the slope tells the scale and the middle the place: never outside of the image, and not always the same."""
+    ramp = torch.linspace(0, 250, 64).round().to(torch.uint8).expand(12, 3, 64, 64)
+    always = STILL.model_copy(update={"crop": 0.75})
+    seen, _, _ = augment(ramp, torch.zeros(12, dtype=torch.long), ENTREP, always, generator())
+    # Away from the border, where a ramp is interpolated with the black outside.
+    left, right = seen[:, 0, 32, 4].float(), seen[:, 0, 32, 59].float()
+    scales = (right - left) / (ramp[0, 0, 32, 59] - ramp[0, 0, 32, 4]).float()
+    assert scales.min() > 0.47 and scales.max() < 1.03 and scales.std() > 0.05
+    assert left.min() >= 0 and right.max() <= 250 and left.std() > 5
+    assert torch.equal(seen[:, 0, 20:44], seen[:, 0, 20:21].expand(-1, 24, -1))  # upright
+
+
+def test_a_cutout_is_one_black_square_and_the_rest_stays():
+    pixels = batch(40, 24, 24).clamp(min=1)
+    always = STILL.model_copy(update={"cutout": 1.0, "cutout_side": 0.5})
+    seen, _, _ = augment(pixels, torch.zeros(40, dtype=torch.long), ENTREP, always, generator())
+    black = (seen == 0).all(dim=1)
+    assert torch.equal(seen, torch.where(black[:, None], 0, pixels))
+    for image in black:
+        rows, columns = image.any(dim=1), image.any(dim=0)
+        assert torch.equal(image, rows[:, None] & columns[None]) and max(rows.sum(), columns.sum()) <= 13
+    assert black.flatten(1).any(dim=1).float().mean() > 0.8
+    few = STILL.model_copy(update={"cutout": 0.3, "cutout_side": 0.5})
+    some, _, _ = augment(pixels, torch.zeros(40, dtype=torch.long), ENTREP, few, generator())
+    assert 0.05 < (some != pixels).flatten(1).any(dim=1).float().mean() < 0.6
+
+
+def test_a_naive_flip_keeps_the_label_and_the_same_views():
+    pixels, targets = batch(24), torch.arange(24) % len(ENTREP)
+    aware = augment(pixels, targets, ENTREP, AugmentSettings(), generator())
+    naive = augment(pixels, targets, ENTREP, AugmentSettings(naive_flip=True), generator())
+    assert torch.equal(naive[0], aware[0]) and torch.equal(naive[2], aware[2])
+    assert torch.equal(naive[1], targets) and not torch.equal(aware[1], targets)

@@ -187,9 +187,17 @@ def test_cropping_takes_the_middle():
     assert square.shape == (3, 24, 24) and (square == np.array([0, 200, 0])[:, None, None]).all()
 
 
+def test_squashing_keeps_everything_and_no_aspect():
+    image = Image.new("RGB", (64, 16), (200, 0, 0))
+    image.paste((0, 200, 0), (32, 0, 64, 16))
+    square = Preprocess(32, "squash")(image)
+    red, green = (np.array(colour)[:, None, None] for colour in ((200, 0, 0), (0, 200, 0)))
+    assert (square[:, :, :14] == red).all() and (square[:, :, 18:] == green).all()
+
+
 def test_a_mirrored_image_has_a_mirrored_square():
     for size, side in (((64, 48), 32), ((61, 47), 32), ((47, 61), 33), ((64, 48), 224)):
-        for fit in ("pad", "crop"):
+        for fit in ("pad", "crop", "squash"):
             image = draw("nose-left", size)
             square = Preprocess(side, fit)(image)
             mirrored = Preprocess(side, fit)(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[:, :, ::-1]
@@ -205,7 +213,7 @@ def test_the_dark_surround_is_cut_off_first():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60_000), (60_000, 1), (7, 500)])
-@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
 def test_extreme_shapes(size, fit):
     square = Preprocess(16, fit)(Image.new("RGB", size, (250, 250, 250)))
     assert square.shape == (3, 16, 16) and square.max() == 250

@@ -14,11 +14,15 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import make_split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.experiments import ablation
-from entrep_cli.experiments.ablation import run_ablation
+from entrep_cli.experiments.ablation import Row, run_ablation
 from entrep_cli.experiments.mlcf import rows
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
+from entrep_cli.methods.runs import load_model
 from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
+from entrep_cli.retrieval.embeddings import read_embeddings
+from entrep_cli.retrieval.sets import part_embeddings
+from entrep_cli.scoring.parts import score_part
 from entrep_cli.workspace import MANIFEST, open_run
 from tests.tiny import make_contest
 
@@ -166,3 +170,56 @@ def test_a_training_that_never_began_forbids_no_other_settings(setting, tmp_path
 def test_a_recipe_that_learns_a_head_alone_has_a_frozen_base():
     bare = build_recipe(ClipLoraRecipe, parse_assignments(["tune=head"]))
     assert [row.name for row in rows(bare)] == ["base, frozen", "+ levels", "+ slerp", "+ prompts, contrast"]
+
+
+# ---------------------------------------------------------------- over folds
+
+
+def test_over_folds_every_image_is_scored_by_a_model_that_left_it_out(setting, tmp_path, monkeypatch):
+    root, catalog, _, recipe = setting
+    split = make_split(catalog, folds=5)
+    table = [row for row in rows(recipe) if row.key in ("base", "tuned")]
+    names = trained(monkeypatch)
+    how = {"seeds": 1, "precision": "fp32"}
+    (base, tuned), _ = run_ablation("mlcf", catalog, split, table, recipe, root, folds=2, **how)
+    assert names == ["base-fold0-seed0", "tuned-fold0-seed0", "base-fold1-seed0", "tuned-fold1-seed0"]
+    truth, hits = dict(zip(catalog.images, catalog.targets)), []
+    for fold, run in enumerate(tuned.runs):
+        assert run.manifest["split"]["fold"] == fold
+        seen = read_embeddings(run, "part-test")
+        assert set(seen.items.image) == set(split.images("test", fold))
+        hits.append([p == truth[image] for p, image in zip(seen.probabilities.argmax(1), seen.items.image)])
+    assert tuned.scores["accuracy"].value == pytest.approx(np.mean(np.concatenate(hits)))
+    assert [v["accuracy"] for v in tuned.values] == pytest.approx([np.mean(h) for h in hits])
+    assert tuned.spread["accuracy"] == pytest.approx(np.std([np.mean(h) for h in hits], ddof=1))
+    assert tuned.change["accuracy"].value == pytest.approx(tuned.scores["accuracy"].value - base.scores["accuracy"].value)
+    document = json.loads((tmp_path / "runs" / "ablations" / "mlcf" / "table.json").read_text())
+    assert document["folds"] == 2 and document["images"] == len(np.concatenate(hits))
+    # One more fold adds to what is there.
+    names.clear()
+    run_ablation("mlcf", catalog, split, table[:1], recipe, root, folds=3, **how)
+    assert names == ["base-fold2-seed0"]
+
+
+def test_folds_that_cannot_be_scored_are_refused_before_training(setting):
+    root, catalog, split, recipe = setting
+    table, folded = rows(recipe)[:1], make_split(catalog, folds=3)
+    wrong = [(split, {"folds": 2}), (folded, {"folds": 4}), (folded, {"folds": 2, "fold": 1}), (folded, {"folds": 2, "on": "queries"})]
+    for given, more in wrong:
+        with pytest.raises(UsageError, match="[Ff]old"):
+            run_ablation("mlcf", catalog, given, table, recipe, root, **more)
+
+
+def test_a_row_that_refines_trains_nothing_and_is_scored_on_what_is_there(setting, monkeypatch):
+    root, catalog, _, recipe = setting
+    split, base = make_split(catalog, ratios=(60, 20, 20)), rows(recipe)[0]
+    refined = Row("refine", "expanded", [], against="base", refine=("qe", "whiten"))
+    names = trained(monkeypatch)
+    found, _ = run_ablation("mlcf", catalog, split, [base, refined], recipe, root, seeds=1, precision="fp32")
+    assert names == ["base-seed0"] and [run.name for run in found[1].runs] == ["base-seed0"]
+    assert found[1].scores["accuracy"] == found[0].scores["accuracy"]
+    run = found[0].runs[0]
+    model, part = load_model(run), catalog.subset(split.images("test"))
+    tuned = ablation.tuned_refinement(run, model, catalog, split, refined.refine)
+    scores = score_part(part, part_embeddings(run, model, part, catalog), refinement=tuned.refinement)
+    assert found[1].scores["image Recall@1, class"].value == scores.retrieval["class, refined"].means["recall@1"].value

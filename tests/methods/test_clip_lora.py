@@ -301,3 +301,36 @@ def test_texts_that_are_embedded_once_are_embedded_without_dropout(catalog, file
     monkeypatch.setattr(ClipLora, "encode", watched)
     model, _ = fit(catalog, recipe(files, "vit", "tune=head"), Run(tmp_path / "run"))
     assert seen and not any(seen)
+
+
+def test_each_way_of_fine_tuning_trains_another_model_that_loads_as_it_was(catalog, files, tmp_path):
+    ways = [
+        [],
+        ["loss.focal=2.0", "metric.kind=supcon"],
+        ["metric.kind=proxy-anchor", "mixing.mosaic=0.5"],
+        ["train.balance=none", "train.layer_decay=0.5"],
+        ["backbone.pooling=gem", "metric.kind=multi-similarity"],
+    ]
+    answers = []
+    for i, assignments in enumerate(ways):
+        run = Run(tmp_path / str(i))
+        model, fitted = fit(catalog, recipe(files, "conv", "tune=full", "texts.contrast=0", "augment.blur=0", *assignments), run)
+        finished(model, fitted, run)
+        answers.append(model.classify(pixels()))
+        assert torch.equal(ClipLora.load(run, model.recipe, TAXONOMY, CPU).classify(pixels()), answers[-1])
+    assert not any(torch.equal(a, b) for k, a in enumerate(answers) for b in answers[:k])
+
+
+def test_norms_of_pretrained_weights_stay_as_they_are_also_where_all_is_tuned(catalog, files, tmp_path):
+    """A batch norm that is folded into the weights would lose the features with the statistics of a batch."""
+    for freeze in ("true", "false"):
+        made = recipe(files, "conv", "tune=full", "texts.contrast=0", "augment.blur=0", f"freeze_norm={freeze}")
+        model, _ = fit(catalog, made, Run(tmp_path / freeze))
+        now = model.backbone.visual.trunk.state_dict()
+        moved = [not torch.equal(now[key], value) for key, value in load_file(files["conv-weights"]).items() if "running_" in key]
+        assert moved and any(moved) == all(moved) == (freeze == "false")
+
+
+def test_pooling_of_a_tower_of_tokens_cannot_be_exchanged(files):
+    with pytest.raises(UsageError, match="pooling"):
+        ClipLora(Architecture(CLIP), recipe(files, "vit", "backbone.pooling=gem"), TAXONOMY)

@@ -238,7 +238,7 @@ def test_a_flip_that_leaves_the_expert_is_not_shown(catalog, tmp_path):
     made = recipe("target=a", "augment.flip=1", "views=1", "train.epochs=2", "train.label_smoothing=0")
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_criterion", lambda *a: lambda logits, wanted: (seen.append(wanted), F.cross_entropy(logits, wanted))[1])
+        patch.setattr(module, "_objective", lambda *a: lambda logits, wanted: (seen.append(wanted), F.cross_entropy(logits, wanted))[1])
         model, fitted = fit(Catalog(catalog.frame, crossed), made, Run(tmp_path / "run"))
     assert model.taxonomy.mirrors == [-1, 1]
     for epoch in torch.cat(seen).split(16):
@@ -364,3 +364,26 @@ def test_labels_that_were_mended_are_learned_where_features_are_kept(catalog, tm
 def test_counts_that_cannot_be_are_refused_at_once(assignment):
     with pytest.raises(UsageError, match="do not hold"):
         recipe(assignment)
+
+
+def test_focal_loss_mixing_and_rates_train_another_model(catalog, tmp_path):
+    one = "tune=full", "train.epochs=2", "head.dropout=0"
+    plain, _ = fit(catalog, recipe(*one), Run(tmp_path / "plain"))
+    for i, setting in enumerate(("loss.focal=2.0", "mixing.mosaic=1.0", "train.layer_decay=0.3")):
+        model, _ = fit(catalog, recipe(*one, setting), Run(tmp_path / str(i)))
+        assert not torch.equal(model.classify(pixels()), plain.classify(pixels())), setting
+
+
+def test_settings_that_nothing_would_read_are_refused(catalog, tmp_path):
+    for assignments, fault in ((["mixing.mixup=0.5"], "mixing"), (["head.kind=logistic", "loss.focal=1.0"], "loss")):
+        with pytest.raises(UsageError, match="nothing would read") as caught:
+            fit(catalog, recipe("tune=head", *assignments), Run(tmp_path))
+        assert [f.split(":")[0] for f in caught.value.faults] == [fault]
+
+
+def test_norms_of_pretrained_weights_stay_as_they_are_also_where_all_is_tuned(catalog, tmp_path):
+    for freeze in (True, False):
+        made = recipe("tune=full", "train.epochs=1", f"freeze_norm={str(freeze).lower()}", name="test_resnet")
+        after = fit(catalog, made, Run(tmp_path / str(freeze)))[0].backbone.state_dict()
+        means = [value for key, value in after.items() if "running_mean" in key]  # 0 in a fresh network
+        assert means and [bool(m.any()) for m in means] == [not freeze] * len(means)

@@ -10,7 +10,8 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, Items
-from entrep_cli.scoring.parts import TextQueries, finding_texts, score_part
+from entrep_cli.retrieval.refinement import Expansion, Refinement
+from entrep_cli.scoring.parts import TextQueries, finding_texts, joined_parts, score_part
 
 AB = Taxonomy("ab", (ClassInfo("a", 0, "x"), ClassInfo("b", 1, "x")))
 
@@ -178,3 +179,36 @@ def test_no_text_no_score_by_text():
     catalog, embedded = part("ab", "12", [("pair:x",), ("pair:x",)]), seen([0, 90], "ab")
     assert finding_texts(catalog) == []
     assert "text to finding" not in score_part(catalog, embedded, texts=TextQueries([], np.empty((0, 2), np.float32))).retrieval
+
+
+def test_a_refinement_is_scored_beside_the_cosine():
+    catalog, own = part("aabba", "11234", [()] * 5), seen([0, 10, 30, 60, 100], "aabba")
+    found = score_part(catalog, own, refinement=Refinement(expand=Expansion(1, 0.0)))
+    assert list(found.retrieval) == ["class", "class, refined"] and found.chance["class"] == found.chance["class, refined"]
+    # Query 2 at 30 degrees with its nearest but group, 1 at 10, points to 20: 1, 0, 3 as before, but without a tie. Query 3 at
+    # 60 with 2 at 30 points to 45: 2 1 4 0.
+    assert found.retrieval["class, refined"].first_rank.tolist() == [3, 3, 3, 1, 3]
+    assert set(score_part(catalog, own).retrieval) == {"class"}
+
+
+def test_a_refinement_can_change_the_first_answer():
+    # Query 0 at 0 degrees: 1 (b) at 20 and 2 (a) at -21, with 3 (a) at -25 beside it. Its nearest pulls it to 10 degrees, its
+    # three nearest to about -6.
+    catalog, own = part("abaa", "1234", [()] * 4), seen([0, 20, -21, -25], "abaa", "0123")
+    for n, first in ((1, 2), (3, 1)):
+        found = score_part(catalog, own, refinement=Refinement(expand=Expansion(n, 0.0)))
+        assert found.retrieval["class"].first_rank[0] == 2 and found.retrieval["class, refined"].first_rank[0] == first
+
+
+def test_parts_joined_are_every_query_in_its_own_part():
+    one = score_part(part("aab", "123", [("spur",), ("spur",), ()]), seen([0, 20, 30], "aab"))
+    two = score_part(part("abbab", "45667", [()] * 5), seen([0, 10, 30, 60, 100], "abbbb"))
+    whole = joined_parts([one, two])
+    assert whole.classification.accuracy.value == 7 / 8 and list(whole.classification.groups) == list("12345667")
+    assert whole.retrieval["class"].first_rank.tolist() == [*one.retrieval["class"].first_rank, *two.retrieval["class"].first_rank]
+    n = [p.retrieval["class"].scored.sum() for p in (one, two)]
+    recalls = [p.retrieval["class"].means["recall@1"].value for p in (one, two)]
+    assert whole.retrieval["class"].means["recall@1"].value == pytest.approx(np.dot(n, recalls) / sum(n))
+    assert whole.chance["class"] == pytest.approx(np.dot(n, [one.chance["class"], two.chance["class"]]) / sum(n))
+    assert set(whole.retrieval) == {"class"}  # the second part has no findings
+    assert joined_parts([one]) is one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 
 import pytest
 import torch
@@ -148,14 +147,6 @@ def test_a_checkpoint_of_another_model_is_refused(run):
     run.path(CHECKPOINT).write_bytes(b"torn")
     with pytest.raises(RunError, match="checkpoint"):
         train(run, LoopSettings(epochs=1), model(), resume=True)
-
-
-def test_rate_rises_then_falls_to_zero():
-    rates = [loop._rate(step, 100, 0.1) for step in range(101)]
-    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
-    assert math.isclose(rates[100], 0.0, abs_tol=1e-12)
-    assert math.isclose(rates[55], 0.5, abs_tol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
