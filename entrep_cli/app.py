@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entrep_cli import __version__, console
+from entrep_cli import __version__, console, processes
 from entrep_cli.commands import (
     ablate,
     cache,
@@ -121,6 +121,7 @@ def _register(
 ) -> None:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
+        processes.check_shared(function.__name__)
         result = function(*args, **kwargs)
         if result:
             console.document(result)
@@ -152,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [a for a in arguments[:own] if a in GLOBAL_FLAGS]
     arguments = flags + [a for i, a in enumerate(arguments) if i >= own or a not in GLOBAL_FLAGS]
     console.set_mode("json" if "--json" in flags else "quiet" if flags else "human")
+    if not processes.is_main():
+        console.set_mode("silent")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller, as `>&-` does

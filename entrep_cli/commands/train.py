@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from entrep_cli import console
+from entrep_cli import console, processes
 from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
 from entrep_cli.methods import DEFAULT_METHOD, METHODS, method_class
@@ -42,7 +42,7 @@ def train(
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
-    begun = new_run(method or DEFAULT_METHOD, name, resume=True) if resume else None
+    begun = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
     if begun and not recipe and begun.path(CONFIG).is_file():
         recipe = str(begun.path(CONFIG))
     base = read_recipe(recipe) if recipe else {}
@@ -62,14 +62,16 @@ def train(
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.methods.runs import train_run
 
-    catalog, split = read_catalog_and_split(data_dir(data))
+    with processes.main_first():
+        catalog, split = read_catalog_and_split(data_dir(data))
     say_catalog(catalog)
     split.images("train", fold)  # a fault in --fold must show before a folder is made
-    run = begun or new_run(wanted, name, overwrite=overwrite)
+    run = begun or processes.on_main(lambda: new_run(wanted, name, overwrite=overwrite))
     try:
         _, manifest = train_run(catalog, split, settings, run, device=device, precision=precision, fold=fold, resume=resume)
     except BaseException as error:
-        run.remove_if_empty()
+        if processes.is_main():
+            run.remove_if_empty()
         if isinstance(error, KeyboardInterrupt) and run.path(CHECKPOINT).is_file():
             again = f"`entrep train --resume{options.flags(name=run.name, data=data, fold=fold)}`"
             raise Interrupted(

@@ -31,6 +31,7 @@ METHODS = {
     "prototype": "entrep_cli.methods.prototype:Prototype",
 }
 WITH_TEXT = ("clip-lora", "hybrid", "prototype")  # the methods whose models can embed texts
+SCALES_OUT = ("clip-lora", "dinov2")  # the methods that several processes can train together
 DEFAULT_METHOD = "clip-lora"  # one model for the three tracks
 
 

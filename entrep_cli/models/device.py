@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from entrep_cli import processes
 from entrep_cli.errors import UsageError, first_line
 
 
@@ -18,18 +19,28 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     """
     if option == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda"), f"a GPU is there: {torch.cuda.get_device_name()}"
+            device = _own_gpu(torch.device("cuda"))
+            return device, f"a GPU is there: {torch.cuda.get_device_name(device)}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "an Apple GPU is there"
         return torch.device("cpu"), f"no GPU is there; {torch.get_num_threads()} threads"
     try:
-        device = torch.device(option)
+        device = _own_gpu(torch.device(option))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"The device {option!r} cannot be used: {first_line(error)}", mend="--device auto, cpu or cuda"
         ) from error
     return device, "asked for"
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """Of several processes on a machine each takes the GPU of its number."""
+    if device.type != "cuda" or device.index is not None or processes.size() == 1:
+        return device
+    device = torch.device("cuda", processes.local_rank())
+    torch.cuda.set_device(device)
+    return device
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
