@@ -196,26 +196,25 @@ def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     A causal tower reads its answer off the end of the text, which sees nothing of what stands behind it. A finding
     has some ten tokens, of 77 places: to cut the rest takes most of the text tower's work away (ours).
     """
-    if not _is_causal(model):
+    tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
+    if not _is_causal(tower):
         return model.encode_text(tokens)
     length = int(tokens.argmax(dim=1).max()) + 1
     tokens = tokens[:, :length]
-    if not isinstance(model, CLIP):
-        return model.encode_text(tokens)
-    x = model.token_embedding(tokens).to(model.transformer.get_cast_dtype())
-    x = model.transformer(x + model.positional_embedding[:length].to(x), attn_mask=model.attn_mask[:length, :length])
-    x = text_global_pool(model.ln_final(x), tokens, model.text_pool_type)
-    if model.text_projection is None:
+    x = tower.token_embedding(tokens).to(tower.transformer.get_cast_dtype())
+    x = tower.transformer(x + tower.positional_embedding[:length].to(x), attn_mask=tower.attn_mask[:length, :length])
+    x = text_global_pool(tower.ln_final(x), tokens, "argmax")
+    if tower.text_projection is None:
         return x
-    return model.text_projection(x) if isinstance(model.text_projection, nn.Linear) else x @ model.text_projection
+    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
 
 
-def _is_causal(model: nn.Module) -> bool:
-    """Whether the text tower is open_clip's own, causal, and read at the end token, which is the largest of the vocabulary."""
-    tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
-    pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-    plain = isinstance(tower, (CLIP, TextTransformer)) and getattr(tower, "cls_emb", None) is None
-    return plain and pool == "argmax" and tower.attn_mask is not None
+def _is_causal(tower: nn.Module | None) -> bool:
+    """Whether a text tower is open_clip's own, causal, and read at the end token, which is the largest of its vocabulary."""
+    if isinstance(tower, CLIP):
+        return tower.text_pool_type == "argmax" and tower.attn_mask is not None
+    plain = isinstance(tower, TextTransformer) and tower.cls_emb is None and not tower.use_pad_mask and not tower.output_tokens
+    return plain and tower.pool_type == "argmax" and tower.attn_mask is not None
 
 
 def texts_cut(tokenizer: Callable, texts: Sequence[str], context_length: int) -> int:

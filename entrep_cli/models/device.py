@@ -9,6 +9,7 @@ import torch
 
 from entrep_cli import processes
 from entrep_cli.errors import UsageError, first_line
+from entrep_cli.machine.hardware import allowed_processors
 
 
 def choose_device(option: str = "auto") -> tuple[torch.device, str]:
@@ -17,6 +18,7 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     Raises:
         UsageError: no such device, or not on this machine.
     """
+    _fit_threads()
     if option == "auto":
         if torch.cuda.is_available():
             device = _own_gpu(torch.device("cuda"))
@@ -43,8 +45,14 @@ def _own_gpu(device: torch.device) -> torch.device:
     return device
 
 
+def _fit_threads() -> None:
+    """No more threads than processors that may be used: torch counts those of the machine, whatever a container is allowed."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (allowed := allowed_processors()):
+        torch.set_num_threads(allowed)
+
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
@@ -76,7 +84,7 @@ def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The block in which the towers compute in `precision`; nothing changes for `fp32`."""
-    return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
 def _bf16_units() -> list[str]:

@@ -15,18 +15,21 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrep_cli import console
+from entrep_cli import processes
 from entrep_cli.errors import RunError
+from entrep_cli.retrieval.pipeline import FP32, Stages, answers
 from entrep_cli.workspace import METRICS, Run, file_sha256, fingerprint, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
 
 _FILES = ("vectors.npy", "probabilities.npy", "items.csv")
+_COUNTED = ("images", "sha256")  # of a manifest, what every writing works out anew
 _COLUMNS = ("image", "path", "label", "group", "digest")
 
 
@@ -93,57 +96,63 @@ class Embeddings:
         return whole.take(sorted(first.values()))
 
 
-def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool = False) -> Embeddings:
-    """Decode, embed and classify images, a batch at a time.
+def embed_items(
+    model: Model, items: Items, *, what: str = "images", flip: bool = False, batch_size: int | None = None, stages: Stages | None = None
+) -> Embeddings:
+    """Decode, embed and classify images, a batch at a time (`pipeline.answers`).
 
     Args:
         flip: also classify each image flipped left to right, its probabilities going to the mirror
             classes, and average (test-time augmentation); only where every class has a mirror.
+        batch_size, stages: as for `pipeline.answers`.
 
     Raises:
         DataError: names every image that cannot be read.
     """
-    import torch
-
-    from entrep_cli.data.pixels import decode_images
-
-    device = next(model.parameters()).device
     mirrors = model.taxonomy.mirrors
-    size = getattr(model.recipe, "batch_size", 32)
-    vectors, probabilities, batch = [], [], []
-    with console.progress(f"Embedding {what}", len(items)) as advance, torch.inference_mode():
-
-        def run_batch() -> None:
-            pixels = torch.from_numpy(np.stack(batch)).to(device)
-            embedded, classified = model.infer(pixels)
-            if flip and min(mirrors) >= 0:
-                classified = (classified + model.infer(pixels.flip(-1))[1][:, mirrors]) / 2
-            vectors.append(embedded.float().cpu().numpy())
-            probabilities.append(classified.float().cpu().numpy())
-            advance(len(batch))
-            batch.clear()
-
-        for pixels in decode_images([Path(p) for p in items.path], model.preprocess):
-            batch.append(pixels)
-            if len(batch) == size:
-                run_batch()
-        if batch:
-            run_batch()
-    return Embeddings(items, np.concatenate(vectors), np.concatenate(probabilities))
+    (vectors, probabilities), *flipped = answers(
+        model, items, what=what, flip=flip and min(mirrors) >= 0, batch_size=batch_size, stages=stages
+    )
+    for _, turned in flipped:
+        probabilities = (probabilities + turned[:, mirrors]) / 2
+    return Embeddings(items if processes.is_main() else items.take([]), vectors, probabilities)
 
 
-def embeddings_of(run: Run, name: str, items: Items, model: Model, *, flip: bool = False) -> Embeddings:
-    """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept."""
+def embeddings_of(
+    run: Run,
+    name: str,
+    items: Items,
+    model: Model,
+    *,
+    flip: bool = False,
+    as_kept: bool = True,
+    batch_size: int | None = None,
+    stages: Stages | None = None,
+) -> Embeddings:
+    """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept.
+
+    Of several processes the main one writes, and gets those that were computed.
+
+    Args:
+        as_kept: what was computed by another engine or in another precision is taken as well; False wants the model's own.
+        batch_size, stages: as for `pipeline.answers`; the stages stay empty where nothing is computed.
+    """
     folder = run.path("embeddings", name)
-    wanted = _fingerprint(run, items, model, flip)
-    if set_fingerprint(run, name) == wanted:
+    engine = getattr(model, "engine", FP32)
+    manifest = processes.broadcast(_manifest(folder))
+    for known in dict.fromkeys([engine, str(manifest.get("engine", FP32))] if as_kept else [engine]):
+        if manifest.get("fingerprint") != (wanted := _fingerprint(run, items, model, flip, known)):
+            continue
         kept = read_embeddings(run, name)
-        if kept.items.rows() != items.rows():
-            _write(folder, items, {}, wanted, flip)
+        if kept.items.rows() != items.rows() and processes.is_main():
+            _write(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
         return replace(kept, items=items)
-    embeddings = embed_items(model, items, what=f"{name} images", flip=flip)
-    arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
-    _write(folder, items, arrays, wanted, flip)
+    stages = Stages() if stages is None else stages
+    embeddings = embed_items(model, items, what=f"{name} images", flip=flip, batch_size=batch_size, stages=stages)
+    if processes.is_main():
+        arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
+        wanted = _fingerprint(run, items, model, flip, engine)
+        _write(folder, items, arrays, {"fingerprint": wanted, "engine": engine, "flip": flip}, stages)
     return embeddings
 
 
@@ -179,8 +188,13 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
     return Embeddings(items, vectors, probabilities)
 
 
-def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], wanted: str, flip: bool) -> None:
-    """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none."""
+def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
+    """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none.
+
+    Args:
+        about: what the manifest tells beside the number of images and the hashes; the `stages` go there too.
+    """
+    started = perf_counter()
     (folder / "manifest.json").unlink(missing_ok=True)
     for file, array in arrays.items():
         content = io.BytesIO()
@@ -191,15 +205,12 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], wanted: st
     writer.writerow(_COLUMNS)
     writer.writerows(items.rows())
     write_text_atomic(folder / "items.csv", text.getvalue())
-    write_json_atomic(
-        folder / "manifest.json",
-        {
-            "fingerprint": wanted,
-            "images": len(items),
-            "flip": flip,
-            "sha256": {file: file_sha256(folder / file) for file in _FILES},
-        },
-    )
+    hashes = {file: file_sha256(folder / file) for file in _FILES}
+    if stages is not None:
+        stages.writer = perf_counter() - started
+        stages.elapsed += stages.writer
+        about = {**about, "stages": stages.as_dict()}
+    write_json_atomic(folder / "manifest.json", {**about, "images": len(items), "sha256": hashes})
 
 
 def _manifest(folder: Path) -> dict:
@@ -211,10 +222,10 @@ def _manifest(folder: Path) -> dict:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _fingerprint(run: Run, items: Items, model: Model, flip: bool) -> str:
-    """Of the run's model and settings, by their hashes, and of the names and pixels of the images."""
+def _fingerprint(run: Run, items: Items, model: Model, flip: bool, engine: str) -> str:
+    """Of the run's model and settings, by their hashes, of the names and pixels of the images, and of what computes."""
     manifest = run.manifest
     hashes = {name: sha256 for name, sha256 in manifest["files"].items() if name != METRICS}
     pixels = list(zip(items.image, items.digest))
     preprocess = [model.preprocess.fingerprint, model.preprocess.as_dict()]
-    return fingerprint([hashes, manifest["taxonomy"], preprocess, flip, pixels])
+    return fingerprint([hashes, manifest["taxonomy"], preprocess, flip, pixels, *([] if engine == FP32 else [engine])])
