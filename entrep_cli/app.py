@@ -23,6 +23,7 @@ from entrep_cli.commands import (
     doctor,
     embed,
     evaluate,
+    export,
     index,
     predict,
     pretrain,
@@ -55,6 +56,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (embed.embed, "Images to vectors: entrep embed"),
         (index.index, "Vectors to an index: entrep index"),
         (search.search, "Cases like an image or a finding: entrep search 'septal spur'"),
+        (export.export, "The towers as ONNX, for other programs: entrep export"),
     ],
     "Submit": [
         (predict.predict, "A validated submission: entrep predict --track 2"),
