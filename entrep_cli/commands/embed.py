@@ -56,7 +56,7 @@ def embed(
     with processes.main_first():
         sets = _sets(root, folder or [])
     model = _open(opened, engine, device, precision, compile_)
-    size, reason = choose_batch(model, batch_size)
+    size, reason = processes.on_main(lambda: choose_batch(model, batch_size))
     console.say(f"Batch: {size} images ({reason}).")
     as_kept = engine == TORCH and precision == "auto" and not compile_
     rows, told = [], {}

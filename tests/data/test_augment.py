@@ -196,3 +196,12 @@ def test_the_whole_against_torchvision():
             sigma = float(between(11, 0.1, s.blur_sigma)[i])
             image = oracle.gaussian_blur(image, [2 * int(2 * sigma + 0.5) + 1] * 2, [sigma] * 2)
         assert (seen[i].float() - image * 255).abs().max() < 0.51
+
+
+def test_a_part_of_the_views_is_that_part_of_all():
+    """What several processes rely on: the random numbers are those of the whole batch."""
+    pixels, targets = batch(21), torch.arange(21) % 7
+    views, wanted, flipped = augment(pixels, targets, ENTREP, AugmentSettings(), generator())
+    for part in (slice(0, 10), slice(10, 21), slice(21, 21)):
+        own, same, turned = augment(pixels, targets, ENTREP, AugmentSettings(), generator(), part)
+        assert torch.equal(own, views[part]) and torch.equal(same, wanted) and torch.equal(turned, flipped)
