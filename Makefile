@@ -1,6 +1,7 @@
 # make demo   set up and do the whole job on phantom data
 # make test   set up and run the tests
 # make foregut   a whole paper, small and from scratch, on the demo's data; its tables beside ours
+# make figures   the pictures of the README, from the demo's phantom data
 # All share .venv and install only what is not there yet.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test foregut bench clean
+.PHONY: demo test foregut figures bench clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
@@ -22,6 +23,10 @@ test: $(INSTALLED)
 foregut: $(INSTALLED)
 	test -d $(DEMO)/data || $(BIN)/entrep synth $(DEMO)/data --images 700 --test-images 210
 	ENTREP_RUNS=$(DEMO)/runs $(BIN)/entrep reproduce foregut --recipe foregut-tiny --data $(DEMO)/data --on queries
+
+figures: $(INSTALLED)
+	test -d $(DEMO)/runs/clip-lora || $(BIN)/entrep demo $(DEMO)
+	$(BIN)/python docs/figures.py $(DEMO)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/scores.py

@@ -14,19 +14,24 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from entrep_cli import __version__, console, processes
 from entrep_cli.commands import (
     ablate,
     cache,
+    compare,
     demo,
     doctor,
     embed,
+    ensemble,
     evaluate,
     export,
+    explain,
     index,
     predict,
     pretrain,
+    report,
     reproduce,
     search,
     split,
@@ -35,6 +40,7 @@ from entrep_cli.commands import (
     validate,
     weights,
 )
+from entrep_cli.commands import app as search_page  # and the command line as a whole is `app`
 from entrep_cli.commands import inspect as inspection  # the library's `inspect` is at work here too
 from entrep_cli.errors import EntrepError, Interrupted
 
@@ -49,6 +55,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     "Train": [
         (train.train, "Fit a method, leave a run: entrep train --recipe tiny"),
         (pretrain.pretrain, "Encoders from images without labels: entrep pretrain mics"),
+        (ensemble.ensemble, "Runs that answer together: entrep ensemble clip-lora dinov2"),
         (ablate.ablate, "Which component of a paper helps: entrep ablate mlcf"),
         (reproduce.reproduce, "A paper's tables beside yours: entrep reproduce foregut"),
     ],
@@ -62,6 +69,12 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (predict.predict, "A validated submission: entrep predict --track 2"),
         (validate.validate, "Check any submission: entrep validate FILE --track 2"),
         (evaluate.evaluate, "Scores with intervals: entrep evaluate"),
+    ],
+    "See": [
+        (report.report, "A run as one page that opens anywhere: entrep report"),
+        (explain.explain, "Where a model looks, as a picture: entrep explain IMAGE"),
+        (compare.compare, "Which run is better, by more than chance: entrep compare 'dinov2*'"),
+        (search_page.app, "Search in a browser, on this machine alone: entrep app"),
     ],
     "Machine": [
         (demo.demo, "The whole job on phantom data: entrep demo"),
@@ -90,8 +103,30 @@ GROUPS: dict[str, tuple[str, str, dict[str, tuple[Callable[..., dict[str, Any]],
 }
 GLOBAL_FLAGS = ("--json", "--quiet", "-q")
 
+
+class _Help:
+    """Help that leaves its 80 columns to the words: a flag has no type to show, and a number's range says enough."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if param.param_type_name == "option" and param.metavar is None:
+                if param.is_flag:
+                    param.metavar = ""
+                elif getattr(param, "min", None) is not None:
+                    param.metavar = "N"
+        return params
+
+
+class _Command(_Help, typer.core.TyperCommand): ...
+
+
+class _Group(_Help, typer.core.TyperGroup): ...
+
+
 app = typer.Typer(
     name="entrep",
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -132,7 +167,7 @@ def _register(
 
     # The lines of a docstring are not those of a terminal; its paragraphs are.
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(function) or "").split("\n\n"))
-    (app if group is None else group).command(name, help=text, short_help=short, rich_help_panel=panel)(command)
+    (app if group is None else group).command(name, cls=_Command, help=text, short_help=short, rich_help_panel=panel)(command)
 
 
 for _panel, _commands in PANELS.items():
@@ -140,7 +175,7 @@ for _panel, _commands in PANELS.items():
         _register(_function, _panel, _short)
 for _first, (_panel, _help, _words) in GROUPS.items():
     # Without its second word a command is wrong usage, in --json too; help that nobody asked for would be no document.
-    _group = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+    _group = typer.Typer(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
     for _second, (_function, _short) in _words.items():
         _register(_function, None, _short, _group, _second)
     _what, _example = _help.split(": ")

@@ -54,8 +54,8 @@ def error(text: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A plain table on stdout; the first column is text, the others are aligned right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: Sequence[str] = ()) -> None:
+    """A plain table on stdout; the first column and those named by `left` are text, the others are aligned right."""
     if mode in ("json", "silent"):
         return
     from rich import box
@@ -65,7 +65,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
-        drawn.add_column(Text(visible(column)), justify="left" if i == 0 else "right", overflow="fold")
+        drawn.add_column(Text(visible(column)), justify="left" if i == 0 or column in left else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(visible(_cell(value))) for value in row))
     # A pipe has no width: never fold there what a program or a log will read.
@@ -101,7 +101,10 @@ def next_commands(*commands: str) -> None:
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[..., None]]:
-    """Yield `advance(n=1, note="")`; a bar with rate and time left on a terminal, a line now and then elsewhere."""
+    """Yield `advance(n=1, note="")`; a bar with rate and time left on a terminal, a line now and then elsewhere.
+
+    What takes long for each of its units may advance by a part of one; the last note stays.
+    """
     if mode != "human" or total == 0:
         yield lambda n=1, note="": None
     elif sys.stderr.isatty():
@@ -117,31 +120,40 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[.
         )
         with Progress(*columns, console=_stderr(), transient=True) as bar:
             task = bar.add_task(visible(what), total=total, rate="", note="")
-            start, done = time.monotonic(), 0
+            start, done, last_note = time.monotonic(), 0.0, ""
 
-            def advance(n: int = 1, note: str = "") -> None:
-                nonlocal done
-                done += n
+            def advance(n: float = 1, note: str = "") -> None:
+                nonlocal done, last_note
+                done, last_note = done + n, note or last_note
                 # Beside a note there is no room for the rate in 80 columns; the time left stays.
-                rate = "" if note else f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s"
-                bar.update(task, advance=n, rate=rate, note=visible(note))
+                rate = "" if last_note else _rate(done, time.monotonic() - start, unit)
+                bar.update(task, completed=_whole(done), rate=rate, note=visible(last_note))
 
             yield advance
     else:
         start = last = time.monotonic()
-        done = 0
+        done, last_note = 0.0, ""
 
-        def advance(n: int = 1, note: str = "") -> None:
-            nonlocal done, last
-            done += n
+        def advance(n: float = 1, note: str = "") -> None:
+            nonlocal done, last, last_note
+            done, last_note = done + n, note or last_note
             now = time.monotonic()
             if done and now - last >= 15:
                 last = now
-                rate = done / (now - start)
-                left = f"{(total - done) / rate:.0f} s left"
-                say(", ".join(filter(None, [f"{what}: {done}/{total}", f"{rate:.1f} {unit}/s", left, note])))
+                left = f"{(total - done) * (now - start) / done:.0f} s left"
+                say(", ".join(filter(None, [f"{what}: {int(_whole(done))}/{total}", _rate(done, now - start, unit), left, last_note])))
 
         yield advance
+
+
+def _whole(done: float) -> float:
+    """The sum of parts of a unit, which may miss a whole by a rounding error."""
+    return round(done, 6)
+
+
+def _rate(done: float, seconds: float, unit: str) -> str:
+    rate = done / max(seconds, 1e-9)
+    return f"{rate:.1f} {unit}/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s each"
 
 
 def _cell(value: object) -> str:

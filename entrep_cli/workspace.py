@@ -291,7 +291,7 @@ def find_run(name: str) -> Run | None:
 
 
 _RUN_NAME = re.compile(r"\w[\w.+-]*")
-_TAKEN = ("ablations", "cache", "evaluation", "split.csv", "split.json")
+_TAKEN = ("ablations", "cache", "comparisons", "evaluation", "split.csv", "split.json")
 
 
 def _is_run(folder: Path) -> bool:

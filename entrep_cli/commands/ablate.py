@@ -22,7 +22,9 @@ def ablate(
     backbone: options.Backbone = None,
     weights: options.Weights = None,
     epochs: options.Epochs = None,
-    pretrain_epochs: Annotated[Optional[int], typer.Option(help="Of the pre-trainings of mics.", min=1, show_default=False)] = None,
+    pretrain_epochs: Annotated[
+        Optional[int], typer.Option(help="At most this many epochs of each pre-training of mics.", min=1, show_default=False)
+    ] = None,
     only: Annotated[
         Optional[list[str]],
         typer.Option("--rows", help="Only rows whose key is this, as in 'all-*'; may be repeated.", show_default=False),

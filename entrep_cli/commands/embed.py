@@ -113,6 +113,8 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
     from entrep_cli.retrieval.pipeline import FP32, compile_model, device_of
 
     model = load_model(run, device)
+    if processes.size() > 1 and hasattr(model, "members"):
+        raise UsageError("The members of an ensemble are embedded in one process.", mend="embed each member first, then this without a launcher")
     place = device_of(model)
     chosen, reason = choose_inference_precision(precision, place, model)
     console.say(f"Device: {place}. Precision: {chosen} ({reason}).")

@@ -13,8 +13,9 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import MANIFEST, Run, data_dir, data_dir_exists, open_run, runs_dir, write_json_atomic
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.experiments.scored import Scored
     from entrep_cli.retrieval.class_aware import ClassRule
+    from entrep_cli.scoring.intervals import Interval
     from entrep_cli.scoring.parts import TextQueries
 
 RETRIEVALS_A_TABLE = 2  # more do not fit beside each other into 80 columns
@@ -31,13 +32,15 @@ def evaluate(
     track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
+    tta: options.Tta = False,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
     """Example: entrep evaluate --part test
 
     Score a run on a part of the split: accuracy, F1, per class, Recall@1/5/10, MRR and mAP, with 95%
-    bootstrap intervals over groups. With --class-aware, retrieval is scored without it and with it. Or
-    score a submission:
+    bootstrap intervals over groups; and how far its probabilities can be trusted, as they are and at the
+    temperature that validation chooses. With --class-aware, retrieval is scored without it and with it.
+    Or score a submission:
     entrep evaluate --submission track1.zip --truth truth_cls.json --track 1
     """
     if submission is not None:
@@ -45,13 +48,15 @@ def evaluate(
             raise UsageError(
                 "--class-aware ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too"
             )
+        if tta:
+            raise UsageError("--tta is for images, and a submission is answered already.", mend="leave it out; `entrep predict` has it")
         if truth is None or track is None:
             raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
         return _evaluate_submission(submission, truth, track, data, run)
     if truth is not None or track is not None:
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
     options.check_class_aware(class_aware, class_weight)
-    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, data, run, device)
+    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, tta, data, run, device)
 
 
 def _evaluate_part(
@@ -60,6 +65,7 @@ def _evaluate_part(
     mask_groups: bool,
     class_aware: str,
     class_weight: float | None,
+    tta: bool,
     data: Path | None,
     run_name: str | None,
     device: str,
@@ -70,12 +76,12 @@ def _evaluate_part(
     from entrep_cli.methods.hybrid import show_stages
     from entrep_cli.scoring.parts import finding_texts, score_part
 
-    scored = open_scored(run_name, data_dir(data), part, fold=fold, device=device)
+    scored = open_scored(run_name, data_dir(data), part, fold=fold, flip=tta, device=device)
     opened, model, images, seen, notes = scored.run, scored.model, scored.images, scored.seen, list(scored.notes)
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (scored.catalog, scored.split))
     if aware["validation"] is not None and part == "val":
         notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
-    texts = _text_queries(model, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
+    texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
     scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts)
     for queries, n in scores.fell_back.items():
         if n:
@@ -85,22 +91,54 @@ def _evaluate_part(
     if hasattr(model, "decide_images"):
         more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])
-    return _show(title, scored.stem, images.taxonomy, scores.classification, scores.retrieval, mask_groups, notes, scores.chance, more)
+    more["calibration"], reliable = _calibration(scored, notes)
+    found = (scores.classification, scores.retrieval)
+    return _show(title, scored.stem, images.taxonomy, *found, mask_groups, notes, scores.chance, more, reliable)
 
 
-def _text_queries(model: Model, texts: list[str], rule: ClassRule, notes: list[str]) -> TextQueries | None:
+def _calibration(scored: Scored, notes: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Interval]]]:
+    """ECE, NLL and Brier score of the part as it is and, where the run has a validation part, at the temperature of that.
+
+    For JSON, with the bins of the reliability diagram, and as the columns of a table.
+    """
+    import numpy as np
+
+    from entrep_cli.errors import RunError
+    from entrep_cli.scoring.calibration import calibration_sample, reliability, with_temperature
+    from entrep_cli.scoring.temperature import run_temperature
+
+    shares, targets, groups = np.asarray(scored.seen.probabilities), scored.images.targets, scored.images.groups
+    kinds, temperature = {"as it is": shares}, None
+    try:
+        temperature = run_temperature(scored.run, scored.model, lambda: (scored.catalog, scored.split), flip=scored.flip)
+        kinds[f"at T = {temperature.value:.3f}"] = with_temperature(shares, temperature.value)
+    except RunError as error:
+        notes.append(error.what)
+    if temperature is not None and scored.part == "val":
+        notes.append("the temperature was fitted on the validation part itself: the scores with it are too good")
+    columns = {name: calibration_sample(rows, targets, groups).intervals() for name, rows in kinds.items()}
+    told = [
+        {**{key: i.as_dict() for key, i in column.items()}, "bins": reliability(rows, targets).as_dict()["bins"]}
+        for column, rows in zip(columns.values(), kinds.values())
+    ]
+    document = {"temperature": None if temperature is None else temperature.as_dict(), **dict(zip(("as_it_is", "calibrated"), told))}
+    return document, columns
+
+
+def _text_queries(scored: Scored, texts: list[str], rule: ClassRule, notes: list[str]) -> TextQueries | None:
     """The finding texts as queries; without their classes, and with a note, where the model cannot tell them."""
+    from entrep_cli.retrieval.embeddings import texts_beside
     from entrep_cli.retrieval.text_queries import text_probabilities, text_vectors
     from entrep_cli.scoring.parts import TextQueries
 
     if not texts:
         return None
     try:
-        classes = None if rule.mode == "off" else text_probabilities(model, texts)
+        classes = None if rule.mode == "off" else text_probabilities(scored.model, texts)
     except (DataError, UsageError) as error:
         classes = None
         notes.append(f"texts are not scored {rule}: {' '.join([error.what, *error.faults])}")
-    return TextQueries(texts, text_vectors(model, texts), classes)
+    return TextQueries(texts, texts_beside(text_vectors(scored.model, texts), scored.seen.vectors), classes)
 
 
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
@@ -140,6 +178,7 @@ def _show(
     notes: list[str],
     chance: dict[str, float] | None = None,
     more: dict[str, Any] | None = None,
+    calibration: dict[str, dict[str, Interval]] | None = None,
 ) -> dict[str, Any]:
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {}), **(more or {})}
@@ -170,6 +209,13 @@ def _show(
             "Overall, with 95% intervals",
             ["score", "value"],
             [("accuracy", classification.accuracy), ("macro F1", classification.macro_f1), ("weighted F1", classification.weighted_f1)],
+        )
+    if calibration:
+        first = next(iter(calibration.values()))
+        console.table(
+            f"Calibration (less is better): {title}",
+            ["measure", *calibration],
+            [(key, *(column[key] for column in calibration.values())) for key in first],
         )
     masked = "" if mask_groups is None else f" (own group {'masked' if mask_groups else 'not masked'})"
     names = list(retrieval)

@@ -34,7 +34,7 @@ def inspect(
 
     Look at a dataset before anything is trained on it: counts, sizes, unreadable files, dark or blurred
     images, exact, near and mirrored duplicates, groups across the split, training images among the test
-    queries, texts that do not fit. Nothing is changed. Ends with 1 where something must be mended.
+    queries, texts that do not fit. Nothing is changed. Exit code 1 where something must be mended.
     """
     from entrep_cli.data.inspection import inspect_dataset
     from entrep_cli.submission.tracks import read_queries

@@ -30,7 +30,7 @@ RunName = Annotated[
     Optional[str],
     typer.Option("--run", help="A run by name or folder (default: the one that finished last).", show_default=False),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
 Groups = Annotated[
     str,
@@ -58,21 +58,30 @@ LabelFraction = Annotated[
     Optional[float],
     typer.Option("--label-fraction", help="Of mics: the share of each class's training images that keep their label.", show_default=False),
 ]
-Epochs = Annotated[Optional[int], typer.Option(help="At most this many.", min=1, show_default=False)]
+Epochs = Annotated[Optional[int], typer.Option(help="At most this many epochs.", min=1, show_default=False)]
 RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
-Precision = Annotated[str, typer.Option(help="Of the towers in training: auto (what the machine has units for), fp32, bf16, fp16.")]
+Precision = Annotated[str, typer.Option(help="Of numbers in training: auto (what the machine has units for), fp32, bf16 or fp16.")]
 On = Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
 Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Test-time augmentation: look at each image and its flip; sides are kept right.", show_default=False)
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
 FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
 ClassMode = Literal["off", "hard", "soft"]
 ClassAware = Annotated[
     ClassMode,
-    typer.Option("--class-aware", help="Rank by predicted classes too: hard keeps the query's class alone, soft adds a weighted bonus."),
+    typer.Option(
+        "--class-aware",
+        metavar="MODE",
+        help="Rank by predicted classes too: off, hard (only images taken for the query's class) or soft (a weighted bonus).",
+    ),
 ]
 ClassWeight = Annotated[
     Optional[float],
-    typer.Option("--class-weight", min=0, help="Of --class-aware soft (default: what validation chooses).", show_default=False),
+    typer.Option(
+        "--class-weight", min=0, help="Of the bonus of --class-aware soft (default: what validation chooses).", show_default=False
+    ),
 ]
 Template = Annotated[
     Optional[str],

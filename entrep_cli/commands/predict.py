@@ -24,7 +24,10 @@ def predict(
     ] = None,
     gallery: Annotated[str, typer.Option(help="Where tracks 2 and 3 search: queries, test, train, all, or a folder.")] = "test",
     top_k: options.TopK = 10,
-    tta: Annotated[bool, typer.Option("--tta", help="Track 1: average over the image and its label-aware flip.")] = False,
+    tta: options.Tta = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Track 1: scores at the temperature that the run's validation images choose.")
+    ] = False,
     mask_groups: options.MaskGroups = False,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
@@ -51,8 +54,10 @@ def predict(
             f"Run {opened.name!r} cannot answer track 3: {method} has no text tower.",
             mend=f"train a method that has one: `entrep train {WITH_TEXT[0]}`",
         )
-    if tta and track != 1:
-        raise UsageError("--tta averages class probabilities; it is for track 1.", mend="leave it out")
+    if tta and track == 3:
+        raise UsageError("--tta flips images, and a text may name a side; it is for tracks 1 and 2.", mend="leave it out")
+    if calibrate and track != 1:
+        raise UsageError("--calibrate is for class probabilities, the scores of track 1.", mend="leave it out")
     if mask_groups and track != 2:
         raise UsageError("--mask-groups masks the group of a query image in a gallery; it is for track 2.", mend="leave it out")
     if track == 1 and class_aware != "off":
@@ -69,6 +74,8 @@ def predict(
     root = data_dir(data) if needed else None
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.methods.runs import load_model
+    from entrep_cli.retrieval.embeddings import check_flip
+    from entrep_cli.scoring.temperature import run_temperature
     from entrep_cli.submission.answers import answer_track
 
     model = load_model(opened, device)
@@ -78,8 +85,9 @@ def predict(
             f"Run {opened.name!r} cannot answer track 1: it tells regions, or the classes of one region, apart ({target}).",
             mend="name a run that knows all classes",
         )
-    if tta and min(model.taxonomy.mirrors) < 0:
-        raise UsageError("--tta needs a mirror for every class; the taxonomy does not know them all.", mend="name them in taxonomy.toml")
+    if tta:
+        check_flip(model.taxonomy)
+    temperature = run_temperature(opened, model, lambda: read_catalog_and_split(data_dir(data)), flip=tta) if calibrate else None
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))
     found = answer_track(
         opened,
@@ -90,6 +98,7 @@ def predict(
         gallery=gallery,
         top_k=top_k,
         flip=tta,
+        temperature=temperature.value if temperature else 1.0,
         mask_groups=mask_groups,
         rule=rule,
         template=template,
@@ -113,6 +122,8 @@ def predict(
         rows.insert(3, ("no candidate of the class", found.fell_back))
     if template is not None:
         rows.insert(2, ("template", template))
+    if temperature is not None:
+        rows.insert(1, ("scores calibrated", str(temperature)))
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
     decided = _decided(model, found, out) if track == 1 and hasattr(model, "decide_images") else None
     truth = found.folder / track_of(track).truth_file
@@ -126,6 +137,8 @@ def predict(
         "queries": len(found.queries),
         "class_aware": {**aware, "fell_back": found.fell_back},
         "template": template,
+        "tta": tta,
+        "temperature": None if temperature is None else temperature.as_dict(),
         **({} if decided is None else {"stages": decided}),
         "validated": True,
     }

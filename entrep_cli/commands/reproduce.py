@@ -24,7 +24,9 @@ def reproduce(
     set_: options.Assignments = None,
     seed: options.RecipeSeed = None,
     on: options.On = "test",
-    name: Annotated[Optional[str], typer.Option(help="Of the run that is trained (default: the paper's).", show_default=False)] = None,
+    name: Annotated[
+        Optional[str], typer.Option(help="The name of the run that is trained (default: the paper's).", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train it again.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from entrep_cli import console
 from entrep_cli.commands import options
-from entrep_cli.workspace import data_dir, open_run
+from entrep_cli.workspace import data_dir, fingerprint, open_run
+
+if TYPE_CHECKING:
+    from entrep_cli.retrieval.cases import Found, Query
+
+MARKS = {True: "hit", False: "miss", None: ""}
 
 
 def search(
@@ -20,93 +26,104 @@ def search(
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
     template: options.Template = None,
-    save: Annotated[Optional[Path], typer.Option(help="Draw query and answers on a sheet (PNG).", show_default=False)] = None,
+    label: Annotated[
+        Optional[str],
+        typer.Option(help="The query's true class, to tell hits from misses (default: its label, if it is embedded).", show_default=False),
+    ] = None,
+    save: Annotated[
+        Optional[Path],
+        typer.Option(help="Draw query and answers on this sheet, a PNG (default: one in the run's searches).", show_default=False),
+    ] = None,
+    sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Whether a sheet is drawn.")] = True,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep search data/phantom/test/imgs/030bbe2f-2996-4f8d-90ad-d84f7a319be5.png
+    """Example: entrep search 'septal spur'
 
-    Show the indexed images most like an image, best first. The image itself and its exact copies are
-    never among the answers. With --class-aware all embedded images are ranked exactly, without the index.
+    Show the embedded images most like an image or a finding, best first, as a table and on a sheet. For an
+    image, name its file: entrep search some/image.png. It and its exact copies are never among the answers.
+    Where its class is known, hits and misses are told. With --class-aware all embedded images are ranked
+    exactly, without the index.
     """
-    import numpy as np
-
-    from entrep_cli.data.catalog import name_group
-    from entrep_cli.data.images import SUFFIXES, ImageError, pixel_digest, raise_image_faults, read_image
+    from entrep_cli.data.images import SUFFIXES, ImageError, raise_image_faults, read_image
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.errors import UsageError
-    from entrep_cli.methods import WITH_TEXT
-    from entrep_cli.methods.runs import load_model
-    from entrep_cli.retrieval.embeddings import Items, embed_items
-    from entrep_cli.retrieval.search import gallery_of, nearest, nearest_exactly, open_run_index
-    from entrep_cli.retrieval.text_queries import check_template, templated, text_probabilities, text_vectors
+    from entrep_cli.retrieval import cases
+    from entrep_cli.retrieval.text_queries import check_template
 
     path, is_file = Path(query), _is_file(query)
     if save is not None and (save.suffix.lower() != ".png" or save.exists() and is_file and save.samefile(path)):
         raise UsageError(f"The sheet cannot be {str(save)!r}.", mend="name a new file that ends in .png with --save")
+    if save is not None and not sheet:
+        raise UsageError("--save names a sheet, and --no-sheet draws none.", mend="leave one of them out")
     options.check_class_aware(class_aware, class_weight)
     check_template(template)
     if template is not None and is_file:
         raise UsageError(f"--template is for text queries; {query!r} is a file.", mend="leave it out")
     if mask_groups and not is_file:
         raise UsageError(f"--mask-groups masks the group of a query image; {query!r} is no image file.", mend="leave it out")
+    if not is_file and path.suffix.lower() in SUFFIXES:
+        raise UsageError(f"There is no image {query!r}.", mend="name an image file, or write a finding as text")
     opened = open_run(run)
     by_class = class_aware != "off"
-    index, gallery = (None, gallery_of(opened)) if by_class else open_run_index(opened)
-    model = load_model(opened, device)
-    group = ""
+    if not is_file:
+        cases.check_reads_texts(opened, query)
+    finder = cases.open_finder(opened, device=device, exact=by_class)
     if is_file:
         try:
-            digest = pixel_digest(read_image(path))
+            asked = cases.image_query(finder, read_image(path), path.name)
         except ImageError as error:
             raise_image_faults([error], path.parent)
-        seen = embed_items(model, Items.of(image=[path.name], path=[str(path)]), what="the query")
-        vectors, classes = seen.vectors, seen.probabilities
-        known = gallery.items.group[gallery.items.digest == digest]
-        if mask_groups:
-            group = str(known[0]) if len(known) else name_group(path.name, "auto")
-    elif path.suffix.lower() in SUFFIXES:
-        raise UsageError(f"There is no image {query!r}.", mend="name an image file, or write a finding as text")
-    elif opened.manifest["method"] not in WITH_TEXT:
-        raise UsageError(
-            f"There is no image {query!r}, and {opened.manifest['method']} cannot search by text.",
-            mend=f"name an image file, or train a method with a text tower: `entrep train {WITH_TEXT[0]}`",
-        )
     else:
-        texts = templated([query], template)
-        digest, vectors = "", text_vectors(model, texts)
-        classes = text_probabilities(model, texts) if by_class else None
-    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir()))
-    if by_class:
-        given = np.asarray(gallery.probabilities)
-        found = nearest_exactly(gallery, vectors, top_k, digest=digest, group=group, bonus=rule.bonus(classes, given))
-        seen_as = model.taxonomy.names[int(classes[0].argmax())]
-        aware |= {"class": seen_as, "fell_back": int(rule.fell_back(found, classes, given).sum())}
-        console.say(f"Class-aware: the query is taken for {seen_as} ({classes[0].max():.0%}).")
-        if aware["fell_back"]:
+        asked = cases.text_query(finder, query, template, classes=by_class)
+    if label is not None:
+        asked = cases.labelled(finder, asked, label)
+    rule, aware = options.class_rule(class_aware, class_weight, opened, finder.model, lambda: read_catalog_and_split(data_dir()))
+    found = cases.find_cases(finder, asked, top_k, rule=rule, mask_group=mask_groups)
+    if found.taken_for:
+        seen_as, probability = found.taken_for
+        aware |= {"class": seen_as, "fell_back": int(found.fell_back)}
+        console.say(f"Class-aware: the query is taken for {seen_as} ({probability:.0%}).")
+        if found.fell_back:
             console.warn(f"no image of the class {seen_as} is left to answer; all classes were ranked")
-    else:
-        found = nearest(index, gallery, vectors, top_k, digest=digest, group=group)
-    answers = [
-        {"rank": place, "image": str(gallery.items.image[row]), "label": str(gallery.items.label[row]), "score": float(score)}
-        for place, (row, score) in enumerate(zip(found.indices[0], found.scores[0]), 1)
-    ]
-    if save is not None:
-        from entrep_cli.report.figures import contact_sheet
-
-        cases = [
-            (Path(gallery.items.path[row]), f"{a['rank']}. {a['label'] or a['image']}  {a['score']:.2f}")
-            for row, a in zip(found.indices[0], answers)
-        ]
-        contact_sheet(path if is_file else None, query, cases, save)
+    title = f"Nearest to {asked.name} (run {opened.name}{f', {rule}' if by_class else ''}{f', {asked.label}' if asked.label else ''})"
+    told = [(MARKS[case.hit],) if asked.label else () for case in found.cases]
     console.table(
-        f"Nearest to {query} (run {opened.name}{f', {rule}' if by_class else ''})",
-        ["image", "rank", "label", "score"],
-        [(a["image"], a["rank"], a["label"] or "-", a["score"]) for a in answers],
+        title,
+        ["rank", "image", "class", "score", *(["truth"] if asked.label else [])],
+        [(str(case.rank), case.image, case.label or "-", case.score, *mark) for case, mark in zip(found.cases, told)],
+        left=("image", "class", "truth"),
     )
-    if save is not None:
-        console.say(f"Sheet: {save}")
-    asked = {"run": opened.name, "query": query, "class_aware": aware, "template": template}
-    return {**asked, "answers": answers, **({"sheet": str(save)} if save else {})}
+    drawn = None
+    if sheet:
+        settings = [query, asked.digest, top_k, mask_groups, class_aware, rule.weight, template, asked.label]
+        drawn = _draw(title, path if is_file else None, asked, found, save, opened.path("searches"), settings)
+    result = {"run": opened.name, "query": query, "label": asked.label or None, "class_aware": aware, "template": template}
+    return {**result, "answers": [case.as_dict() for case in found.cases], **({"sheet": str(drawn)} if drawn else {})}
+
+
+def _draw(
+    title: str, image: Path | None, query: Query, found: Found, save: Path | None, folder: Path, settings: list[Any]
+) -> Path | None:
+    """The sheet, where it was asked for or under a name that the query and its settings make; None where that folder is not ours."""
+    from entrep_cli.report.figures import Tile, contact_sheet
+
+    tiles = [Tile(image, f"query\n{query.label}", "query")] if image else []
+    for case in found.cases:
+        mark = MARKS[case.hit]
+        told = f"{mark}, " if mark else ""
+        tiles.append(Tile(Path(case.path), f"{case.rank}. {case.label or case.image}\n{told}{case.score:.3f}", mark))
+    tiles += [Tile(Path(case.path), f"{case.label}\ntruth, {case.score:.3f}", "truth") for case in found.missed]
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(query.name).stem).strip("-")[:40] or "query"
+    place = save or folder / f"{plain}-{fingerprint(settings)[:8]}.png"
+    try:
+        contact_sheet(title, tiles, place)
+    except OSError as error:
+        if save is not None:
+            raise
+        console.warn(f"no sheet was drawn: {error.strerror or error} ({place}); --save FILE draws it elsewhere")
+        return None
+    console.say(f"Sheet: {place}")
+    return place
 
 
 def _is_file(query: str) -> bool:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from entrep_cli import console, processes
 from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
-from entrep_cli.methods import DEFAULT_METHOD, METHODS, method_class
-from entrep_cli.workspace import CHECKPOINT, CONFIG, data_dir, new_run
+from entrep_cli.methods import DEFAULT_METHOD, METHODS, TRAINABLE, method_class
+from entrep_cli.workspace import CHECKPOINT, CONFIG, Run, data_dir, new_run
+
+if TYPE_CHECKING:
+    from entrep_cli.experiments.folds import CrossValidation
 
 
 def train(
-    method: Annotated[Optional[str], typer.Argument(help=f"{', '.join(METHODS)} (default: {DEFAULT_METHOD}).", show_default=False)] = None,
+    method: Annotated[
+        Optional[str], typer.Argument(help=f"{', '.join(TRAINABLE)} (default: {DEFAULT_METHOD}).", show_default=False)
+    ] = None,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
@@ -25,6 +31,7 @@ def train(
     epochs: options.Epochs = None,
     seed: options.RecipeSeed = None,
     fold: options.Fold = None,
+    folds: Annotated[bool, typer.Option("--folds", help="Train on every fold of the split; the result is an ensemble of them.")] = False,
     name: Annotated[Optional[str], typer.Option(help="The run's name (default: the method's).", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
@@ -36,15 +43,22 @@ def train(
 
     Train a method on the split and leave a run: a folder under runs/ with the model, its settings
     and its learning curve. The training part is learned from, the validation part chooses, the test
-    part is not touched.
+    part is not touched. With --folds, after `entrep split --folds 5`, there is a run for each fold, every
+    image is predicted by the one that has not seen it, and all of them answer together.
     """
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
+    if folds and fold is not None:
+        raise UsageError("--folds trains on every fold, --fold on one.", mend="give one of them")
+    if folds and processes.size() > 1:
+        raise UsageError("--folds trains in one process.", mend="train each fold with --fold 0, --fold 1 and so on, or leave out the launcher")
     begun = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
-    if begun and not recipe and begun.path(CONFIG).is_file():
-        recipe = str(begun.path(CONFIG))
+    folds = folds or bool(begun and begun.path("fold-0").is_dir())
+    config = begun and (begun.path("fold-0", CONFIG) if folds else begun.path(CONFIG))
+    if config and not recipe and config.is_file():
+        recipe = str(config)
     base = read_recipe(recipe) if recipe else {}
     wanted = method or base.get("method") or DEFAULT_METHOD
     if base.get("method", wanted) != wanted:
@@ -53,6 +67,8 @@ def train(
     short = options.short_settings(
         backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed
     )
+    if wanted not in TRAINABLE and wanted in METHODS:
+        raise UsageError("An ensemble is made of runs, and not trained.", mend="entrep ensemble RUN RUN")
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:
         console.plain(recipe_toml(settings))
@@ -60,14 +76,21 @@ def train(
 
     from entrep_cli.commands.split import say_catalog
     from entrep_cli.data.splits import read_catalog_and_split
+    from entrep_cli.experiments.folds import check_folds, train_folds
     from entrep_cli.methods.runs import train_run
 
     with processes.main_first():
         catalog, split = read_catalog_and_split(data_dir(data))
     say_catalog(catalog)
-    split.images("train", fold)  # a fault in --fold must show before a folder is made
+    if folds:
+        check_folds(split)
+    else:
+        split.images("train", fold)  # a fault in --fold must show before a folder is made
     run = begun or processes.on_main(lambda: new_run(wanted, name, overwrite=overwrite))
     try:
+        if folds:
+            _, found = train_folds(catalog, split, settings, run, device=device, precision=precision, resume=resume)
+            return _show_folds(run, found, data)
         _, manifest = train_run(catalog, split, settings, run, device=device, precision=precision, fold=fold, resume=resume)
     except BaseException as error:
         if processes.is_main():
@@ -87,3 +110,19 @@ def train(
     track = 1 if getattr(settings, "target", "class") == "class" else 2  # a coarse model or an expert has no classes to submit
     console.next_commands(*(f"entrep {command}{place}" for command in ("evaluate", "embed", f"predict --track {track}")))
     return {"run": run.name, "folder": str(run.folder), **manifest}
+
+
+def _show_folds(run: Run, found: CrossValidation, data: Path | None) -> dict[str, Any]:
+    """The cross-validation as a table."""
+    from entrep_cli.experiments.folds import FILE, PREDICTIONS
+
+    n_folds = len(next(iter(found.folds.values())))
+    console.table(
+        f"Run {run.name}: {n_folds} folds, {found.images} images, each predicted by the run that has not seen it",
+        ["score", "mean of folds", "their deviation", "pooled, with 95% interval"],
+        found.rows(),
+    )
+    console.say(f"Written: {run.path(FILE)}, {run.path(PREDICTIONS)}")
+    place = options.flags(data=data, run=run.name)
+    console.next_commands(f"entrep evaluate --part queries{place}", f"entrep predict --track 1{place}")
+    return {"run": run.name, "folder": str(run.folder), **run.manifest}

@@ -30,7 +30,7 @@ def list_() -> dict[str, Any]:
 
 def check(
     name: Annotated[
-        Optional[str], typer.Argument(help="One of them (default: all that are here, whole or in part).", show_default=False)
+        Optional[str], typer.Argument(help="As in `entrep weights list` (default: all of which something is here).", show_default=False)
     ] = None,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Also load them strictly into their model.")] = True,
 ) -> dict[str, Any]:

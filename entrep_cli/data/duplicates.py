@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from entrep_cli import console
 from entrep_cli.data.measures import FOLDER, Measure, measure_images
 from entrep_cli.workspace import cache_dir, fingerprint, write_text_atomic
 
@@ -113,9 +114,17 @@ class FineStructure:
     texture: np.ndarray
 
     @classmethod
-    def of(cls, thumbnails: np.ndarray) -> FineStructure:
-        """Band-pass of Gaussians of 0.7 and 2.5 pixels, weighted by the view, over its local contrast."""
-        parts = [cls._block(thumbnails[start : start + 512]) for start in range(0, len(thumbnails), 512)]
+    def of(cls, thumbnails: np.ndarray, what: str = "") -> FineStructure:
+        """Band-pass of Gaussians of 0.7 and 2.5 pixels, weighted by the view, over its local contrast.
+
+        Args:
+            what: is shown as progress; nothing without it.
+        """
+        parts = []
+        with console.progress(what, len(thumbnails) if what else 0) as advance:
+            for start in range(0, len(thumbnails), 512):
+                parts.append(cls._block(block := thumbnails[start : start + 512]))
+                advance(len(block))
         empty = np.zeros((0, SIDE, SIDE), np.float32), np.zeros((0, SIDE, SIDE), bool), np.zeros(0, np.float32)
         return cls(*(np.concatenate(columns) for columns in zip(empty, *parts)))
 
@@ -355,7 +364,7 @@ def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "
     except (OSError, ValueError, TypeError, KeyError):
         pass
     (thumbnails,) = measure_images(paths, digests, [THUMBNAIL], what)
-    structure = FineStructure.of(thumbnails)
+    structure = FineStructure.of(thumbnails, f"Comparing {what}")
     found = Alike(find_near(thumbnails, structure), find_mirrored(thumbnails, structure))
     rows = {f.name: list(zip(*(column.tolist() for column in astuple(getattr(found, f.name))))) for f in fields(found)}
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ anything is decoded, and a truncated file is an error, never a half grey picture
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -41,26 +42,39 @@ def read_image(path: Path) -> Image.Image:
     try:
         if not path.is_file():  # opening a named pipe would wait for ever
             raise ImageError("there is no such file", where=path)
-        with Image.open(path, formats=FORMATS) as image:
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from error
+    return _decoded(path, path)
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """The same of an image file's bytes; `name` is the `where` of its errors."""
+    return _decoded(io.BytesIO(content), name)
+
+
+def _decoded(source: Path | io.BytesIO, where: Path | str) -> Image.Image:
+    try:
+        with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(
                     f"{width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
-                    where=path,
+                    where=where,
                 )
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        what = f"not an image in a known format ({', '.join(FORMATS)})" if path.stat().st_size else "the file is empty"
-        raise ImageError(what, where=path) from error
+        size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+        what = f"not an image in a known format ({', '.join(FORMATS)})" if size else "the file is empty"
+        raise ImageError(what, where=where) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more pixels than the {MAX_PIXELS // 1_000_000} million allowed", where=path) from error
+        raise ImageError(f"more pixels than the {MAX_PIXELS // 1_000_000} million allowed", where=where) from error
     except Exception as error:  # hostile bytes bring any exception out of a decoder, struct.error to TypeError
         if isinstance(error, OSError) and error.strerror:
-            raise ImageError(f"cannot be read: {error.strerror}", where=path) from error
-        raise ImageError(f"damaged or truncated: {error or type(error).__name__}", where=path) from error
+            raise ImageError(f"cannot be read: {error.strerror}", where=where) from error
+        raise ImageError(f"damaged or truncated: {error or type(error).__name__}", where=where) from error
 
 
 def pixel_digest(image: Image.Image) -> str:

@@ -43,7 +43,7 @@ def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | Non
         return pixel_digest(image), image.width, image.height
 
     with console.progress("Checking images", len(missing)) as advance:
-        for i, result in zip(missing, _map_threads(probe, [paths[i] for i in missing])):
+        for i, result in zip(missing, map_threads(probe, [paths[i] for i in missing])):
             advance()
             if isinstance(result, ImageError):
                 faults.append(result)
@@ -80,7 +80,7 @@ def decode_images(paths: Sequence[Path], preprocess: Preprocess, spent: Spent | 
     faults = []
     if spent is not None:
         spent.threads = _n_threads()
-    for result in _map_threads(decode, paths):
+    for result in map_threads(decode, paths):
         if isinstance(result, ImageError):
             faults.append(result)
         elif not faults:
@@ -179,7 +179,7 @@ def _stat_key(path: Path) -> str:
     return f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
-def _map_threads(function: Callable, items: Sequence) -> Iterator:
+def map_threads(function: Callable, items: Sequence) -> Iterator:
     """`function` over items in threads, in order, a few ahead; ImageErrors are returned, not raised."""
 
     def guarded(item):

@@ -23,7 +23,7 @@ from entrep_cli.methods.runs import load_model
 from entrep_cli.report.embedding_map import map_png, tsne
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
-from entrep_cli.scoring.classification import ClassificationScores
+from entrep_cli.scoring.classification import ClassificationScores, report_cells
 from entrep_cli.scoring.intervals import Interval, pooled
 from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
 from entrep_cli.workspace import Run, write_json_atomic
@@ -143,7 +143,7 @@ def _tables(classes: dict[str, ClassificationScores], regions: dict[str, Classif
         7: regions["hybrid"],
         8: classes["hybrid"],
     }
-    tables = {number: _report(scores) for number, scores in reports.items()}
+    tables = {number: report_cells(scores) for number, scores in reports.items()}
     compared = {name: classes[name] for name in ("prototypes", "baseline", "hybrid")}
     tables[9] = {
         name: {"accuracy": s.accuracy.value, "macro F1": s.macro_f1.value, "weighted F1": s.weighted_f1.value}
@@ -156,20 +156,6 @@ def _tables(classes: dict[str, ClassificationScores], regions: dict[str, Classif
         if key in retrieval.retrieval and retrieval.retrieval[key].scored.any()
     }
     return tables
-
-
-def _report(scores: ClassificationScores) -> Cells:
-    """A classification report with the rows and columns of the paper's."""
-    columns = ("precision", "recall", "F1", "support")
-    rows = {
-        name: dict(zip(columns, map(float, values)))
-        for name, *values in zip(scores.class_names, scores.precision, scores.recall, scores.f1, scores.support)
-    }
-    n = float(len(scores.truth))
-    rows["macro average"] = dict(zip(columns, (scores.macro_precision, scores.macro_recall, scores.macro_f1.value, n)))
-    rows["weighted average"] = dict(zip(columns, (scores.weighted_precision, scores.weighted_recall, scores.weighted_f1.value, n)))
-    rows["accuracy"] = {"precision": scores.accuracy.value}
-    return rows
 
 
 def _map(run: Run, seen: Embeddings, part: Catalog, on: str) -> Path | None:

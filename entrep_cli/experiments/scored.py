@@ -14,6 +14,7 @@ from entrep_cli.methods.runs import in_classes_of, load_model
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.sets import folder_items, part_embeddings, set_name
 from entrep_cli.retrieval.text_queries import text_vectors
+from entrep_cli.retrieval.validation import learned_from_all_folds
 from entrep_cli.scoring.parts import TextQueries, finding_texts
 from entrep_cli.submission.truth import labelled_test
 from entrep_cli.workspace import Run, open_run
@@ -31,6 +32,7 @@ class Scored:
         images: the part, labelled in the classes of the model.
         seen: its embeddings and probabilities, in the same order.
         notes: what a reader of its scores must know.
+        flip: seen with test-time augmentation (`embed_items`).
     """
 
     run: Run
@@ -42,33 +44,57 @@ class Scored:
     images: Catalog
     seen: Embeddings
     notes: tuple[str, ...] = ()
+    flip: bool = False
 
     @property
     def title(self) -> str:
-        return f"run {self.run.name}, part {self.part}" + ("" if self.fold is None else f", fold {self.fold}")
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"run {self.run.name}, part {self.part}{fold}{', with flips' if self.flip else ''}"
 
     @property
     def stem(self) -> Path:
         """Where what is made of the part is written, without a suffix: `<run>/evaluation/<part>`."""
         own = self.run.manifest["split"]["fold"]
-        return self.run.path("evaluation", self.part if self.fold == own else f"{self.part}-fold-{self.fold}")
+        name = self.part if self.fold == own else f"{self.part}-fold-{self.fold}"
+        return self.run.path("evaluation", f"{name}-tta" if self.flip else name)
 
 
-def open_scored(run_name: str | None, root: Path, part: str, *, fold: int | None = None, device: str = "auto") -> Scored:
+def open_scored(
+    run_name: str | None, root: Path, part: str, *, fold: int | None = None, flip: bool = False, device: str = "auto"
+) -> Scored:
     """A run on a part of the dataset that it was trained on; the images are embedded where they are not yet.
 
     Args:
         run_name: as for `open_run`.
         part: `train`, `val`, `test` of the split, or `queries`.
         fold: another fold than the run's own, which is told in the notes.
+        flip: test-time augmentation, as for `embed_items`.
 
     Raises:
-        RunError: the run was trained on other data or another split, or the part is empty.
+        RunError: the run was trained on other data or another split, or among its folds has learned from all
+            parts; or the part is empty.
+        UsageError: no such part, or a flip that is not known for every class.
     """
     if part not in ("train", *PARTS):
         raise UsageError(f"There is no part {part!r}.", mend="--part train, val, test or queries")
     run = open_run(run_name)
     catalog, split = read_catalog_and_split(root)
+    check_trained_on(run, catalog, split, part)
+    own_fold = run.manifest["split"]["fold"]
+    fold = own_fold if fold is None else fold
+    notes = []
+    if fold != own_fold:
+        notes.append(f"run {run.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
+    model = load_model(run, device)
+    images = in_classes_of(model, scored_part(catalog, split, root, part, fold))
+    if not len(images):
+        raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
+    seen = seen_by(run, model, images, catalog, root, part, flip=flip)
+    return Scored(run, model, catalog, split, part, fold, images, seen, tuple(notes), flip)
+
+
+def check_trained_on(run: Run, catalog: Catalog, split: Split, part: str) -> None:
+    """RunError where a run was trained on other data or by another split, or has learned from the part; no model is loaded."""
     manifest = run.manifest
     if manifest["data"]["catalog"] != catalog.fingerprint:
         raise RunError(f"Run {run.name!r} was trained on other data.", where=run.folder, mend="name its dataset with --data")
@@ -78,17 +104,13 @@ def open_scored(run_name: str | None, root: Path, part: str, *, fold: int | None
             where=run.folder,
             mend="make the same split again (its settings are in run.json), or train again",
         )
-    own_fold = manifest["split"]["fold"]
-    fold = own_fold if fold is None else fold
-    notes = []
-    if fold != own_fold:
-        notes.append(f"run {run.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
-    model = load_model(run, device)
-    images = in_classes_of(model, scored_part(catalog, split, root, part, fold))
-    if not len(images):
-        raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")
-    seen = seen_by(run, model, images, catalog, root, part)
-    return Scored(run, model, catalog, split, part, fold, images, seen, tuple(notes))
+    if learned_from_all_folds(run) and part != QUERIES:
+        raise RunError(
+            f"Run {run.name!r} cannot be scored on the {part} part: every image of the split was learned from by some of its members.",
+            where=run.folder,
+            mend=f"--part {QUERIES} scores it on the test folder; {run.name}/cross-validation.json has what each fold's own run "
+            f"made of the fold it had not seen, and `--run {run.name}/fold-0` names one of these",
+        )
 
 
 def check_scored(on: str) -> None:
@@ -111,12 +133,12 @@ def scored_part(catalog: Catalog, split: Split, root: Path, on: str, fold: int |
     return part
 
 
-def seen_by(run: Run, model: Model, part: Catalog, catalog: Catalog, root: Path, on: str) -> Embeddings:
+def seen_by(run: Run, model: Model, part: Catalog, catalog: Catalog, root: Path, on: str, *, flip: bool = False) -> Embeddings:
     """The images of a scored part as a run sees them, in its order."""
     if on != QUERIES:
-        return part_embeddings(run, model, part, catalog)
+        return part_embeddings(run, model, part, catalog, flip=flip)
     test_set = only_test_set(root)
-    return embeddings_of(run, set_name(test_set, root), folder_items(test_set), model).named(part.images)
+    return embeddings_of(run, set_name(test_set, root), folder_items(test_set), model, flip=flip).named(part.images)
 
 
 def texts_for(model: Model, part: Catalog) -> TextQueries | None:

@@ -1,6 +1,7 @@
 """What `entrep train` offers: a table of methods, and what a trained model can do.
 
-A new method is one file with one class, and one line in `METHODS`.
+A new method is one file with one class, and one line in `METHODS`. `ensemble` is there too, so that its runs are
+read as any others, but it is made of runs and not trained.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 METHODS = {
     "clip-lora": "entrep_cli.methods.clip_lora:ClipLora",
     "dinov2": "entrep_cli.methods.dinov2:Dinov2",
+    "ensemble": "entrep_cli.methods.ensemble:Ensemble",
     "hybrid": "entrep_cli.methods.hybrid:Hybrid",
     "mics": "entrep_cli.methods.mics:Mics",
     "prototype": "entrep_cli.methods.prototype:Prototype",
 }
-WITH_TEXT = ("clip-lora", "hybrid", "prototype")  # the methods whose models can embed texts
+TRAINABLE = tuple(name for name in METHODS if name != "ensemble")  # an ensemble is made of runs
+WITH_TEXT = ("clip-lora", "ensemble", "hybrid", "prototype")  # the methods whose models can embed texts
 SCALES_OUT = ("clip-lora", "dinov2")  # the methods that several processes can train together
 DEFAULT_METHOD = "clip-lora"  # one model for the three tracks
 
@@ -97,7 +100,7 @@ def method_class(name: str) -> type:
         near = difflib.get_close_matches(name, METHODS, 1)
         raise UsageError(
             f"There is no method {name!r}.",
-            mend=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(METHODS)}",
+            mend=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(TRAINABLE)}",
         )
     module, attribute = METHODS[name].split(":")
     return getattr(importlib.import_module(module), attribute)

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
@@ -45,6 +44,7 @@ from entrep_cli.methods.hybrid_parts import (
     train_one,
 )
 from entrep_cli.methods.prototype import Prototype
+from entrep_cli.models.inputs import resized
 from entrep_cli.models.prototypes import fit_temperature
 from entrep_cli.training.validation import batched, classification_scores
 from entrep_cli.workspace import CONFIG, MODEL, Run, write_bytes_atomic, write_json_atomic
@@ -184,7 +184,7 @@ class Hybrid(nn.Module):
         return first.embeddings, *self._join(first.probabilities, deferred, later)
 
     def _first(self, pixels: torch.Tensor) -> _First:
-        embeddings, probabilities = self.prototype.infer(_resized(pixels, self.prototype.preprocess.size))
+        embeddings, probabilities = self.prototype.infer(resized(pixels, self.prototype.preprocess.size))
         by = self.prototype.scores(embeddings)[0] if self.recipe.confidence == "similarity" else probabilities
         return _First(embeddings, probabilities, by.amax(dim=1))
 
@@ -195,7 +195,7 @@ class Hybrid(nn.Module):
         def logits(model: Dinov2) -> torch.Tensor:
             key = id(model.backbone)
             if key not in features:
-                features[key] = model.backbone(_resized(pixels, model.preprocess.size))
+                features[key] = model.backbone(resized(pixels, model.preprocess.size))
             return model.head(features[key]).float()
 
         coarse = pixels.new_zeros(len(pixels), 1, dtype=torch.float32) if self.region is None else logits(self.region)
@@ -440,14 +440,6 @@ def _preprocess(wanted: Sequence[Preprocess]) -> Preprocess:
     """That of the largest size; the models normalise pixels themselves, so mean and deviation are told and not used."""
     check_views(*wanted)
     return max(wanted, key=lambda preprocess: preprocess.size)  # the prototype's, where sizes are equal
-
-
-def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, 3, S, S) uint8 to (N, 3, size, size) uint8."""
-    if pixels.shape[-1] == size:
-        return pixels
-    small = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return small.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _classify_alone(model: Dinov2, part: Catalog, device: torch.device) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,10 +19,10 @@ from entrep_cli.errors import DataError, RunError, UsageError, WeightsError
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, check_target
 from entrep_cli.methods.prototype import PrototypeRecipe
-from entrep_cli.methods.runs import load_model, train_part
+from entrep_cli.methods.runs import load_model, part_of, train_part
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.recipes.recipe import Recipe, Section, build_recipe, read_recipe
-from entrep_cli.workspace import CHECKPOINT, CONFIG, MANIFEST, Run, write_text_atomic
+from entrep_cli.workspace import CONFIG, Run
 
 
 class PartSettings(Section):
@@ -196,18 +195,12 @@ def train_one(
     """
     part = Run(run.path(name))
     console.say("", f"Part {name} ({recipe.method}){': it is complete.' if resume and part.complete else ''}")
-    # Written first: a power cut leaves no time for it.
-    write_text_atomic(run.path(CHECKPOINT), "The checkpoints of a hybrid are those of its parts.\n")
     try:
-        return train_part(train, val, recipe, part, run, device=device, precision=precision, resume=resume)
+        with part_of(run, part):
+            return train_part(train, val, recipe, part, run, device=device, precision=precision, resume=resume)
     except WeightsError as error:
         named = f"of a hybrid, --backbone is --set {section}.backbone.name=NAME, and --weights is --set {section}.backbone.weights=FILE"
         raise WeightsError(error.what, where=error.where, faults=error.faults, mend=f"{error.mend}; {named}") from error
-    finally:
-        if not part.complete and not part.path(CHECKPOINT).is_file():
-            shutil.rmtree(part.folder, ignore_errors=True)
-            if not any(run.folder.glob(f"*/{MANIFEST}")):
-                run.path(CHECKPOINT).unlink()
 
 
 def load_one(run: Run, name: str, hashes: Mapping[str, str], device: torch.device) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shlex
+import shutil
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -16,11 +19,11 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError, first_line
-from entrep_cli.methods import SCALES_OUT, Model, method_class
+from entrep_cli.methods import SCALES_OUT, Fit, Model, method_class
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
-from entrep_cli.workspace import CONFIG, MANIFEST, MODEL, Run, fingerprint, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import CHECKPOINT, CONFIG, MANIFEST, MODEL, Run, fingerprint, runs_dir, write_json_atomic, write_text_atomic
 
 _BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
@@ -39,8 +42,9 @@ def train_run(
 ) -> tuple[Model, dict[str, Any]]:
     """Train `recipe` into `run`; the model and its manifest.
 
-    The run is complete, and found by the other commands, only when this returns. In several processes every
-    one calls this, and the main one alone writes into the run.
+    The run is complete, and found by the other commands, only when this returns. With `resume` one that is
+    complete already is loaded and not trained again. In several processes every one calls this, and the main
+    one alone writes into the run.
 
     Raises:
         RunError: a part without images, or a run to resume that was begun with another recipe or split.
@@ -62,7 +66,16 @@ def train_run(
     # A training goes on in the precision it was begun in, also where a busy machine would be measured otherwise.
     chosen, reason = (begun["precision"], "as it was begun") if "precision" in begun else choose_precision(precision, place)
     console.say(f"Precision: {chosen} ({reason}).")
-    about = {
+    about = about_data(catalog, split, fold)
+    if resume and run.complete:
+        _check_begun(run, recipe, about)
+        return load_model(run, device), run.manifest
+    return _train(train, val, recipe, run, about, place, chosen, resume)
+
+
+def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, Any]:
+    """What a manifest tells of the data and the split that a run was made from."""
+    return {
         "data": {"layouts": list(catalog.layouts), "catalog": catalog.fingerprint},
         "split": {
             "seed": split.seed,
@@ -72,8 +85,20 @@ def train_run(
             "fingerprint": split.fingerprint,
         },
     }
-    with processes.own_folder(run) as own:
-        return _train(train, val, recipe, own, about, place, chosen, resume)
+
+
+@contextlib.contextmanager
+def part_of(whole: Run, part: Run) -> Iterator[None]:
+    """While a part of a run is trained: the whole is marked as one to go on with, as long as there is anything to go on from."""
+    # Written first: a power cut leaves no time for it.
+    write_text_atomic(whole.path(CHECKPOINT), f"The checkpoints of run {whole.name} are those of its parts.\n")
+    try:
+        yield
+    finally:
+        if not part.complete and not part.path(CHECKPOINT).is_file():
+            shutil.rmtree(part.folder, ignore_errors=True)
+            if not any(whole.folder.glob(f"*/{MANIFEST}")):
+                whole.path(CHECKPOINT).unlink()
 
 
 def train_part(
@@ -110,26 +135,38 @@ def _train(
     model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=device, precision=precision, resume=resume)
     model.save(run)
     images = {name: len(in_classes_of(model, part)) for name, part in (("train", train), ("val", val))}
+    finish_run(run, model, fit, about, images, device=str(device), precision=precision)
+    return model, run.manifest
+
+
+def finish_run(
+    run: Run, model: Model, fit: Fit, about: Mapping[str, Any], images: Mapping[str, int], *, device: str, precision: str, **more: Any
+) -> None:
+    """Write `run.json`: what the run is, what it was made from and what it cost; `more` is told as it is given.
+
+    Args:
+        about: see `about_data`; images: how many of each part were used.
+    """
     run.finish(
         {
             "entrep": __version__,
-            "method": recipe.method,
+            "method": model.recipe.method,
             "taxonomy": model.taxonomy.as_dict(),
             "preprocess": model.preprocess.as_dict(),
             "weights": fit.weights,
             "validation": fit.validation,
             "epoch": fit.epoch,
-            "data": {**about["data"], "images": images},
+            "data": {**about["data"], "images": dict(images)},
             "split": about["split"],
-            "device": str(device),
+            "device": device,
             "precision": precision,
             "parameters": fit.parameters,
             "seconds": round(fit.seconds, 1),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            **more,
         }
     )
     end_training(run)
-    return model, run.manifest
 
 
 def in_classes_of(model: Model, catalog: Catalog) -> Catalog:

@@ -73,7 +73,14 @@ class Backbone(nn.Module):
             self.dim = self(torch.zeros(1, 3, size, size)).shape[1]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        features = self.model.forward_features(self.normalise(pixels))
+        return self.pool(self.features(pixels))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels to tokens (N, T, D), prefix tokens first, of a ViT, or a map (N, C, H, W), of Swin and its kin (N, H, W, C)."""
+        return self.model.forward_features(self.normalise(pixels))
+
+    def pool(self, features: torch.Tensor) -> torch.Tensor:
+        """What `features` gives to (N, dim) pooled features."""
         pooling = self.settings.pooling
         if features.ndim == 3:  # (N, tokens, D) of a transformer
             patches = features[:, self.n_prefix_tokens :]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional as F
 
 from entrep_cli.recipes.recipe import Section
 
@@ -34,3 +35,11 @@ class Normalise(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         return (pixels.to(self.shift.dtype) - self.shift) * self.scale
+
+
+def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """(N, 3, S, S) uint8 to (N, 3, size, size) uint8, bilinear with antialiasing; themselves where they have that size."""
+    if pixels.shape[-1] == size:
+        return pixels
+    small = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return small.round_().clamp_(0, 255).to(torch.uint8)

@@ -34,6 +34,23 @@ def tsne(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
 
 
+def pca(vectors: np.ndarray) -> np.ndarray:
+    """(N, D) rows to (N, 2), on their two principal axes; of both directions of an axis the one in which its largest part is positive."""
+    centred = np.asarray(vectors, np.float64)
+    centred = centred - centred.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    return centred @ axes
+
+
+MAX_TSNE = 2000  # images; its time grows faster than their number, and a report must not take minutes
+
+
+def places(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:
+    """(N, 2) for N >= 4 rows, and how: `t-SNE` up to `MAX_TSNE` images, `PCA` above."""
+    return (tsne(vectors, seed=seed), "t-SNE") if len(vectors) <= MAX_TSNE else (pca(vectors), "PCA")
+
+
 def map_png(
     places: np.ndarray, labellings: Sequence[tuple[str, Sequence[str]]], path: str | Path, title: str, *, order: Sequence[str] = ()
 ) -> Path:

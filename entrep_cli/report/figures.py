@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from entrep_cli.data.images import read_image
+from entrep_cli.console import visible
+from entrep_cli.data.images import ImageError, read_image
 from entrep_cli.workspace import atomic_path
 
 _CELL_INCHES = 0.62  # the least at which a count over a percentage is read at print size
@@ -88,55 +91,110 @@ def confusion_png(
 
 
 _TILE_INCHES = 1.9
-_QUERY_BLUE = "#0072B2"  # Okabe and Ito's palette: told apart by colour-blind people
 
 
-def contact_sheet(
-    query: Path | None, title: str, answers: Sequence[tuple[Path, str]], path: str | Path, *, columns: int = 6
-) -> Path:
-    """Draw a query (blue frame) and its answers, best first, each under its caption.
+@dataclass(frozen=True)
+class Mark:
+    """How a picture of a contact sheet is framed: by colour, and for grey print by stroke and word."""
+
+    word: str
+    colour: str
+    stroke: str
+    width: float
+
+
+# Okabe and Ito's colours, told apart by colour-blind people.
+MARKS = {
+    "query": Mark("query", "#0072B2", "solid", 4.0),
+    "hit": Mark("hit: the query's class", "#009E73", "solid", 2.0),
+    "miss": Mark("miss: another class", "#D55E00", "dashed", 2.0),
+    "truth": Mark("truth: the query's class, not among the answers", "#8A8A8A", "dotted", 2.0),
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a contact sheet.
 
     Args:
-        query: the query image; None for a text, which then is the title alone.
-        title: above the sheet.
-        answers: (image file, caption) each.
+        image: its file.
+        caption: lines above it, each cut to the picture's width.
+        mark: a key of `MARKS`; "" for a plain one.
+    """
+
+    image: Path
+    caption: str
+    mark: str = ""
+
+
+def contact_sheet(title: str, tiles: Sequence[Tile], path: str | Path, *, columns: int = 6) -> Path:
+    """Draw pictures in rows, each under its caption and in the frame of its mark, with a legend of the marks in use.
+
+    A picture that cannot be read any more leaves an empty frame that says so.
+
+    Args:
+        title: above the sheet; like captions, it is drawn letter by letter.
+        tiles: the query first, if it is an image, then its answers, best first.
         path: the PNG to write, replaced in one step.
         columns: pictures a row.
 
     Returns:
         `path`.
-
-    Raises:
-        ImageError: a picture cannot be read.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
-    tiles = [*([(query, "query")] if query else []), *answers]
-    columns = min(columns, max(len(tiles), 1))
-    rows = -(-len(tiles) // columns)
+    columns = min(columns, max(len(tiles), 3))
+    rows = max(-(-len(tiles) // columns), 1)
+    title = textwrap.fill(visible(title), 17 * columns)
+    marks = [mark for mark in MARKS if mark in {tile.mark for tile in tiles}]
+    pictures = [_thumbnail(tile.image) for tile in tiles]
+    side = _TILE_INCHES - 0.16
+    tall = side * min(max([0.5, *(p.height / p.width for p in pictures if p)]), 1.25)
+    # Placed by hand: the library's own layout would take longer than all else here.
+    head, foot, text = 0.25 + 0.18 * (title.count("\n") + 1), 0.1 + 0.2 * len(marks), 0.4
+    width, height = _TILE_INCHES * columns, head + foot + rows * (tall + text + 0.12)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        figure = Figure(figsize=(_TILE_INCHES * columns, (_TILE_INCHES + 0.25) * rows + 0.4), layout="constrained")
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        figure.suptitle(textwrap.fill(title, 16 * columns), fontsize=10, parse_math=False)
-        for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
-            axes.set_axis_off()
-        for i, (axes, (image, caption)) in enumerate(zip(grid.flat, tiles)):
-            picture = read_image(image)
-            picture.thumbnail((480, 480))
-            axes.imshow(np.asarray(picture))
-            axes.set_title(textwrap.shorten(caption, 34, placeholder="..."), fontsize=8, parse_math=False)
-            if query and i == 0:
-                axes.set_axis_on()
-                axes.set(xticks=[], yticks=[])
-                for spine in axes.spines.values():
-                    spine.set(color=_QUERY_BLUE, linewidth=3)
+        figure.text(0.08 / width, 1 - 0.1 / height, title, va="top", fontsize=10, parse_math=False)
+        for i, tile in enumerate(tiles):
+            row, column = divmod(i, columns)
+            left, bottom = column * _TILE_INCHES + 0.08, foot + (rows - 1 - row) * (tall + text + 0.12) + 0.12
+            axes = figure.add_axes((left / width, bottom / height, side / width, tall / height), facecolor="0.93", anchor="N")
+            axes.set(xticks=[], yticks=[])
+            if picture := pictures[i]:
+                axes.imshow(np.asarray(picture))
+            else:
+                axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=8, color="0.35")
+            mark = MARKS.get(tile.mark, Mark("", "0.75", "solid", 0.8))
+            for spine in axes.spines.values():
+                spine.set(color=mark.colour, linestyle=mark.stroke, linewidth=mark.width)
+            caption = "\n".join(line if len(line) <= 27 else f"{line[:24]}..." for line in map(visible, tile.caption.split("\n")))
+            figure.text(left / width, (bottom + tall + 0.05) / height, caption, va="bottom", fontsize=8, parse_math=False)
+        for i, mark in enumerate(MARKS[name] for name in marks):
+            bottom = foot - 0.2 * (i + 1)
+            look = {"facecolor": "none", "edgecolor": mark.colour, "linestyle": mark.stroke, "linewidth": mark.width}
+            box = Rectangle((0.1 / width, bottom / height), 0.22 / width, 0.12 / height, transform=figure.transFigure, **look)
+            figure.add_artist(box)
+            figure.text(0.4 / width, (bottom + 0.06) / height, mark.word, va="center", fontsize=8)
         path = Path(path)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
         return path
+
+
+def _thumbnail(path: Path) -> Image.Image | None:
+    """A picture at the size it is drawn in; None where it cannot be read."""
+    try:
+        picture = read_image(path)
+    except ImageError:
+        return None
+    picture.thumbnail((288, 288))
+    return picture
 
 
 def picture_grid(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], path: str | Path, title: str, caption: str = "") -> Path:

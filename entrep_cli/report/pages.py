@@ -24,6 +24,11 @@ def render(template: str, **content: Any) -> str:
     return engine.get_template(template).render(**content)
 
 
+def stylesheet(*files: str) -> str:
+    """Style sheets of this folder as one, for a page that is served and need not hold them itself."""
+    return "\n".join((Path(__file__).parent / file).read_text("utf-8") for file in files)
+
+
 def data_uri(picture: Image.Image, longer_side: int) -> str:
     """A picture, scaled down, as a `data:` address that stands in the page itself."""
     small = picture.copy()

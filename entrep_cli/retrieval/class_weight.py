@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.retrieval.class_aware import FLOOR, WEIGHTS, TunedWeight, tune_weight
 from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.workspace import METRICS, Run, fingerprint, write_json_atomic
+from entrep_cli.retrieval.validation import validation_key, validation_part
+from entrep_cli.workspace import Run, fingerprint, write_json_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
@@ -36,16 +37,14 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
         RunError: these are not at hand or not the run's, or nothing can be learned from them; the mend names
             `--class-weight`.
     """
-    path, key = run.path(FILE), _key(run, model)
+    path, key = run.path(FILE), fingerprint([*validation_key(run, model), WEIGHTS, FLOOR])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         kept = json.loads(path.read_text("utf-8"))
         if kept["key"] == key:
             return TunedWeight.from_dict(kept)
-    from entrep_cli.methods.runs import in_classes_of
-
     try:
         catalog, split = read()
-        tuned = _tune(run, model, in_classes_of(model, _validation_part(run, catalog, split)), catalog)
+        tuned = _tune(run, model, validation_part(run, model, catalog, split), catalog)
     except (DataError, RunError, UsageError) as error:
         raise RunError(
             f"The class weight of run {run.name!r} cannot be tuned: {error.what}",
@@ -59,23 +58,7 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
     return tuned
 
 
-def _validation_part(run: Run, catalog: Catalog, split: Split) -> Catalog:
-    made = run.manifest
-    trained_on = made.get("data", {}).get("catalog"), made.get("split", {}).get("fingerprint")
-    if trained_on != (catalog.fingerprint, split.fingerprint):
-        raise RunError("the dataset or its split is not the one the run was trained with.", where=run.folder)
-    return catalog.subset(split.images("val", made["split"].get("fold")))
-
-
 def _tune(run: Run, model: Model, val: Catalog, catalog: Catalog) -> TunedWeight:
     seen = part_embeddings(run, model, val, catalog)
     exclude = [(keys, keys) for keys in (seen.items.image, seen.items.digest, val.groups)]
     return tune_weight(np.asarray(seen.vectors), np.asarray(seen.probabilities), val.frame["label"], exclude)
-
-
-def _key(run: Run, model: Model) -> str:
-    made: dict[str, Any] = run.manifest
-    hashes = {name: sha256 for name, sha256 in made["files"].items() if name != METRICS}
-    preprocess = [model.preprocess.fingerprint, model.preprocess.as_dict()]
-    data = [made.get("data", {}).get("catalog"), made.get("split", {}).get("fingerprint"), made.get("split", {}).get("fold")]
-    return fingerprint([hashes, made.get("taxonomy"), preprocess, data, WEIGHTS, FLOOR])

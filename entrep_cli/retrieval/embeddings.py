@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrep_cli import processes
-from entrep_cli.errors import RunError
+from entrep_cli.errors import RunError, UsageError
 from entrep_cli.retrieval.pipeline import FP32, Stages, answers
 from entrep_cli.workspace import METRICS, Run, file_sha256, fingerprint, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
+    from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.methods import Model
 
 _FILES = ("vectors.npy", "probabilities.npy", "items.csv")
@@ -96,26 +97,87 @@ class Embeddings:
         return whole.take(sorted(first.values()))
 
 
+def check_flip(taxonomy: Taxonomy) -> None:
+    """UsageError where a class has no known mirror, so that a flipped image may belong to no class."""
+    unknown = [f"class {c.name}" for c in taxonomy.classes if c.mirror is None]
+    if unknown:
+        raise UsageError(
+            f"--tta needs a mirror for every class; of {len(unknown)} the taxonomy knows none.",
+            faults=unknown,
+            mend="name them in taxonomy.toml (a class without sides is its own mirror), or leave out --tta",
+        )
+
+
 def embed_items(
     model: Model, items: Items, *, what: str = "images", flip: bool = False, batch_size: int | None = None, stages: Stages | None = None
 ) -> Embeddings:
     """Decode, embed and classify images, a batch at a time (`pipeline.answers`).
 
     Args:
-        flip: also classify each image flipped left to right, its probabilities going to the mirror
-            classes, and average (test-time augmentation); only where every class has a mirror.
+        flip: test-time augmentation: also look at each image flipped left to right. Its probabilities go to
+            the mirror classes and are averaged with the image's own. Its embedding stands beside the image's
+            own, each divided by sqrt(2), so that a cosine is the mean of image with image and flip with flip:
+            to average the two embeddings instead would take a left ear for a right one (ours).
         batch_size, stages: as for `pipeline.answers`.
 
     Raises:
-        DataError: names every image that cannot be read.
+        DataError: names every image that cannot be read. UsageError: as `check_flip`.
     """
-    mirrors = model.taxonomy.mirrors
-    (vectors, probabilities), *flipped = answers(
-        model, items, what=what, flip=flip and min(mirrors) >= 0, batch_size=batch_size, stages=stages
-    )
-    for _, turned in flipped:
-        probabilities = (probabilities + turned[:, mirrors]) / 2
+    if flip:
+        check_flip(model.taxonomy)
+    (vectors, probabilities), *flipped = _views(model, items, what, flip, batch_size, stages)
+    for more, turned in flipped:
+        vectors = np.concatenate([vectors, more], axis=1) / np.float32(2**0.5)
+        probabilities = (probabilities + turned[:, model.taxonomy.mirrors]) / 2
     return Embeddings(items if processes.is_main() else items.take([]), vectors, probabilities)
+
+
+def texts_beside(vectors: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(M, D) text rows as wide as (N, D) images, or (N, 2 D) with their flips, which a text that names a side is not about."""
+    return np.pad(vectors, ((0, 0), (0, images.shape[1] - vectors.shape[1])))
+
+
+def _views(
+    model: Model, items: Items, what: str, flip: bool, batch_size: int | None, stages: Stages | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images."""
+    if hasattr(model, "members"):
+        return _views_of_members(model, items, what, flip, batch_size, stages)
+    return answers(model, items, what=what, flip=flip, batch_size=batch_size, stages=stages)
+
+
+def _views_of_members(
+    model: Model, items: Items, what: str, flip: bool, batch_size: int | None, stages: Stages | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same of an ensemble: each member sees the images with its own preprocessing, or has seen them already."""
+    import torch
+
+    seen = []
+    for member, run in zip(model.members, model.runs):
+        kept = None if flip else _kept(run, member, items)
+        if kept is None:
+            seen.append(_views(member, items, f"{what} by {run.name}", flip, batch_size, stages))
+        else:
+            seen.append([(kept.vectors, kept.probabilities)])
+    combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*seen)]
+    return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities in combined]
+
+
+def _kept(run: Run, model: Model, items: Items) -> Embeddings | None:
+    """These images out of whatever set a run has embedded them in, by name and pixels; None where one is in none."""
+    if not all(items.digest):
+        return None
+    for name in embedded_sets(run):
+        try:
+            kept = read_embeddings(run, name)
+        except RunError:  # damaged: computed, as if it were not there
+            continue
+        place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
+        rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
+        engine = _engine(_manifest(run.path("embeddings", name)))
+        if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False, engine):
+            return kept.take(rows)
+    return None
 
 
 def embeddings_of(
@@ -131,24 +193,26 @@ def embeddings_of(
 ) -> Embeddings:
     """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept.
 
-    Of several processes the main one writes, and gets those that were computed.
+    Those with `flip` are a set of their own, NAME-flip. Of several processes the main one writes, and gets those
+    that were computed.
 
     Args:
         as_kept: what was computed by another engine or in another precision is taken as well; False wants the model's own.
         batch_size, stages: as for `pipeline.answers`; the stages stay empty where nothing is computed.
     """
+    what, name = name, f"{name}-flip" if flip else name
     folder = run.path("embeddings", name)
     engine = getattr(model, "engine", FP32)
     manifest = processes.broadcast(_manifest(folder))
-    for known in dict.fromkeys([engine, str(manifest.get("engine", FP32))] if as_kept else [engine]):
-        if manifest.get("fingerprint") != (wanted := _fingerprint(run, items, model, flip, known)):
+    for known in dict.fromkeys([engine, _engine(manifest)] if as_kept else [engine]):
+        if manifest.get("fingerprint") != _fingerprint(run, items, model, flip, known):
             continue
         kept = read_embeddings(run, name)
         if kept.items.rows() != items.rows() and processes.is_main():
             _write(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
         return replace(kept, items=items)
     stages = Stages() if stages is None else stages
-    embeddings = embed_items(model, items, what=f"{name} images", flip=flip, batch_size=batch_size, stages=stages)
+    embeddings = embed_items(model, items, what=f"{what} images", flip=flip, batch_size=batch_size, stages=stages)
     if processes.is_main():
         arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
         wanted = _fingerprint(run, items, model, flip, engine)
@@ -157,7 +221,7 @@ def embeddings_of(
 
 
 def embedded_sets(run: Run) -> list[str]:
-    """Names of the sets that are embedded whole; not those of test-time augmentation, whose vectors stand there already."""
+    """Names of the sets that are embedded whole; not those of test-time augmentation, whose vectors are of both views."""
     folders = [path.parent for path in run.path("embeddings").glob("*/manifest.json")]
     return sorted(folder.name for folder in folders if not _manifest(folder).get("flip"))
 
@@ -220,6 +284,11 @@ def _manifest(folder: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _engine(manifest: dict[str, Any]) -> str:
+    """What computed a set."""
+    return str(manifest.get("engine", FP32))
 
 
 def _fingerprint(run: Run, items: Items, model: Model, flip: bool, engine: str) -> str:

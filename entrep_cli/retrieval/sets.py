@@ -45,14 +45,15 @@ def folder_items(test_set: TestSet) -> Items:
     )
 
 
-def part_embeddings(run: Run, model: Model, part: Catalog, catalog: Catalog) -> Embeddings:
+def part_embeddings(run: Run, model: Model, part: Catalog, catalog: Catalog, *, flip: bool = False) -> Embeddings:
     """A part of a catalog as a run sees it, in the part's order: out of the whole where that is embedded, else for this alone.
 
-    What is embedded for this alone is not kept: a new set would age the index of the run.
+    What is embedded for this alone is not kept: a new set would age the index of the run. Nor is what is seen
+    with test-time augmentation (`flip`).
     """
-    if TRAIN in embedded_sets(run):
+    if TRAIN in embedded_sets(run) and not flip:
         return embeddings_of(run, TRAIN, catalog_items(catalog), model).named(part.images)
-    return embed_items(model, catalog_items(part), what="images of the part")
+    return embed_items(model, catalog_items(part), what="images of the part", flip=flip)
 
 
 def set_name(test_set: TestSet, root: Path | None) -> str:

@@ -199,6 +199,20 @@ class ClassificationScores:
         return Sample(("accuracy", "macro F1", "weighted F1"), len(self.truth), self.groups, statistics)
 
 
+def report_cells(scores: ClassificationScores) -> dict[str, dict[str, float]]:
+    """The scores as a classification report: precision, recall, F1 and support of each class, then their averages and the accuracy."""
+    columns = ("precision", "recall", "F1", "support")
+    rows = {
+        name: dict(zip(columns, map(float, values)))
+        for name, *values in zip(scores.class_names, scores.precision, scores.recall, scores.f1, scores.support)
+    }
+    n = float(len(scores.truth))
+    rows["macro average"] = dict(zip(columns, (scores.macro_precision, scores.macro_recall, scores.macro_f1.value, n)))
+    rows["weighted average"] = dict(zip(columns, (scores.weighted_precision, scores.weighted_recall, scores.weighted_f1.value, n)))
+    rows["accuracy"] = {"precision": scores.accuracy.value}
+    return rows
+
+
 def precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three (..., C) from confusion matrices (..., C, C); 0 / 0 is 0."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)

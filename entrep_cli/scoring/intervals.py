@@ -89,7 +89,23 @@ def bootstrap_many(
     Returns:
         S intervals; `value` is the statistic with every count 1.
     """
-    group_of = _group_codes(groups, n)
+    values, scores = resampled(statistics, n, groups, resamples=resamples, seed=seed)
+    return tuple(percentiles(float(value), column, level) for value, column in zip(values, scores.T, strict=True))
+
+
+def resampled(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    groups: Keys | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `bootstrap_many` takes its bounds from: (S,) scores of the whole sample, (R, S) of the resamples.
+
+    R is 0 where fewer than two groups exist.
+    """
+    group_of = group_codes(groups, n)
     n_groups = int(group_of.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
     block = max(1, _COUNTS_AT_ONCE // max(1, n))
@@ -102,11 +118,7 @@ def bootstrap_many(
             picks += np.arange(size)[:, None] * n_groups
             counts = np.bincount(picks.ravel(), minlength=size * n_groups).reshape(size, n_groups)
             drawn.append(statistics(counts[:, group_of]))
-    scores = np.concatenate(drawn)
-    return tuple(
-        _percentiles(float(value), column, level)
-        for value, column in zip(values, scores.T, strict=True)
-    )
+    return values, np.concatenate(drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +211,7 @@ def bootstrap_mean(
     return bootstrap(mean, len(values), groups, resamples=resamples, level=level, seed=seed)
 
 
-def _group_codes(groups: Keys | None, n: int) -> np.ndarray:
+def group_codes(groups: Keys | None, n: int) -> np.ndarray:
     """(n,) codes 0..G-1, a code of its own for each item without a key."""
     if groups is None:
         return np.arange(n)
@@ -211,7 +223,8 @@ def _group_codes(groups: Keys | None, n: int) -> np.ndarray:
     return codes
 
 
-def _percentiles(value: float, scores: np.ndarray, level: float) -> Interval:
+def percentiles(value: float, scores: np.ndarray, level: float) -> Interval:
+    """The interval of a score from what it was in each resample; NaN is left out and counted."""
     defined = scores[~np.isnan(scores)]
     low, high = (
         np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])

@@ -68,9 +68,7 @@ def score_part(
     targets, groups = part.targets, part.groups
     classes, vectors = np.asarray(seen.probabilities), np.asarray(seen.vectors)
     classification = ClassificationScores(targets, classes.argmax(axis=1), names, groups)
-    exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
-    if mask_groups:
-        exclude.append((groups, groups))
+    exclude = part_exclusions(part, seen, mask_groups)
     labels = part.frame["label"].to_numpy(dtype=object)
     findings = part.frame["findings"].tolist()
     asked, given = match_codes(labels, labels)
@@ -86,6 +84,12 @@ def score_part(
         task = _Task("texts", texts.vectors, texts.probabilities, vectors, classes, [], None)
         _score(found, task, TEXTS, "finding", lambda rows: finding_relevance(wanted[rows], findings), rule)
     return found
+
+
+def part_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:
+    """What may not answer where every image of a part asks all others: itself, its exact copies and, if wanted, its own group."""
+    exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
+    return [*exclude, (part.groups, part.groups)] if mask_groups else exclude
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
+from entrep_cli.scoring.calibration import with_temperature
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
 from entrep_cli.workspace import Run
 
@@ -59,6 +60,7 @@ def answer_track(
     gallery: str = "test",
     top_k: int = 10,
     flip: bool = False,
+    temperature: float = 1.0,
     mask_groups: bool = False,
     rule: ClassRule = ClassRule(),
     template: str | None = None,
@@ -71,7 +73,8 @@ def answer_track(
             are searched by `train` and `all`. None where neither is wanted.
         queries: a folder of images (with query files, or each image is a query), or one query file.
         gallery: where tracks 2 and 3 search: `queries`, `test`, `train`, `all`, or a folder.
-        flip: test-time augmentation by the label-aware flip, for track 1.
+        flip: test-time augmentation by the label-aware flip (`embed_items`), for tracks 1 and 2.
+        temperature: of the scores of track 1; the answers do not change with it.
         mask_groups: an image of the query's own group may not be answered.
         rule: class-aware retrieval, for tracks 2 and 3.
         template: a text with one `{}` into which the texts of track 3 are set before they are embedded; the
@@ -84,11 +87,11 @@ def answer_track(
     asked = _queries(test_set, track, queries, warn)
     if track == 1:
         seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
-        return _classified(asked, seen, model, test_set.folder)
+        return _classified(asked, seen, model, test_set.folder, temperature)
 
-    pool = _gallery(run, model, data, test_set, gallery, asked if track == 2 else [])
+    pool = _gallery(run, model, data, test_set, gallery, asked if track == 2 else [], flip)
     if track == 2:
-        seen = _named(_test_embeddings(run, model, data, test_set), asked)
+        seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
         own = ["image", "digest", *(["group"] if mask_groups else [])]
         vectors, classes = np.asarray(seen.vectors), np.asarray(seen.probabilities)
         exclude = [(getattr(seen.items, key), getattr(pool.items, key)) for key in own]
@@ -119,12 +122,13 @@ def answer_track(
     return Answers(asked, best, ranked, [str(name) for name in pool.items.image], test_set.folder, fell_back)
 
 
-def _classified(asked: list[str], seen: Embeddings, model: Model, folder: Path) -> Answers:
+def _classified(asked: list[str], seen: Embeddings, model: Model, folder: Path, temperature: float) -> Answers:
     ids = model.taxonomy.ids
+    shares = seen.probabilities if temperature == 1 else with_temperature(seen.probabilities, temperature)
     order = np.argsort(-seen.probabilities, axis=1, kind="stable")
     ranked = [
         (query, place, ids[c], float(row[c]))
-        for query, row, classes in zip(asked, seen.probabilities, order)
+        for query, row, classes in zip(asked, shares, order)
         for place, c in enumerate(classes, 1)
     ]
     return Answers(asked, {query: answer for query, place, answer, _ in ranked if place == 1}, ranked, None, folder)
@@ -152,23 +156,24 @@ def _named(embeddings: Embeddings, asked: list[str]) -> Embeddings:
 
 
 def _test_embeddings(run: Run, model: Model, data: Path | None, test_set: TestSet, flip: bool = False) -> Embeddings:
-    name = set_name(test_set, data)
-    return embeddings_of(run, f"{name}-flip" if flip else name, folder_items(test_set), model, flip=flip)
+    return embeddings_of(run, set_name(test_set, data), folder_items(test_set), model, flip=flip)
 
 
-def _gallery(run: Run, model: Model, data: Path | None, test_set: TestSet, gallery: str, asked: list[str]) -> Embeddings:
+def _gallery(
+    run: Run, model: Model, data: Path | None, test_set: TestSet, gallery: str, asked: list[str], flip: bool
+) -> Embeddings:
     if gallery not in GALLERIES:
         if not Path(gallery).is_dir():
             raise UsageError(f"There is no gallery {gallery!r}.", mend=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
-        return _test_embeddings(run, model, data, read_test_folder(Path(gallery)))
+        return _test_embeddings(run, model, data, read_test_folder(Path(gallery)), flip)
     # Labels and images are read, and their faults told, before anything is computed.
     train = catalog_items(Catalog.read(data)) if gallery in ("train", "all") else None
     sets = []
     if gallery != "train":
-        test = _test_embeddings(run, model, data, test_set)
+        test = _test_embeddings(run, model, data, test_set, flip)
         sets.append(_named(test, asked) if gallery == "queries" and asked else test)
     if train is not None:
-        sets.append(embeddings_of(run, TRAIN, train, model))
+        sets.append(embeddings_of(run, TRAIN, train, model, flip=flip))
     pool = Embeddings.joined(sets)
     twice = [name for name, n in Counter(pool.items.image).items() if n > 1]
     if twice:

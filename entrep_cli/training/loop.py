@@ -108,6 +108,7 @@ def fit(
     model.train()
     same_start(model)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings, pretrained))
+    batches = max(steps_per_epoch, 1)
     steps_per_epoch = -(-steps_per_epoch // settings.accumulate)
     total_steps = max(1, settings.epochs * steps_per_epoch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -140,6 +141,8 @@ def fit(
                 total, n_batches = total + loss.item(), n_batches + 1
                 if n_batches % settings.accumulate == 0:
                     _step(optimizer, scaler, schedule, average, model)
+                if n_batches < batches:  # the last one is done with the validation
+                    advance(1 / batches)
             if n_batches % settings.accumulate:
                 _step(optimizer, scaler, schedule, average, model)  # the epoch's last, smaller sum
             with average.applied(model):
@@ -149,7 +152,8 @@ def fit(
                     state.update(best_epoch=epoch, best=scores, best_weights=_copy(model))
             row = {"epoch": epoch, "train_loss": total / max(n_batches, 1), **scores}
             state.update(epoch=epoch, history=[*state["history"], row], seconds=before + time.monotonic() - started)
-            advance(1, f"{monitor} {scores[monitor]:.3f}, best {state['best'][monitor]:.3f} in epoch {state['best_epoch']}")
+            best = f"best {state['best'][monitor]:.3f} in epoch {state['best_epoch']}"
+            advance(1 - min(n_batches, batches - 1) / batches, f"{monitor} {scores[monitor]:.3f}, {best}")
             if processes.is_main() and (_ended(state, settings) or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 _write_metrics(run, state["history"])
                 _save_checkpoint(run, state, model, optimizer, schedule, average, scaler)

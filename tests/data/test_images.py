@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from entrep_cli.data.images import ImageError, Preprocess, field_of_view, pixel_digest, raise_image_faults, read_image
+from entrep_cli.data.images import ImageError, Preprocess, decode_image, field_of_view, pixel_digest, raise_image_faults, read_image
 from entrep_cli.errors import DataError
 from tests.tiny import draw, encoded, png_header
 
@@ -117,6 +117,15 @@ def test_what_is_no_image_is_refused(tmp_path, content, what):
     with pytest.raises(ImageError) as error:
         read(tmp_path, content)
     assert error.value.what.startswith(what) and error.value.where == str(tmp_path / "a.png")
+    with pytest.raises(ImageError) as same:
+        decode_image(content, "sent.png")
+    assert same.value.what.startswith(what) and same.value.where == "sent.png"
+
+
+def test_bytes_are_decoded_as_their_file_is(tmp_path):
+    for form in ("PNG", "JPEG", "TIFF"):
+        content = encoded(SMALL, form)
+        assert decode_image(content, "sent").tobytes() == read(tmp_path, content).tobytes()
 
 
 def test_no_warning_without_a_name(tmp_path):

@@ -435,14 +435,14 @@ def test_pixels_come_in_the_larger_size(base, tmp_path, monkeypatch):
     model, _ = train(catalog, recipe(files, *more), run)
     assert model.preprocess.size == 48 and model.prototype.preprocess.size == 32 and model.region.preprocess.size == 48
     images = pixels(size=48)
-    small = module._resized(images, 32)
-    assert small.dtype == torch.uint8 and small.shape == (16, 3, 32, 32) and module._resized(images, 48) is images
+    small = module.resized(images, 32)
+    assert small.dtype == torch.uint8 and small.shape == (16, 3, 32, 32) and module.resized(images, 48) is images
     assert torch.equal(model.embed_images(images), model.prototype.embed_images(small))
     model.threshold = 1.01
     assert torch.equal(model.decide(images).stages == 3, model.region.classify(images).argmax(dim=1) == 0)
     # Halves of a square: the mean of each, whatever the filter does at the edge.
     halves = torch.cat([torch.full((1, 3, 48, 24), 40), torch.full((1, 3, 48, 24), 200)], dim=3).to(torch.uint8)
-    assert module._resized(halves, 24)[0, :, :, [2, -2]].unique().tolist() == [40, 200]
+    assert module.resized(halves, 24)[0, :, :, [2, -2]].unique().tolist() == [40, 200]
 
 
 # ---------------------------------------------------------------- taxonomies

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from entrep_cli.report.figures import confusion_png, curves_png, picture_grid
+from entrep_cli.report.figures import MARKS, Tile, confusion_png, contact_sheet, curves_png, picture_grid
 
 SEVEN = ["nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat"]
 
@@ -144,3 +144,54 @@ def test_curves_have_a_panel_a_score_and_mark_the_epoch_that_is_kept(tmp_path, m
     assert drawn["sum"][:2] == [[3.0, 2.0], [3.5, 3.0]] and drawn["$x_"][0] == [1.0, 0.5] and len(drawn["sum"]) == 3
     assert first.read_bytes() == curves_png(panels, tmp_path / "b.png", "t", kept=2).read_bytes()
     assert curves_png({"sum": {"train": [3.0]}}, tmp_path / "c.png", "t").is_file()
+
+
+def tiles_of(tmp_path, marks):
+    tiles = []
+    for i, mark in enumerate(marks):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(pictures(1)[0].transpose(1, 2, 0)).save(path)
+        tiles.append(Tile(path, f"{i}. $x_ [red]<b>a long name that is cut\nsecond", mark))
+    return tiles
+
+
+def test_a_sheet_tells_hits_from_misses_by_colour_stroke_and_word(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, words = [], []
+    savefig = Figure.savefig
+
+    def keep(figure, *args, **options):
+        for axes in figure.axes:
+            spine = axes.spines["left"]
+            drawn.append((spine.get_edgecolor(), spine.get_linestyle()))
+        words.extend(text.get_text() for text in figure.texts)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    tiles = tiles_of(tmp_path, ["query", "hit", "miss", "truth", ""])
+    path = contact_sheet("Nearest to [red]\x1b[2J $x_$", tiles, tmp_path / "sheet.png", columns=3)
+    assert edges_are_white(path) and len(set(drawn)) == 5 and len({stroke for _, stroke in drawn[1:4]}) == 3
+    assert words[0] == "Nearest to [red]\\x1b[2J $x_$" and "0. $x_ [red]<b>a long na...\nsecond" in words
+    assert words[-4:] == [MARKS[mark].word for mark in ("query", "hit", "miss", "truth")]
+    first = path.read_bytes()
+    assert contact_sheet("Nearest to [red]\x1b[2J $x_$", tiles, tmp_path / "again.png", columns=3).read_bytes() == first
+
+
+def test_a_sheet_explains_only_the_frames_it_has_and_survives_a_picture_that_is_gone(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    words = []
+    savefig = Figure.savefig
+
+    def keep(figure, *args, **options):
+        words.extend(text.get_text() for axes in figure.axes for text in axes.texts)
+        words.extend(text.get_text() for text in figure.texts)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    tiles = tiles_of(tmp_path, ["", ""])
+    tiles[1].image.unlink()
+    contact_sheet("septal spur", tiles, tmp_path / "sheet.png")
+    assert words.count("cannot be read") == 1 and not {mark.word for mark in MARKS.values()} & set(words)
+    assert contact_sheet("nothing found", [], tmp_path / "empty.png").is_file()

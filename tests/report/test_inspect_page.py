@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from entrep_cli.data.inspection import inspect_dataset
 from entrep_cli.report.inspect_page import page, write_page
 from tests.data.scenes import jpeg, scene
+from tests.pages import Tags
 from tests.tiny import write_json
 
 HOSTILE = "<img src=x onerror=alert(1)> {{ 7*7 }} '\"[red]&.png"
@@ -26,22 +26,6 @@ def found(tmp_path):
         labels[name] = CLASS if i % 2 else "throat"
     write_json(tmp_path / "data" / "cls.json", labels)
     return inspect_dataset(tmp_path / "data")
-
-
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_the_page_is_whole_and_asks_no_network(found, tmp_path):

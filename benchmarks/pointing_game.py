@@ -1,0 +1,193 @@
+"""Does a model that has learned to tell findings look at them? The pointing game on phantom data.
+
+    python benchmarks/pointing_game.py --out pointing.json
+    python benchmarks/pointing_game.py --images 60 --epochs 1 --models conv      # does it run; learns nothing
+
+Drawn are ears of both sides, every one another patient, healthy or with one of three findings: nothing but
+the finding tells the classes apart, so a model that is right has seen it. What is trained is what `train`
+offers, from random weights, on images of 96 pixels. For every test image with a finding the model is asked
+for that class, whatever it predicted (`text`: for the finding's name), and the heat is held against the mask
+of the finding.
+
+hits     share of images whose hottest pixel lies in the mask, or within --tolerance of it (15 pixels of
+         images whose shorter side is 224 or more in Zhang et al. 2018, section 4.1; here as many of 96 as that is)
+mass     share of the heat that lies in the mask
+chance   of hits: share of the lit view that would be a hit; of mass: the mask's share of the lit view
+Intervals are 95% bootstrap over images; "centre" always points at the middle of the image.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--images", type=int, default=640, help="in all, as many of each class; 60% train, 15% val, 25% are played with")
+parser.add_argument("--models", nargs="+", default=["conv", "vit", "vit-token", "clip"], help="conv, vit, vit-token, clip, clip-vit")
+parser.add_argument("--epochs", type=int, help="of all models; default: each model's own")
+parser.add_argument("--tolerance", type=float, default=15 / 224 * 96, help="in pixels of 96")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--work", type=Path, help="a folder that keeps data and runs, and has them next time; default: none is kept")
+parser.add_argument("--out", help="a JSON file for the numbers")
+args = parser.parse_args()
+temporary = None if args.work else tempfile.TemporaryDirectory()
+work = args.work or Path(temporary.name)
+os.environ["ENTREP_RUNS"] = str(work / "runs")
+
+import numpy as np  # noqa: E402 - the runs folder stands before anything looks for it
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from scipy.ndimage import distance_transform_edt  # noqa: E402
+
+from entrep_cli.data.catalog import Catalog  # noqa: E402
+from entrep_cli.data.phantom import FINDINGS, render  # noqa: E402
+from entrep_cli.data.splits import make_split  # noqa: E402
+from entrep_cli.methods import method_class  # noqa: E402
+from entrep_cli.methods.explanation import WAYS, explain_images  # noqa: E402
+from entrep_cli.methods.runs import load_model, train_run  # noqa: E402
+from entrep_cli.models.attention_maps import has_tokens  # noqa: E402
+from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe  # noqa: E402
+from entrep_cli.scoring.intervals import bootstrap_mean  # noqa: E402
+from entrep_cli.workspace import Run, new_run, write_text_atomic  # noqa: E402
+
+CLASSES = {"healthy": "normal", "bead": "foreign-body", "scar": "membrane-scar", "wax": "cerumen"}
+SIZE = 96
+# Flips alone: what else augmentation does would cost more time than the models, and colours are what tells these findings.
+PLAIN = [f"augment.{name}=0" for name in ("rotation", "shift", "zoom", "brightness", "contrast", "saturation", "hue", "grey", "blur")]
+PLAIN += ["train.patience=0", "train.batch_size=16"]
+VIT = [*PLAIN, "backbone.name=vit_tiny_patch16_224", "train.epochs=40"]
+VIT += ["backbone.options={patch_size = 12, embed_dim = 128, depth = 4, num_heads = 4}"]
+VIT += ["train.learning_rate=1e-3", "train.backbone_learning_rate=1e-3"]
+CLIP_VIT = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 12},
+    "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 96, "heads": 4, "layers": 2},
+}
+# name -> recipe, its settings; all from random weights
+MODELS = {
+    "conv": ("dinov2-tiny", [*PLAIN, "train.epochs=15"]),
+    "vit": ("dinov2-tiny", VIT),
+    "vit-token": ("dinov2-tiny", [*VIT, "backbone.pooling=token"]),
+    "clip": ("tiny", [*PLAIN, "train.batch_size=28", "train.epochs=15"]),
+    "clip-vit": (
+        "tiny",
+        [*PLAIN, "train.batch_size=28", "train.epochs=40", "train.learning_rate=1e-3", "train.backbone_learning_rate=1e-3"]
+        + [f"backbone.name={work / 'clip-vit.json'}", "fusion.levels=[2,4]"],
+    ),
+}
+
+
+def draw(folder):
+    """The dataset in class folders, and beside it the masks of the findings; every image is a patient of its own."""
+    masks = folder.with_name("masks")
+    rng = np.random.default_rng(args.seed)
+    for number in range(args.images):
+        label = list(CLASSES)[number % len(CLASSES)]
+        finding = CLASSES[label]
+        side = ("ear-left", "ear-right")[int(rng.integers(2))]
+        picture, found = render(side, () if finding == "normal" else (finding,), (args.seed, number), (args.seed, number, 0), (320, 240))
+        for path in (folder / label, masks):
+            path.mkdir(parents=True, exist_ok=True)
+        name = f"{label}_{number:04}.png"
+        picture.save(folder / label / name)
+        if finding in found:
+            Image.fromarray(found[finding]).save(masks / name)
+    prompts = {label: FINDINGS[finding] for label, finding in CLASSES.items()}
+    rows = [
+        f'[[classes]]\nname = "{label}"\nid = {i}\nregion = "ear"\nmirror = "{label}"\n'
+        f'prompts.en = ["{text.english}"]\nprompts.vi = ["{text.vietnamese}"]\n'
+        for i, (label, text) in enumerate(prompts.items())
+    ]
+    write_text_atomic(folder / "taxonomy.toml", "\n".join(rows))
+
+
+def trained(name):
+    recipe_name, settings = MODELS[name]
+    run = Run(work / "runs" / name)
+    if not run.complete:
+        table = read_recipe(recipe_name)
+        more = [*settings, *([f"train.epochs={args.epochs}"] if args.epochs else [])]
+        recipe = build_recipe(method_class(table["method"]).Recipe, table, parse_assignments(more), {"seed": args.seed})
+        train_run(catalog, split, recipe, new_run(recipe.method, name))
+    return load_model(run), run.manifest["seconds"]
+
+
+def squares(model, paths, kind):
+    """(N, S, S) bool: files of `kind` in the square that the model sees."""
+    seen = [model.preprocess(Image.open(path).convert("RGB")).max(axis=0) for path in paths]
+    return np.stack(seen) > (127 if kind == "mask" else 21)
+
+
+def scores(heat, masks, lit):
+    """Hits, mass and their chances of every image, by name."""
+    near = np.stack([distance_transform_edt(~mask) <= args.tolerance for mask in masks])
+    hottest = heat.reshape(len(heat), -1).argmax(axis=1)
+    hits = near.reshape(len(near), -1)[np.arange(len(near)), hottest]
+    total = heat.sum(axis=(1, 2))
+    # An image without any heat points nowhere: that is no hit, and no mass.
+    hits &= total > 0
+    mass = np.where(total > 0, (heat * masks).sum(axis=(1, 2)) / np.maximum(total, 1e-12), 0)
+    view = lit.sum(axis=(1, 2))
+    return {
+        "hits": hits,
+        "hits by chance": (near & lit).sum(axis=(1, 2)) / view,
+        "mass": mass,
+        "mass by chance": (masks & lit).sum(axis=(1, 2)) / view,
+    }
+
+
+def summary(heat, masks, lit):
+    return {name: bootstrap_mean(values, seed=args.seed).as_dict() for name, values in scores(heat, masks, lit).items()}
+
+
+def show(model, way, row):
+    found = (f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in row.items())
+    print(f"{model:10} {way:42}", *found, sep="  ", flush=True)
+
+
+write_text_atomic(work / "clip-vit.json", json.dumps(CLIP_VIT))
+data = work / "data"
+if not data.is_dir():
+    draw(data)
+catalog = Catalog.read(data, groups="none")
+split = make_split(catalog, ratios=(60, 15, 25), seed=args.seed)
+test = catalog.subset(split.images("test"))
+results = {}
+for name in args.models:
+    model, seconds = trained(name)
+    paths = [Path(p) for p in test.paths]
+    pixels = torch.from_numpy(np.stack([model.preprocess(Image.open(p).convert("RGB")) for p in paths]))
+    right = (model.classify(pixels).argmax(dim=1).numpy() == test.targets)
+    ill = np.flatnonzero([(work / "masks" / p.name).is_file() for p in paths])
+    masks = squares(model, [work / "masks" / paths[i].name for i in ill], "mask")
+    lit = squares(model, [paths[i] for i in ill], "view")
+    targets = test.targets[ill]
+    tower = model.backbone.visual if hasattr(model.backbone, "visual") else model.backbone.model
+    results[name] = {"accuracy": bootstrap_mean(right).as_dict(), "images": len(ill), "seconds of training": seconds, "ways": {}}
+    print(f"{name}: accuracy {bootstrap_mean(right)} on {len(right)} images, {seconds:.0f} s of training")
+    rows = results[name]["ways"]
+    for way in WAYS if has_tokens(tower) else ("hires-cam", "grad-cam"):
+        start = time.perf_counter()
+        heat = explain_images(model, pixels[ill], classes=targets.tolist(), by=way).heat.numpy()
+        rows[way] = {**summary(heat, masks, lit), "seconds an image": (time.perf_counter() - start) / len(ill)}
+        show(name, WAYS[way], {k: v for k, v in rows[way].items() if isinstance(v, dict)})
+        if type(model).has_text_tower and way != "rollout":
+            heat = np.zeros(masks.shape, np.float32)
+            for target in np.unique(targets):
+                of_text = targets == target
+                text = FINDINGS[CLASSES[model.taxonomy.names[target]]].english
+                heat[of_text] = explain_images(model, pixels[ill[of_text]], text=text, by=way).heat.numpy()
+            rows[f"{way}, text"] = summary(heat, masks, lit)
+            show(name, f"{WAYS[way]}, text", rows[f"{way}, text"])
+centre = np.zeros(masks.shape, np.float32)
+centre[:, centre.shape[1] // 2, centre.shape[2] // 2] = 1
+results["centre"] = summary(centre, masks, lit)
+show("centre", "", results["centre"])
+about = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "timm", "open_clip_torch", "numpy")}}
+if args.out:
+    text = json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "versions": about, "results": results}, indent=2)
+    write_text_atomic(Path(args.out), text + "\n")

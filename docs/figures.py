@@ -1,0 +1,113 @@
+"""The pictures of the README, from phantom data alone: `make figures`, or `python docs/figures.py runs/demo`.
+
+Takes what `entrep demo` has left in its folder and writes to docs/figures/: a search sheet, a confusion
+matrix, a map of the embeddings, and where a Chromium is installed the search page. Each stays under 150 kB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from entrep_cli.commands.evaluate import evaluate
+from entrep_cli.commands.search import search
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.report.embedding_map import map_png, tsne
+from entrep_cli.retrieval.cases import Finder, find_cases, gallery_query, open_finder
+from entrep_cli.workspace import open_run
+
+MAX_BYTES = 150_000
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+
+
+def main(demo: Path, out: Path) -> None:
+    os.environ["ENTREP_RUNS"], data = str(demo / "runs"), demo / "data"
+    out.mkdir(exist_ok=True)
+    run = open_run()
+    finder = open_finder(run)
+    labels = finder.gallery.items.label
+    query = telling_query(finder)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "drawn.png"
+        search(str(finder.gallery.items.path[query]), top_k=11, mask_groups=True, save=drawn)
+        keep(drawn, out / "search.png")
+        keep(Path(evaluate(data=data, part="queries")["figure"]), out / "confusion.png")
+        rows = np.flatnonzero(labels != "")
+        taxonomy: Taxonomy = finder.model.taxonomy
+        region = {c.name: c.region for c in taxonomy.classes}
+        map_png(
+            tsne(np.asarray(finder.gallery.vectors[rows])),
+            [("regions", [region[label] for label in labels[rows]]), ("classes", list(labels[rows]))],
+            drawn,
+            f"t-SNE of the embeddings, {len(rows)} phantom images",
+            order=[*taxonomy.names, *taxonomy.regions],
+        )
+        keep(drawn, out / "map.png")
+        if browser := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome"):
+            with served(finder) as address:
+                shoot(browser, f"{address}search?row={query}&k=10&mask=1", drawn, (1100, 1000))
+            keep(drawn, out / "app.png")
+        else:
+            print("No Chromium is installed: app.png is not drawn.", file=sys.stderr)
+
+
+def telling_query(finder: Finder) -> int:
+    """A labelled image with hits and a miss among its neighbours, so that the legend is seen; else the first."""
+    rows = np.flatnonzero(finder.gallery.items.label != "")
+    for row in rows:
+        hits = [case.hit for case in find_cases(finder, gallery_query(finder, int(row)), 11, mask_group=True).cases]
+        if hits[0] and 1 <= hits.count(False) <= 3:
+            return int(row)
+    return int(rows[0])
+
+
+@contextlib.contextmanager
+def served(finder: Finder) -> Iterator[str]:
+    from entrep_cli.web.serve import address, listen, server_of
+    from entrep_cli.web.site import Site
+
+    with listen(0) as listening:
+        server = server_of(Site(finder), listening)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield address(listening)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def shoot(browser: str, address: str, path: Path, size: tuple[int, int]) -> None:
+    """What a browser shows of a page."""
+    with tempfile.TemporaryDirectory() as profile:
+        line = [browser, *FLAGS.split(), "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}"]
+        line += ["--window-size={},{}".format(*size), "--virtual-time-budget=5000", f"--screenshot={path}", address]
+        subprocess.run(line, check=True, capture_output=True, timeout=180)
+
+
+def keep(drawn: Path, path: Path) -> None:
+    """The picture in few colours, scaled down until it is small enough for a repository."""
+    with Image.open(drawn) as image:
+        picture = image.convert("RGB")
+    width = min(picture.width, 1100)
+    while True:
+        scaled = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+        scaled.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size < MAX_BYTES or width < 400:
+            break
+        width = int(width * 0.9)
+    print(f"{path}: {width} pixels wide, {path.stat().st_size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(__file__).parent / "figures")

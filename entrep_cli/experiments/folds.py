@@ -1,0 +1,181 @@
+"""Cross-validation: a run for every fold, what each makes of the fold it has not seen, and all of them as one ensemble.
+
+Fold k keeps fold k for testing and the next one for validation (`Split.images`), so every labelled image is
+predicted once, by a run that has neither learned from it nor chosen anything on it. What comes out:
+
+    fold-0/ ... fold-<K-1>/   complete runs, each of its fold; `--run NAME/fold-0` names one
+    out-of-fold.csv           image, fold, label, prediction, and the probability of every class
+    cross-validation.json     scores fold by fold, their mean and spread, and pooled over all images
+
+The whole is a run of `ensemble`: the folds' runs count alike, for each has another validation part, so no
+part is left on which they could be weighed against each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from entrep_cli import console
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.splits import Split
+from entrep_cli.errors import RunError, UsageError
+from entrep_cli.experiments.ensemble import write_ensemble
+from entrep_cli.methods import Model
+from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
+from entrep_cli.methods.runs import about_data, in_classes_of, part_of, train_run
+from entrep_cli.recipes.recipe import Recipe
+from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.sets import part_embeddings
+from entrep_cli.scoring.calibration import calibration_sample, with_temperature
+from entrep_cli.scoring.classification import ClassificationScores
+from entrep_cli.scoring.intervals import Interval
+from entrep_cli.scoring.parts import PartScores, score_part
+from entrep_cli.scoring.retrieval import RetrievalScores
+from entrep_cli.scoring.temperature import run_temperature
+from entrep_cli.workspace import Run, write_json_atomic, write_text_atomic
+
+FILE = "cross-validation.json"
+PREDICTIONS = "out-of-fold.csv"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A fold as the run that has not seen it sees it.
+
+    Attributes:
+        images: the fold, labelled in the classes of the model.
+        probabilities: (N, C) as they are; `temperature` is the one that the run's own validation fold chose.
+        scores: classification, and retrieval within the fold.
+    """
+
+    images: Catalog
+    probabilities: np.ndarray
+    temperature: float
+    scores: PartScores
+    dimensions: int
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Scores of K folds.
+
+    Attributes:
+        folds: each score's (K,) values.
+        pooled: each score over all images, each predicted by the run that has not seen it, with its interval
+            over groups. Retrieval is within each fold.
+    """
+
+    folds: dict[str, list[float]]
+    pooled: dict[str, Interval]
+    images: int
+
+    def rows(self) -> list[tuple[str, float, float, Interval]]:
+        """Score, mean over folds, standard deviation over folds, pooled."""
+        return [(key, float(np.mean(values)), float(np.std(values, ddof=1)), self.pooled[key]) for key, values in self.folds.items()]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "scores": {
+                key: {"folds": self.folds[key], "mean": mean, "deviation": deviation, "pooled": pooled.as_dict()}
+                for key, mean, deviation, pooled in self.rows()
+            },
+        }
+
+
+def fold_run(run: Run, fold: int) -> Run:
+    """The run of one fold, in the folder of the whole."""
+    return Run(run.path(f"fold-{fold}"))
+
+
+def check_folds(split: Split) -> None:
+    """UsageError where a split has no folds."""
+    if not split.folds:
+        raise UsageError("--folds needs a split into folds.", mend="`entrep split --folds 5`")
+
+
+def train_folds(
+    catalog: Catalog, split: Split, recipe: Recipe, run: Run, *, device: str = "auto", precision: str = "auto", resume: bool = False
+) -> tuple[Ensemble, CrossValidation]:
+    """Train `recipe` once for each fold, inside `run`, and leave an ensemble of them with their cross-validation.
+
+    With `resume` complete folds are not trained again, and an unfinished one goes on.
+
+    Raises:
+        UsageError: the split has no folds; and what the training of a fold raises.
+    """
+    check_folds(split)
+    held, models, parts = [], [], []
+    for fold in range(split.folds):
+        part = fold_run(run, fold)
+        console.say("", f"Fold {fold} of 0 to {split.folds - 1}{': it is complete.' if resume and part.complete else ''}")
+        part.folder.mkdir(exist_ok=True)
+        with part_of(run, part):
+            model, _ = train_run(catalog, split, recipe, part, device=device, precision=precision, fold=fold, resume=resume)
+        held.append(_held(part, model, catalog, split, fold))
+        models.append(model)
+        parts.append(part)
+    found = cross_validated(held)
+    target = getattr(models[0].recipe, "target", "class")
+    ones = (1.0,) * split.folds
+    weights = Weights(ones, ones, tuple(own.temperature for own in held), tuple(own.dimensions for own in held))
+    model = Ensemble(models, parts, EnsembleRecipe(target=target, weights="equal", seed=recipe.seed), weights)
+    write_text_atomic(run.path(PREDICTIONS), _predictions(held))
+    write_json_atomic(run.path(FILE), {"method": recipe.method, "folds": split.folds, "seed": split.seed, **found.as_dict()})
+    told = [part.manifest["validation"] for part in parts]
+    validation = {key: float(np.mean([own[key] for own in told])) for key in told[0]}
+    n_val = max(part.manifest["data"]["images"]["val"] for part in parts)
+    write_ensemble(model, run, about_data(catalog, split, None), validation, n_val, cross_validation=found.as_dict())
+    return model, found
+
+
+def cross_validated(held: Sequence[Held]) -> CrossValidation:
+    """Scores fold by fold, and pooled over the images of all folds."""
+    names = held[0].images.taxonomy.names
+    targets, groups = (np.concatenate([getattr(own.images, key) for own in held]) for key in ("targets", "groups"))
+    probabilities = [own.probabilities for own in held]
+    calibrated = [with_temperature(own.probabilities, own.temperature) for own in held]
+    whole = ClassificationScores(targets, np.concatenate(probabilities).argmax(axis=1), names, groups)
+    pooled: dict[str, Interval] = {key: i for key, i in whole.sample.intervals().items() if key != "weighted F1"}
+    folds = {key: [own.scores.classification.sample.intervals(resamples=0)[key].value for own in held] for key in pooled}
+    for kind, rows in (("", probabilities), (", calibrated", calibrated)):
+        pooled |= {f"{key}{kind}": i for key, i in calibration_sample(np.concatenate(rows), targets, groups).intervals().items()}
+        each = [calibration_sample(p, own.images.targets).intervals(resamples=0) for p, own in zip(rows, held)]
+        folds |= {f"{key}{kind}": [own[key].value for own in each] for key in each[0]}
+    by_class = [own.scores.retrieval["class"] for own in held]
+    if all(scores.scored.any() for scores in by_class):
+        pooled |= _joined(by_class, groups).means
+        each = [scores.sample.intervals(resamples=0) for scores in by_class]
+        folds |= {key: [own[key].value for own in each] for key in each[0]}
+    return CrossValidation(folds, pooled, len(targets))
+
+
+def _held(part: Run, model: Model, catalog: Catalog, split: Split, fold: int) -> Held:
+    images = in_classes_of(model, catalog.subset(split.images("test", fold)))
+    if not len(images):
+        raise RunError(f"Fold {fold} has no image of the classes that the run tells apart.", mend="split again: `entrep split --folds 5`")
+    seen: Embeddings = part_embeddings(part, model, images, catalog)
+    temperature = run_temperature(part, model, lambda: (catalog, split)).value
+    return Held(images, np.asarray(seen.probabilities), temperature, score_part(images, seen), seen.vectors.shape[1])
+
+
+def _joined(scores: Sequence[RetrievalScores], groups: np.ndarray) -> RetrievalScores:
+    columns = (np.concatenate([getattr(own, key) for own in scores]) for key in ("first_rank", "average_precision", "n_relevant"))
+    return RetrievalScores(*columns, scores[0].relevance, groups)
+
+
+def _predictions(held: Sequence[Held]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = held[0].images.taxonomy.names
+    writer.writerow(["image", "fold", "label", "predicted", *names])
+    for fold, own in enumerate(held):
+        for image, label, row in zip(own.images.images, own.images.frame["label"], own.probabilities):
+            writer.writerow([image, fold, label, names[int(row.argmax())], *(f"{p:.6g}" for p in row)])
+    return text.getvalue()

@@ -1,0 +1,289 @@
+"""A run on a part as the content of a report: scores, calibration, curves, map, sheets, mistakes, papers' tables.
+
+Nothing is trained here. What is fitted, the temperature, is fitted on the validation part alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from entrep_cli import console
+from entrep_cli.errors import RunError, UsageError
+from entrep_cli.experiments.scored import Scored, scored_part, seen_by, texts_for
+from entrep_cli.methods.runs import in_classes_of
+from entrep_cli.report.content import (
+    Calibration,
+    Content,
+    Mistake,
+    Mistakes,
+    embedding_map,
+    learning_curves,
+    worst_mistakes,
+)
+from entrep_cli.report.pages import data_uri
+from entrep_cli.report.pictures import Pictures
+from entrep_cli.report.sheets import part_sheets
+from entrep_cli.scoring.calibration import calibration_sample, fit_temperature, reliability, with_temperature
+from entrep_cli.scoring.parts import TextQueries, score_part
+from entrep_cli.workspace import CONFIG, METRICS
+
+N_MISTAKES = 12
+_MISTAKE_SIDE = 176  # pixels of a picture beside its attention map
+
+# (N, 3, H, W) uint8 pixels and the (N,) classes that were answered -> pictures under their maps, and what made them.
+Explain = Callable[[np.ndarray, list[int]], tuple[list[Any], str]]
+
+
+def gather(scored: Scored, root: Path, *, private: bool = False, top_k: int = 6, flags: str = "") -> Content:
+    """The content of the report of a run on a part; the validation part is embedded too where that is not done yet.
+
+    Args:
+        private: no names, texts, places or pictures of the data.
+        top_k: answers on a contact sheet.
+        flags: options as they are typed, for the commands to run next; left out where they are private.
+    """
+    validation = None if scored.part == "val" else _validation(scored, root)
+    texts = texts_for(scored.model, scored.images)
+    stages: list[dict[str, Any]] = []
+    if hasattr(scored.model, "decide_images"):
+        import torch
+
+        decisions = scored.model.decide_images(scored.images.paths, scored.images.digests)
+        stages = scored.model.stages(decisions, torch.from_numpy(scored.images.targets))
+    return content_of(
+        scored,
+        validation=validation,
+        texts=texts,
+        stages=stages,
+        explain=None if private else lambda pixels, classes: _attention(scored.model, pixels, classes),
+        private=private,
+        top_k=top_k,
+        flags=flags,
+    )
+
+
+def content_of(
+    scored: Scored,
+    *,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    texts: TextQueries | None = None,
+    stages: list[dict[str, Any]] | None = None,
+    explain: Explain | None = None,
+    private: bool = False,
+    top_k: int = 6,
+    flags: str = "",
+) -> Content:
+    """The same from what is there already.
+
+    Args:
+        validation: probabilities (V, C) and targets (V,) of the validation part, for the temperature.
+        stages: of a hybrid.
+        explain: draws attention maps; UsageError where the model has none, which the report then says.
+    """
+    from entrep_cli.experiments.published import tables_beside
+
+    part, seen, run = scored.images, scored.seen, scored.run
+    pictures = Pictures(part.paths, part.images, private)
+    scores = score_part(part, seen, texts=texts)
+    console.say(f"Drawing the map of {len(part)} images.")
+    manifest = run.manifest
+    # Where things lie is private too; a run by its name alone is found where it is among the others.
+    place, reference, flags = (f"runs/{run.name}", run.name, "") if private else (str(run.folder), run.reference, flags)
+    recipe = run.path(CONFIG).read_text("utf-8") if run.path(CONFIG).is_file() else ""
+    return Content(
+        run=run.name,
+        part=scored.part + ("" if scored.fold is None else f", fold {scored.fold}"),
+        n_images=len(part),
+        n_groups=len(set(part.groups)),
+        data=", ".join(_layouts(manifest, private)),
+        facts=facts(manifest, recipe, private),
+        recipe="" if private else recipe,
+        commands=remade(manifest, place, run.name, flags),
+        next_commands=tuple(f"entrep {command}{flags} --run {shlex.quote(reference)}" for command in _NEXT),
+        taxonomy=part.taxonomy,
+        scores=scores,
+        calibration=_calibration(scored, validation),
+        curves=_curves(scored),
+        map=embedding_map(seen.vectors, part.targets, part.taxonomy, pictures),
+        sheets=part_sheets(part, seen, scores, pictures, texts=texts, top_k=top_k),
+        mistakes=mistakes_of(scored, pictures, explain),
+        stages=tuple(stages or ()),
+        published=tables_beside(scored, scores),
+        notes=scored.notes,
+        private=private,
+        made=str(manifest.get("finished", ""))[:16].replace("T", " "),
+    )
+
+
+_NEXT = ("predict --track 1", "predict --track 2", "evaluate --class-aware soft")
+
+
+def remade(manifest: Mapping[str, Any], place: str, name: str, flags: str) -> tuple[str, ...]:
+    """The commands that split and train as it was done for this run, out of what it tells of itself.
+
+    Args:
+        place: of the run folder. flags: options as they are typed, to name the dataset.
+    """
+    split, commands = manifest.get("split", {}), []
+    if split.get("fingerprint"):
+        ratios = "/".join(f"{share:g}" for share in split["ratios"])
+        how = f"--folds {split['folds']}" if split.get("folds") else f"--ratios {ratios}"
+        commands.append(f"entrep split {how} --seed {split['seed']}{flags}")
+    fold = "" if split.get("fold") is None else f" --fold {split['fold']}"
+    config = shlex.quote(str(PurePath(place) / CONFIG))
+    commands.append(
+        f"entrep train --recipe {config}{fold} --precision {manifest['precision']} --name {shlex.quote(name + '-again')}{flags}"
+    )
+    return tuple(commands)
+
+
+def facts(manifest: Mapping[str, Any], recipe: str, private: bool) -> dict[str, dict[str, str]]:
+    """What a run is, heading by heading: from its manifest and its recipe."""
+    split, data, settings = manifest.get("split", {}), manifest.get("data", {}), _toml(recipe)
+    images = data.get("images", {})
+    ratios = "/".join(f"{share:g}" for share in split.get("ratios") or ())
+    of_run = {
+        "method": manifest["method"],
+        **{key: str(settings[key]) for key in ("tune", "target", "seed") if key in settings},
+        "learned parameters": f"{manifest.get('parameters', 0):,}",
+        "kept epoch": str(manifest["epoch"]) if manifest.get("epoch") else "none: nothing was trained in epochs",
+        "training": _duration(manifest.get("seconds")),
+        "finished": str(manifest.get("finished", ""))[:19].replace("T", " "),
+    }
+    of_data = {
+        "layout": ", ".join(_layouts(manifest, private)),
+        "fingerprint": str(data.get("catalog", "")),
+        **{f"{name} images": f"{n:,}" for name, n in images.items()},
+        "split": f"{split['folds']} folds" if split.get("folds") else ratios,
+        "split seed": str(split.get("seed", "")),
+        "fold kept for testing": "" if split.get("fold") is None else str(split["fold"]),
+    }
+    of_machine = {"device": str(manifest.get("device", "")), "precision": str(manifest.get("precision", ""))}
+    versions = {"entrep": manifest.get("entrep", ""), **manifest.get("versions", {})}
+    found = {
+        "Run": of_run,
+        "Data": of_data,
+        "Weights it started from": _flat(manifest.get("weights", {}), private),
+        "Validation": {name.replace("_", " "): f"{value:.4f}" for name, value in manifest.get("validation", {}).items()},
+        "Machine": {**of_machine, **{name: str(version) for name, version in versions.items()}},
+    }
+    return {heading: {name: value for name, value in rows.items() if value} for heading, rows in found.items() if any(rows.values())}
+
+
+def mistakes_of(scored: Scored, pictures: Pictures, explain: Explain | None, n: int = N_MISTAKES) -> Mistakes:
+    """The most confident wrong answers, each with the map of what the answer looked at."""
+    part, probabilities = scored.images, np.asarray(scored.seen.probabilities)
+    targets, names = part.targets, part.taxonomy.names
+    rows = worst_mistakes(probabilities, targets, n)
+    answers = probabilities.argmax(axis=1)
+    n_wrong = int((answers != targets).sum())
+    drawn, by, reason = [""] * len(rows), "", ""
+    if len(rows) and explain is not None:
+        from entrep_cli.data.pixels import decode_images
+
+        try:
+            pixels = np.stack(list(decode_images([part.paths[i] for i in rows], scored.model.preprocess)))
+            overlays, by = explain(pixels, answers[rows].tolist())
+            drawn = [data_uri(picture, _MISTAKE_SIDE) for picture in overlays]
+        except UsageError as error:
+            reason = error.what
+    shown = tuple(
+        Mistake(
+            pictures.name(i),
+            names[targets[i]],
+            names[answers[i]],
+            float(probabilities[i, targets[i]]),
+            float(probabilities[i, answers[i]]),
+            pictures(i),
+            attention,
+        )
+        for i, attention in zip(map(int, rows), drawn)
+    )
+    return Mistakes(shown, n_wrong, by, reason)
+
+
+def _attention(model, pixels: np.ndarray, classes: list[int]) -> tuple[list[Any], str]:
+    import torch
+
+    from entrep_cli.methods.explanation import explain_images
+    from entrep_cli.report.overlays import overlay
+
+    found = explain_images(model, torch.from_numpy(pixels), classes=classes)
+    heat = np.asarray(found.heat)
+    return [overlay(one, map_) for one, map_ in zip(pixels, heat)], found.by
+
+
+def _validation(scored: Scored, root: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Probabilities and targets of the run's own validation part; None where there are too few images to fit on."""
+    own = scored.run.manifest["split"]["fold"]
+    try:
+        part = in_classes_of(scored.model, scored_part(scored.catalog, scored.split, root, "val", own))
+    except RunError:
+        return None
+    if not len(part):
+        return None
+    seen = seen_by(scored.run, scored.model, part, scored.catalog, root, "val")
+    return np.asarray(seen.probabilities), part.targets
+
+
+def _calibration(scored: Scored, validation: tuple[np.ndarray, np.ndarray] | None) -> Calibration:
+    probabilities, targets = np.asarray(scored.seen.probabilities), scored.images.targets
+    plain = reliability(probabilities, targets)
+    ece = calibration_sample(probabilities, targets, scored.images.groups).intervals()["ECE"]
+    same = scored.part == "val"
+    fitted_on = (probabilities, targets) if same else validation
+    if fitted_on is None:
+        return Calibration(plain, ece)
+    temperature = fit_temperature(*fitted_on)
+    tempered = reliability(with_temperature(probabilities, temperature), targets)
+    return Calibration(plain, ece, tempered, temperature, len(fitted_on[1]), same)
+
+
+def _curves(scored: Scored):
+    path = scored.run.path(METRICS)
+    if not path.is_file():
+        return None
+    with open(path, encoding="utf-8", newline="") as file:
+        return learning_curves(list(csv.DictReader(file)), int(scored.run.manifest.get("epoch") or 0))
+
+
+def _layouts(manifest: Mapping[str, Any], private: bool) -> list[str]:
+    """`contest in train`; the folder is left out where it is private."""
+    return [layout.split(" in ")[0] if private else layout for layout in manifest.get("data", {}).get("layouts", [])]
+
+
+def _flat(table: Mapping[str, Any], private: bool, prefix: str = "") -> dict[str, str]:
+    """A nested table as names and texts; places of files are left out where they are private."""
+    found: dict[str, str] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= _flat(value, private, f"{name}, ")
+        elif private and isinstance(value, str) and ("/" in value or "\\" in value):
+            found[name] = "a file"
+        elif value not in (None, "", []):
+            found[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else str(value)
+    return found
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def _duration(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,250 @@
+"""From a query, an image or a text, to the cases most like it: what `entrep search` and `entrep app` ask.
+
+    finder = open_finder(open_run())
+    found = find_cases(finder, image_query(finder, read_image(path), path.name), 10)
+    found.cases[0].label, found.cases[0].hit
+
+Relevance is by class, as the dataset labels it: an answer is a hit where its label is the query's, a miss
+where it has another, and neither where one of the two is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from entrep_cli.data.catalog import name_group
+from entrep_cli.data.images import pixel_digest
+from entrep_cli.errors import UsageError
+from entrep_cli.methods import WITH_TEXT
+from entrep_cli.methods.runs import load_model
+from entrep_cli.retrieval.class_aware import ClassRule
+from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.search import gallery_of, nearest, nearest_exactly, open_run_index
+from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
+from entrep_cli.workspace import Run
+
+if TYPE_CHECKING:
+    import faiss
+    from PIL import Image
+
+    from entrep_cli.methods import Model
+
+OFF = ClassRule()
+MAX_MISSED = 5
+
+
+@dataclass(frozen=True)
+class Finder:
+    """A run, opened to answer any number of queries.
+
+    Attributes:
+        gallery: all that is embedded. index: over it; None for exact search alone.
+    """
+
+    run: Run
+    model: Model
+    gallery: Embeddings
+    index: faiss.Index | None = None
+
+    @property
+    def reads_texts(self) -> bool:
+        return bool(getattr(self.model, "has_text_tower", False))
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes that images of the gallery are labelled with, in the order of the taxonomy."""
+        order = {name: i for i, name in enumerate(self.model.taxonomy.names)}
+        return sorted(set(self.gallery.items.label) - {""}, key=lambda name: (order.get(name, len(order)), name))
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for.
+
+    Attributes:
+        name: of the file, or the text.
+        vector: (1, D) float32 unit row.
+        probabilities: (1, C) over the model's classes; None where they were not asked for.
+        label: the true class; "" where it is not known.
+        digest, group: of its pixels and its exam or patient; "" for a text.
+        row: its place in the gallery; None where it is not there.
+    """
+
+    name: str
+    vector: np.ndarray
+    probabilities: np.ndarray | None = None
+    label: str = ""
+    digest: str = ""
+    group: str = ""
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image of the gallery beside a query.
+
+    Attributes:
+        rank: from 1; None of a case that is not among the answers.
+        row: its place in the gallery.
+        score: cosine, with the bonus of class-aware retrieval where that is on.
+        hit: whether it is of the query's class; None where that is not known.
+    """
+
+    rank: int | None
+    row: int
+    image: str
+    path: str
+    label: str
+    group: str
+    score: float
+    hit: bool | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {key: getattr(self, key) for key in ("rank", "image", "label", "group", "score", "hit")}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answers to a query, best first.
+
+    Attributes:
+        missed: where the answers hold a miss, the nearest of the query's class that are not among them.
+        taken_for: the class the query was taken for, with its probability; None without class-aware retrieval.
+        fell_back: whether the hard rule left nothing, and all classes were ranked.
+    """
+
+    cases: tuple[Case, ...]
+    missed: tuple[Case, ...] = ()
+    taken_for: tuple[str, float] | None = None
+    fell_back: bool = False
+
+
+def open_finder(run: Run, *, device: str = "auto", exact: bool = False) -> Finder:
+    """Open a run for queries.
+
+    Args:
+        exact: compare with every image and use no index, as class-aware retrieval does.
+
+    Raises:
+        RunError: nothing is embedded; without `exact`, the index is missing or older than the embeddings.
+    """
+    index, gallery = (None, gallery_of(run)) if exact else open_run_index(run)
+    return Finder(run, load_model(run, device), gallery, index)
+
+
+def image_query(finder: Finder, picture: Image.Image, name: str) -> Query:
+    """A decoded image as a query; label and group are those of the same pixels in the gallery, else the group is its name's."""
+    import torch
+
+    model = finder.model
+    pixels = torch.from_numpy(model.preprocess(picture)[None]).to(next(model.parameters()).device)
+    with torch.inference_mode():
+        vector, probabilities = (rows.float().cpu().numpy() for rows in model.infer(pixels))
+    digest = pixel_digest(picture)
+    query = Query(name, vector, probabilities, digest=digest, group=name_group(name, "auto"))
+    rows = np.flatnonzero(finder.gallery.items.digest == digest)
+    if not len(rows):
+        return query
+    # Of copies, the one that says what it is.
+    row = int(next((row for row in rows if finder.gallery.items.label[row]), rows[0]))
+    return replace(query, **_known(finder, row))
+
+
+def gallery_query(finder: Finder, row: int) -> Query:
+    """An image of the gallery as a query, as it was embedded; IndexError where there is no such row."""
+    if not 0 <= row < len(finder.gallery):
+        raise IndexError(row)
+    gallery = finder.gallery
+    vector, probabilities = (np.asarray(rows[row : row + 1]) for rows in (gallery.vectors, gallery.probabilities))
+    return Query(str(gallery.items.image[row]), vector, probabilities, **_known(finder, row))
+
+
+def text_query(finder: Finder, text: str, template: str | None = None, *, classes: bool = False) -> Query:
+    """A text as a query.
+
+    Args:
+        template: the text is set into it.
+        classes: also tell the classes it is taken for, which class-aware retrieval needs.
+
+    Raises:
+        UsageError: the model has no text tower, or cannot tell classes; DataError: the text is empty.
+    """
+    check_reads_texts(finder.run, text)
+    texts = templated([text], template)
+    return Query(text, text_vectors(finder.model, texts), text_probabilities(finder.model, texts) if classes else None)
+
+
+def check_reads_texts(run: Run, text: str) -> None:
+    """UsageError where the run's method cannot search by text; told before a model is loaded."""
+    if run.manifest["method"] not in WITH_TEXT:
+        raise UsageError(
+            f"There is no image {text!r}, and {run.manifest['method']} cannot search by text.",
+            mend=f"name an image file, or train a method with a text tower: `entrep train {WITH_TEXT[0]}`",
+        )
+
+
+def labelled(finder: Finder, query: Query, label: str) -> Query:
+    """The query with the class that is said to be its own; UsageError where no image of the gallery has it."""
+    if label not in finder.labels:
+        raise UsageError(
+            f"No image of the gallery is of the class {label!r}.",
+            mend=f"--label {', '.join(finder.labels)}" if finder.labels else "leave --label out: no image of the gallery has a label",
+        )
+    return replace(query, label=label)
+
+
+def find_cases(finder: Finder, query: Query, k: int, *, rule: ClassRule = OFF, mask_group: bool = False) -> Found:
+    """The k images of the gallery most like a query, without its own pixels.
+
+    Args:
+        rule: class-aware retrieval, which ranks all of the gallery exactly; the query needs its probabilities.
+        mask_group: also leave out the images of the query's own group.
+    """
+    gallery, group = finder.gallery, query.group if mask_group else ""
+    taken_for, fell_back = None, False
+    if rule.mode == "off" and finder.index is not None:
+        found = nearest(finder.index, gallery, query.vector, k, digest=query.digest, group=group)
+    else:
+        given = np.asarray(gallery.probabilities)
+        bonus = rule.bonus(query.probabilities, given)
+        found = nearest_exactly(gallery, query.vector, k, digest=query.digest, group=group, bonus=bonus)
+        if rule.mode != "off":
+            best = int(query.probabilities[0].argmax())
+            taken_for = finder.model.taxonomy.names[best], float(query.probabilities[0, best])
+            fell_back = bool(rule.fell_back(found, query.probabilities, given).any())
+    cases = _cases(finder, query, found.indices[0], found.scores[0])
+    missed = _missed(finder, query, [case.row for case in cases], rule, group) if any(case.hit is False for case in cases) else ()
+    return Found(cases, missed, taken_for, fell_back)
+
+
+def _missed(finder: Finder, query: Query, answered: Sequence[int], rule: ClassRule, group: str) -> tuple[Case, ...]:
+    """The filter of the hard rule would hide what it has missed, so that here the cosine ranks."""
+    gallery = finder.gallery
+    rows = np.setdiff1d(np.flatnonzero(gallery.items.label == query.label), answered)
+    if not len(rows):
+        return ()
+    those = gallery.take(rows)
+    bonus = rule.bonus(query.probabilities, np.asarray(those.probabilities)) if rule.mode == "soft" else None
+    found = nearest_exactly(those, query.vector, MAX_MISSED, digest=query.digest, group=group, bonus=bonus)
+    return tuple(replace(case, rank=None) for case in _cases(finder, query, rows[found.indices[0]], found.scores[0]))
+
+
+def _cases(finder: Finder, query: Query, rows: Sequence[int], scores: Sequence[float]) -> tuple[Case, ...]:
+    items = finder.gallery.items
+
+    def case(rank: int, row: int, score: float) -> Case:
+        image, path, label, group = (str(column[row]) for column in (items.image, items.path, items.label, items.group))
+        hit = label == query.label if label and query.label else None
+        return Case(rank, int(row), image, path, label, group, float(score), hit)
+
+    return tuple(case(rank, row, score) for rank, (row, score) in enumerate(zip(rows, scores), 1))
+
+
+def _known(finder: Finder, row: int) -> dict[str, Any]:
+    items = finder.gallery.items
+    return {"label": str(items.label[row]), "digest": str(items.digest[row]), "group": str(items.group[row]), "row": row}

@@ -1,0 +1,191 @@
+"""Maps against naive loops, hand-worked cases and finite differences; what is collected, and that nothing stays behind."""
+
+from __future__ import annotations
+
+from entrep_cli import mend_torchvision  # noqa: F401 - before timm and open_clip import torchvision
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from entrep_cli.errors import UsageError
+from entrep_cli.models.attention import explicit_attention
+from entrep_cli.models.attention_maps import (
+    as_map,
+    attentions_kept,
+    brightest_share,
+    grad_cam,
+    gradient_rollout,
+    has_tokens,
+    hires_cam,
+    last_layer,
+    output_kept,
+    pools_class_token,
+    rollout,
+    token_grid,
+)
+from tests.tiny import CLIP
+
+
+def random_attentions(n: int, heads: int, tokens: int, blocks: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, heads, tokens, tokens, generator=generator, dtype=torch.float64).softmax(dim=-1) for _ in range(blocks)]
+
+
+@pytest.mark.parametrize("n, heads, tokens, blocks", [(1, 1, 1, 1), (3, 2, 5, 1), (2, 3, 11, 4), (5, 1, 7, 3)])
+def test_rollouts_are_those_of_naive_loops(n, heads, tokens, blocks):
+    attentions = random_attentions(n, heads, tokens, blocks)
+    gradients = [torch.randn_like(a) for a in attentions]
+    readout = torch.rand(tokens, dtype=torch.float64)
+    plain, weighted = rollout(attentions, readout), gradient_rollout(attentions, gradients, readout)
+    for image in range(n):
+        product, relevance = torch.eye(tokens, dtype=torch.float64), torch.eye(tokens, dtype=torch.float64)
+        for attention, gradient in zip(attentions, gradients):
+            mean, positive = torch.zeros_like(product), torch.zeros_like(product)
+            for head in range(heads):
+                mean += attention[image, head] / heads
+                positive += (attention[image, head] * gradient[image, head]).clamp_min(0) / heads
+            product = (0.5 * mean + 0.5 * torch.eye(tokens)) @ product
+            relevance = relevance + positive @ relevance
+        torch.testing.assert_close(plain[image], readout @ product)
+        torch.testing.assert_close(weighted[image], readout @ (relevance - torch.eye(tokens)))
+
+
+def test_a_rollout_shares_out_one_and_reads_the_class_token_by_default():
+    attentions = random_attentions(4, 2, 6, 3)
+    torch.testing.assert_close(rollout(attentions).sum(dim=1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(rollout(attentions), rollout(attentions, torch.eye(6)[0]))
+
+
+def test_grad_cam_by_hand():
+    features = torch.tensor([[[[1.0, 2.0], [0.0, 4.0]], [[3.0, 0.0], [1.0, 1.0]]]])
+    gradients = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]], [[-4.0, 0.0], [0.0, 0.0]]]])  # means 1 and -1
+    assert grad_cam(features, gradients)[0].tolist() == [[0.0, 2.0], [0.0, 3.0]]
+    assert hires_cam(features, gradients)[0].tolist() == [[0.0, 2.0], [0.0, 4.0]]
+    alike = gradients.mean(dim=(2, 3), keepdim=True).expand_as(gradients)
+    assert torch.equal(hires_cam(features, alike), grad_cam(features, gradients))
+
+
+def test_grad_cam_of_a_net_agrees_with_finite_differences():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9, 2)).double().requires_grad_(False)
+    pixels = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    with output_kept(net[0]) as kept:
+        (gradient,) = torch.autograd.grad(net(pixels)[:, 1].sum(), kept)
+    features = net[0](pixels)
+    weights = torch.zeros(2, 4, dtype=torch.float64)
+    step = 1e-6
+    for channel in range(4):  # moving a whole channel by the step sums its gradients; their mean is a ninth of that
+        moved = features.clone()
+        moved[:, channel] += step
+        weights[:, channel] = (net[1:](moved)[:, 1] - net[1:](features)[:, 1]) / step / 9
+    wanted = (weights[:, :, None, None] * features).sum(dim=1).clamp_min(0)
+    torch.testing.assert_close(grad_cam(kept[0].detach(), gradient), wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_brightest_share():
+    heat = torch.zeros(3, 10, 10)
+    heat[0, 0] = 1
+    heat[1] = 0.5
+    torch.testing.assert_close(brightest_share(heat), torch.tensor([1.0, 0.1, 0.0], dtype=torch.float64))
+
+
+def flags(model: nn.Module) -> list:
+    return [(type(m), m.training, len(m._forward_hooks), getattr(m, "fused_attn", None)) for m in model.modules()]
+
+
+def test_attentions_are_those_that_a_stock_module_tells():
+    torch.manual_seed(0)
+    stock = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    shell = nn.ModuleDict({"a": stock})
+    x = torch.randn(3, 7, 8)
+    out, wanted = stock(x, x, x, need_weights=True, average_attn_weights=False)
+    with attentions_kept(shell) as kept:
+        found = shell["a"](x, x, x, need_weights=False)[0]
+    assert shell["a"] is stock and len(kept) == 1
+    torch.testing.assert_close(kept[0], wanted)
+    torch.testing.assert_close(found, out)
+
+
+@pytest.mark.parametrize("mask", ["bool", "float"])
+def test_masks_are_kept_to(mask):
+    q, k, v = torch.randn(3, 1, 2, 5, 4).unbind(0)
+    hidden = torch.rand(5, 5) < 0.7
+    hidden.fill_diagonal_(True)
+    given = hidden if mask == "bool" else torch.zeros(5, 5).masked_fill(~hidden, -torch.inf)
+    wanted = F.scaled_dot_product_attention(q, k, v, given, scale=0.3)
+    with attentions_kept(nn.Identity()) as kept:
+        found = F.scaled_dot_product_attention(q, k, v, given, scale=0.3)
+    torch.testing.assert_close(found, wanted)
+    assert (kept[0][..., ~hidden] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["timm", "timm unfused", "timm explicit", "open_clip", "open_clip explicit"])
+def test_towers_answer_the_same_while_their_attentions_are_kept(kind):
+    torch.manual_seed(0)
+    if kind.startswith("timm"):
+        tower = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=3).eval()
+        for module in tower.modules():
+            if kind == "timm unfused" and hasattr(module, "fused_attn"):
+                module.fused_attn = False
+        depth, tokens = len(tower.blocks), 17
+    else:
+        tower = open_clip.model.CLIP(**CLIP).visual.eval()
+        depth, tokens = 2, 5
+    if kind.endswith("explicit"):
+        explicit_attention(tower)
+    tower.requires_grad_(False)
+    pixels = torch.randn(2, 3, 32, 32)
+    before, wanted = flags(tower), tower(pixels)
+    with pytest.raises(ZeroDivisionError), attentions_kept(tower):
+        1 / 0
+    assert flags(tower) == before
+    with attentions_kept(tower) as kept:
+        found = tower(pixels)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert len(kept) == depth and all(a.shape[-2:] == (tokens, tokens) for a in kept)
+    gradients = torch.autograd.grad(found[:, 0].sum(), kept)  # a frozen model's too
+    assert all(g.abs().sum() > 0 for g in gradients)
+    assert flags(tower) == before
+    tower(pixels)
+    assert len(kept) == depth, "nothing is kept after the block"
+
+
+def test_a_hook_is_taken_away_after_an_exception():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ZeroDivisionError), output_kept(layer):
+        1 / 0
+    assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
+def test_the_last_layer_gives_a_map(name):
+    tower = timm.create_model(name, num_classes=0).eval()
+    with output_kept(last_layer(tower)) as kept, torch.no_grad():
+        tower.forward_features(torch.zeros(2, 3, 160, 160))
+    found = as_map(kept[0], tower)
+    assert found.shape[0] == 2 and found.ndim == 4
+    assert found.shape[2:] == (token_grid(tower)[1] if has_tokens(tower) else (5, 5))
+
+
+def test_an_earlier_layer_is_taken_where_the_last_is_too_coarse():
+    tower = timm.create_model("test_resnet", num_classes=0)
+    assert [last_layer(tower, size, 6) for size in (224, 96, 48, 8)] == [tower.layer4, tower.layer3, tower.layer2, first_stage(tower)]
+
+
+def first_stage(tower: nn.Module) -> nn.Module:
+    return tower.get_submodule(tower.feature_info[0]["module"])
+
+
+def test_what_pools_what():
+    assert pools_class_token(open_clip.model.CLIP(**CLIP).visual)
+    assert pools_class_token(timm.create_model("test_vit", global_pool="token"))
+    assert not pools_class_token(timm.create_model("test_vit", global_pool="avg", class_token=False))
+
+
+def test_a_tower_without_a_known_layer_is_refused():
+    with pytest.raises(UsageError, match="no layer is known"):
+        last_layer(nn.Linear(2, 2))
