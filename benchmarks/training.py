@@ -140,7 +140,8 @@ def our_loss():
         prompt_rows, finding_rows = ours.encode(all_prompts), ours.encode(findings)
     classes = F.normalize(prompt_rows.view(len(taxonomy), -1, prompt_rows.shape[1]).mean(dim=1), dim=1)
     positives = torch.cat([F.one_hot(targets, len(taxonomy)).bool(), torch.eye(args.batch, device=device).bool()], dim=1)
-    return loss + 0.5 * multi_positive_contrast(embeddings, torch.cat([classes, finding_rows]), positives, clamped_scale(ours.backbone.logit_scale))
+    scale = clamped_scale(ours.backbone.logit_scale)
+    return loss + 0.5 * multi_positive_contrast(embeddings, torch.cat([classes, finding_rows]), positives, scale)
 
 
 def our_towers():

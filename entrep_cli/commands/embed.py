@@ -114,7 +114,7 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
 
     model = load_model(run, device)
     if processes.size() > 1 and hasattr(model, "members"):
-        raise UsageError("The members of an ensemble are embedded in one process.", mend="embed each member first, then this without a launcher")
+        raise UsageError("An ensemble is embedded in one process.", mend="embed each member first, then this without a launcher")
     place = device_of(model)
     chosen, reason = choose_inference_precision(precision, place, model)
     console.say(f"Device: {place}. Precision: {chosen} ({reason}).")

@@ -39,7 +39,8 @@ def export(
     pixels, what = _some_pixels(opened, model)
     manifest = export_onnx(opened, model, pixels)
     rows = [
-        (name, f"{p['difference']:.1e}" if p else "not compared", f"{p['cosine']:.6f}" if p else "") for name, p in manifest["parity"].items()
+        (name, f"{found['difference']:.1e}" if found else "not compared", f"{found['cosine']:.6f}" if found else "")
+        for name, found in manifest["parity"].items()
     ]
     console.table(f"Exported run {opened.name} (opset {manifest['opset']})", ["file", "largest difference", "smallest cosine"], rows)
     if not all(manifest["parity"].values()):

@@ -53,7 +53,7 @@ def train(
     if folds and fold is not None:
         raise UsageError("--folds trains on every fold, --fold on one.", mend="give one of them")
     if folds and processes.size() > 1:
-        raise UsageError("--folds trains in one process.", mend="train each fold with --fold 0, --fold 1 and so on, or leave out the launcher")
+        raise UsageError("--folds trains in one process.", mend="train fold by fold with --fold, or leave out the launcher")
     begun = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
     folds = folds or bool(begun and begun.path("fold-0").is_dir())
     config = begun and (begun.path("fold-0", CONFIG) if folds else begun.path(CONFIG))

@@ -77,8 +77,13 @@ def test_an_export_that_is_far_off_is_none(made, monkeypatch):
     program = type("Program", (), {"save": lambda self, path, **_: open(path, "wb").close()})()
     monkeypatch.setattr(exporting, "_installed", lambda _: True)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
-    wrong = type("Session", (), {"run": lambda self, _, given: [torch.zeros(len(given["pixels"]), 32).numpy(), torch.ones(len(given["pixels"]), 7).numpy()]})
-    monkeypatch.setattr(exporting, "_session", lambda _: wrong())
+
+    class Wrong:
+        def run(self, _, given):
+            n = len(given["pixels"])
+            return [torch.zeros(n, 32).numpy(), torch.ones(n, 7).numpy()]
+
+    monkeypatch.setattr(exporting, "_session", lambda _: Wrong())
     run.path("export").mkdir()
     run.path("export", "manifest.json").write_text(json.dumps({"sha256": {}}))
     with pytest.raises(RunError, match="from torch"):

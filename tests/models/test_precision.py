@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 def model(kind: str):
     torch.manual_seed(0)
     if kind == "dinov2":
-        recipe = build_recipe(Dinov2Recipe, {"image": {"size": 32}, "backbone": {"name": "test_vit", "weights": "none"}, "embedding": "both"})
+        backbone = {"name": "test_vit", "weights": "none"}
+        recipe = build_recipe(Dinov2Recipe, {"image": {"size": 32}, "backbone": backbone, "embedding": "both"})
         return Dinov2(Backbone(recipe.backbone, 32), recipe, Taxonomy.entrep()).eval()
     levels = {"vit": [1, 2], "conv": [4, 5]}[kind]
     recipe = build_recipe(ClipLoraRecipe, {"image": {"size": 32}, "fusion": {"levels": levels}})

@@ -141,7 +141,10 @@ def test_a_compiled_model_gives_the_same_and_has_its_own_name(items):
 
 def test_a_model_that_cannot_be_compiled_is_told(monkeypatch):
     model = Mean()
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda _: (_ for _ in ()).throw(torch._dynamo.exc.InternalTorchDynamoError("no compiler")))
+    def fail(_):
+        raise torch._dynamo.exc.InternalTorchDynamoError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
     compile_model(model)
     with pytest.raises(UsageError, match="no compiler"):
         model.infer(torch.zeros(1, 3, 8, 8))
