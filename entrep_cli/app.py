@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from entrep_cli import __version__, console
+from entrep_cli import __version__, console, processes
 from entrep_cli.commands import (
     ablate,
     cache,
@@ -26,6 +26,7 @@ from entrep_cli.commands import (
     embed,
     ensemble,
     evaluate,
+    export,
     explain,
     index,
     predict,
@@ -62,6 +63,7 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
         (embed.embed, "Images to vectors: entrep embed"),
         (index.index, "Vectors to an index: entrep index"),
         (search.search, "Cases like an image or a finding: entrep search 'septal spur'"),
+        (export.export, "The towers as ONNX, for other programs: entrep export"),
     ],
     "Submit": [
         (predict.predict, "A validated submission: entrep predict --track 2"),
@@ -156,6 +158,7 @@ def _register(
 ) -> None:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
+        processes.check_shared(function.__name__)
         result = function(*args, **kwargs)
         if result:
             console.document(result)
@@ -187,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [a for a in arguments[:own] if a in GLOBAL_FLAGS]
     arguments = flags + [a for i, a in enumerate(arguments) if i >= own or a not in GLOBAL_FLAGS]
     console.set_mode("json" if "--json" in flags else "quiet" if flags else "human")
+    if not processes.is_main():
+        console.set_mode("silent")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller, as `>&-` does

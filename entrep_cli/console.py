@@ -1,8 +1,9 @@
-"""The one place that prints: data to stdout, everything else to stderr, in three modes.
+"""The one place that prints: data to stdout, everything else to stderr, in four modes.
 
 human  tables on stdout; notes, progress and next commands on stderr
 json   one JSON document on stdout, warnings on stderr
 quiet  tables on stdout, warnings on stderr
+silent errors alone: of a command in several processes one prints, the main one
 
 Whatever comes from users (names, texts, labels) is printed without markup and with its control
 characters made visible, so that no file name can colour or clear a terminal.
@@ -21,9 +22,9 @@ mode = "human"
 
 
 def set_mode(new: str) -> None:
-    """`human`, `json` or `quiet`, for the rest of the process."""
+    """`human`, `json`, `quiet` or `silent`, for the rest of the process."""
     global mode
-    assert new in ("human", "json", "quiet"), new
+    assert new in ("human", "json", "quiet", "silent"), new
     mode = new
 
 
@@ -40,8 +41,8 @@ def say(*lines: str) -> None:
 
 
 def warn(*lines: str) -> None:
-    """A warning, to stderr, in every mode."""
-    for line in lines:
+    """A warning, to stderr, in every mode but silent."""
+    for line in lines if mode != "silent" else ():
         _stderr().print(f"Warning: {visible(line)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -55,7 +56,7 @@ def error(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: Sequence[str] = ()) -> None:
     """A plain table on stdout; the first column and those named by `left` are text, the others are aligned right."""
-    if mode == "json":
+    if mode in ("json", "silent"):
         return
     from rich import box
     from rich.console import Console
@@ -75,8 +76,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 
 def plain(text: str) -> None:
-    """A text on stdout as it is, a file's content for example; nothing in the json mode."""
-    if mode != "json":
+    """A text on stdout as it is, a file's content for example; nothing in the json and silent modes."""
+    if mode not in ("json", "silent"):
         print(text, end="" if text.endswith("\n") else "\n", flush=True)
 
 

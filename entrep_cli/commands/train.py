@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from entrep_cli import console
+from entrep_cli import console, processes
 from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
 from entrep_cli.methods import DEFAULT_METHOD, METHODS, TRAINABLE, method_class
@@ -52,7 +52,9 @@ def train(
         raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
     if folds and fold is not None:
         raise UsageError("--folds trains on every fold, --fold on one.", mend="give one of them")
-    begun = new_run(method or DEFAULT_METHOD, name, resume=True) if resume else None
+    if folds and processes.size() > 1:
+        raise UsageError("--folds trains in one process.", mend="train fold by fold with --fold, or leave out the launcher")
+    begun = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
     folds = folds or bool(begun and begun.path("fold-0").is_dir())
     config = begun and (begun.path("fold-0", CONFIG) if folds else begun.path(CONFIG))
     if config and not recipe and config.is_file():
@@ -77,20 +79,22 @@ def train(
     from entrep_cli.experiments.folds import check_folds, train_folds
     from entrep_cli.methods.runs import train_run
 
-    catalog, split = read_catalog_and_split(data_dir(data))
+    with processes.main_first():
+        catalog, split = read_catalog_and_split(data_dir(data))
     say_catalog(catalog)
     if folds:
         check_folds(split)
     else:
         split.images("train", fold)  # a fault in --fold must show before a folder is made
-    run = begun or new_run(wanted, name, overwrite=overwrite)
+    run = begun or processes.on_main(lambda: new_run(wanted, name, overwrite=overwrite))
     try:
         if folds:
             _, found = train_folds(catalog, split, settings, run, device=device, precision=precision, resume=resume)
             return _show_folds(run, found, data)
         _, manifest = train_run(catalog, split, settings, run, device=device, precision=precision, fold=fold, resume=resume)
     except BaseException as error:
-        run.remove_if_empty()
+        if processes.is_main():
+            run.remove_if_empty()
         if isinstance(error, KeyboardInterrupt) and run.path(CHECKPOINT).is_file():
             again = f"`entrep train --resume{options.flags(name=run.name, data=data, fold=fold)}`"
             raise Interrupted(

@@ -72,11 +72,17 @@ def flip(
 
 
 def augment(
-    pixels: torch.Tensor, targets: torch.Tensor, taxonomy: Taxonomy, settings: AugmentSettings, generator: torch.Generator
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    taxonomy: Taxonomy,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    part: slice = slice(None),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Another view of every image: (N, 3, H, W) uint8 and (N,) targets in, the same out, on the CPU.
 
-    Also (N,) bool, which images were flipped.
+    Also (N,) bool, which images were flipped. With a `part` only the views of those images are made, and they
+    are the same as among all; targets and flips stay those of all.
 
     Everything random comes from `generator`, so a seed gives the same views on every run. The steps
     are those of torchvision's functionals of the same names, on many images at once with a factor for
@@ -109,20 +115,20 @@ def augment(
     pixels, targets, flipped = flip(pixels, targets, chosen, taxonomy)
     if s.naive_flip:
         targets = labels
-    views = torch.empty_like(pixels)
+    views = torch.empty_like(pixels[part])
     # A few images at a time stay in the processor's cache, which the steps read and write over and over.
-    for part in torch.arange(n).split(8):
-        view = affine(pixels[part].float().div_(255), angles[part], shifts[part], scales[part])
-        view = blend(view, torch.zeros(()), brightness[part])
-        view = blend(view, luma(view).mean(dim=(2, 3), keepdim=True), contrast[part])
-        view = blend(view, luma(view), saturation[part])
+    for few, made in zip(torch.arange(n)[part].split(8), views.split(8)):
+        view = affine(pixels[few].float().div_(255), angles[few], shifts[few], scales[few])
+        view = blend(view, torch.zeros(()), brightness[few])
+        view = blend(view, luma(view).mean(dim=(2, 3), keepdim=True), contrast[few])
+        view = blend(view, luma(view), saturation[few])
         if s.hue:
-            view = turn_hue(view, hue[part])
-        for i in blurred[part].nonzero().flatten().tolist():
-            view[i] = gaussian_blur(view[i], float(sigma[part][i]))
+            view = turn_hue(view, hue[few])
+        for i in blurred[few].nonzero().flatten().tolist():
+            view[i] = gaussian_blur(view[i], float(sigma[few][i]))
         if holes is not None:
-            cut_out(view, holes[part])
-        views[part] = view.mul_(255).round_().to(torch.uint8)
+            cut_out(view, holes[few])
+        made.copy_(view.mul_(255).round_())
     return views, targets, flipped
 
 

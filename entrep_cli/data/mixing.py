@@ -12,6 +12,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
+from entrep_cli.data.augment import AugmentSettings, augment
+from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.recipes.recipe import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +45,23 @@ def mix(pixels: torch.Tensor, targets: torch.Tensor, settings: MixSettings, gene
         chosen = torch.rand(len(pixels), generator=generator) < settings.mosaic
         mixed = torch.where(chosen[:, None, None, None], mosaic(pixels, targets, chosen, generator), mixed)
     return mixed
+
+
+def batch_views(
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    taxonomy: Taxonomy,
+    augmenting: AugmentSettings,
+    mixing: MixSettings,
+    generator: torch.Generator,
+    part: slice = slice(None),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What is learned from a batch: augmented, then mixed, as by `augment` and `mix`; with a `part`, the views of those images alone."""
+    if mixing == MixSettings():
+        return augment(pixels, targets, taxonomy, augmenting, generator, part)
+    # Partners are drawn among all, and are seen augmented.
+    views, targets, flipped = augment(pixels, targets, taxonomy, augmenting, generator)
+    return mix(views, targets, mixing, generator)[part], targets, flipped
 
 
 def mixup(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -52,18 +56,38 @@ def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | Non
     return found, faults
 
 
-def decode_images(paths: Sequence[Path], preprocess: Preprocess) -> Iterator[np.ndarray]:
-    """Yield (3, size, size) uint8 in order, decoding ahead in threads.
+class Spent(Protocol):
+    """Seconds of work spent on files and on pixels, added up, and the threads that did it."""
+
+    reader: float
+    transform: float
+    threads: int
+
+
+def decode_images(paths: Sequence[Path], preprocess: Preprocess, spent: Spent | None = None) -> Iterator[np.ndarray]:
+    """Yield (3, size, size) uint8 in order, decoding ahead in threads; `spent` is told how long that took them.
 
     Raises:
         DataError: after the last image, naming every one that could not be read.
     """
+
+    def decode(path: Path) -> tuple[np.ndarray, float, float]:
+        start = perf_counter()
+        image = read_image(path)
+        read = perf_counter()
+        return preprocess(image), read - start, perf_counter() - read
+
     faults = []
-    for result in map_threads(lambda path: preprocess(read_image(path)), paths):
+    if spent is not None:
+        spent.threads = _n_threads()
+    for result in map_threads(decode, paths):
         if isinstance(result, ImageError):
             faults.append(result)
         elif not faults:
-            yield result
+            pixels, reading, transforming = result
+            if spent is not None:
+                spent.reader, spent.transform = spent.reader + reading, spent.transform + transforming
+            yield pixels
     if faults:
         raise_image_faults(faults, Path(os.path.commonpath([p.absolute().parent for p in paths])))
 
@@ -73,18 +97,64 @@ def load_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Prepr
 
     The cache is keyed by the pixels (`digests`) and by the preprocessing, not by names or places.
     """
-    key = fingerprint([preprocess.fingerprint, *digests])
-    path = cache_dir("pixels") / f"{key}.npy"
-    shape = (len(paths), 3, preprocess.size, preprocess.size)
+    path, shape = _kept_place(digests, preprocess)
     if (kept := _map(path, shape)) is not None:
         return kept
-    with console.progress(f"Decoding {what}", len(paths)) as advance, atomic_path(path) as temporary, open(temporary, "wb") as file:
-        # Written, not mapped: on a full disk a write is an error to tell, a touched map page kills the process.
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for pixels in decode_images(paths, preprocess):
-            file.write(pixels.tobytes())
+    with console.progress(f"Decoding {what}", len(paths)) as advance:
+        for _ in _decode_and_keep(paths, preprocess, path, shape):
             advance()
     return _map(path, shape)
+
+
+def kept_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess) -> np.ndarray | None:
+    """What `load_pixels` would give, where it is kept already; None where images would have to be decoded."""
+    return _map(*_kept_place(digests, preprocess)) if paths and all(digests) else None
+
+
+def stream_pixels(
+    paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess, *, rows: Sequence[int] | None = None, spent: Spent | None = None
+) -> Iterator[np.ndarray]:
+    """Yield (3, size, size) uint8 of a set of images, in order: those that are kept, or decoded ahead in threads.
+
+    A whole set is kept as it goes by, for the next run or precision, where it takes little of the disk that is free.
+
+    Args:
+        digests: of the pixels, by which they are kept; with "" among them nothing is.
+        rows: the images of which the pixels are wanted, in order; None for all, and only then are they kept.
+
+    Raises:
+        DataError: after the last image, naming every one that could not be read.
+    """
+    if (kept := kept_pixels(paths, digests, preprocess)) is not None:
+        yield from (kept[i] for i in (range(len(paths)) if rows is None else rows))
+        return
+    path, shape = _kept_place(digests, preprocess)
+    if rows is None and paths and all(digests) and _is_little(path, shape):
+        yield from _decode_and_keep(paths, preprocess, path, shape, spent)
+    else:
+        yield from decode_images(paths if rows is None else [paths[i] for i in rows], preprocess, spent)
+
+
+def _decode_and_keep(
+    paths: Sequence[Path], preprocess: Preprocess, path: Path, shape: tuple[int, ...], spent: Spent | None = None
+) -> Iterator[np.ndarray]:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # Written, not mapped: on a full disk a write is an error to tell, a touched map page kills the process.
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for pixels in decode_images(paths, preprocess, spent):
+            file.write(pixels.tobytes())
+            yield pixels
+
+
+def _kept_place(digests: Sequence[str], preprocess: Preprocess) -> tuple[Path, tuple[int, ...]]:
+    key = fingerprint([preprocess.fingerprint, *digests])
+    return cache_dir("pixels") / f"{key}.npy", (len(digests), 3, preprocess.size, preprocess.size)
+
+
+def _is_little(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether pixels of this shape take at most a tenth of what is free where they would be kept."""
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return there is not None and os.access(there, os.W_OK) and 10 * math.prod(shape) <= shutil.disk_usage(there).free
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -118,7 +188,7 @@ def map_threads(function: Callable, items: Sequence) -> Iterator:
         except ImageError as error:
             return error
 
-    workers = min(8, os.cpu_count() or 1)
+    workers = _n_threads()
     with ThreadPoolExecutor(workers) as pool:
         window = 4 * workers
         pending = [pool.submit(guarded, item) for item in items[:window]]
@@ -130,3 +200,10 @@ def map_threads(function: Callable, items: Sequence) -> Iterator:
                     pending.append(pool.submit(guarded, items[i + window]))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _n_threads() -> int:
+    # No fewer beside a model: it is the reader that must not be waited for, and threads with nothing left to read sleep.
+    from entrep_cli.machine.hardware import allowed_processors
+
+    return min(8, allowed_processors())

@@ -45,7 +45,7 @@ def examine_threads() -> Iterator[Finding]:
     cores = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     quota = cgroup_processors()
-    allowed = max(1, min(affinity, math.ceil(quota) if quota else affinity))
+    allowed = allowed_processors()
     threads, setting = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     details = {"threads": threads, "cores": cores, "affinity": affinity, "quota": quota, "OMP_NUM_THREADS": setting}
     limits = [f"{cores} processors", *([f"{affinity} for this process"] if affinity < cores else [])]
@@ -110,11 +110,27 @@ def cgroup_memory(root: Path = Path("/")) -> int | None:
     return min((limit for limit in limits if limit < _UNLIMITED), default=None)
 
 
+def allowed_processors() -> int:
+    """How many processors this process may use at once: its affinity and the container's quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_processors()
+    return max(1, min(affinity, math.ceil(quota) if quota else affinity))
+
+
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that can be had without swapping, where the kernel says so."""
+    return _meminfo(root, "MemAvailable:")
+
+
+def total_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of the machine, where the kernel says so."""
+    return _meminfo(root, "MemTotal:")
+
+
+def _meminfo(root: Path, name: str) -> int | None:
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
     except (OSError, StopIteration, ValueError):
         return None
 

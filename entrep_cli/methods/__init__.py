@@ -34,6 +34,7 @@ METHODS = {
 }
 TRAINABLE = tuple(name for name in METHODS if name != "ensemble")  # an ensemble is made of runs
 WITH_TEXT = ("clip-lora", "ensemble", "hybrid", "prototype")  # the methods whose models can embed texts
+SCALES_OUT = ("clip-lora", "dinov2")  # the methods that several processes can train together
 DEFAULT_METHOD = "clip-lora"  # one model for the three tracks
 
 

@@ -17,21 +17,23 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from torch.nn import functional as F
 
-from entrep_cli import console
-from entrep_cli.data.augment import AugmentSettings, augment
+from entrep_cli import console, processes
+from entrep_cli.data.augment import AugmentSettings
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
-from entrep_cli.data.mixing import MixSettings, mix
+from entrep_cli.data.mixing import MixSettings, batch_views
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese, names_a_side
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.methods import Fit
+from entrep_cli.models.checkpointing import set_checkpointing
 from entrep_cli.models.clip import (
     ENGLISH_ONLY,
     Architecture,
     ClipSettings,
     build_clip,
+    encode_texts,
     load_clip_weights,
     make_tokenizer,
     pixel_statistics,
@@ -48,6 +50,7 @@ from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.metric_losses import MetricSettings, metric_loss
 from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import batches, class_batches
+from entrep_cli.training.shares import gathered
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
 
@@ -75,6 +78,8 @@ class ClipLoraRecipe(Recipe):
         tune: `lora` learns adapters, fusion and head; `full` everything; `head` fusion and head alone.
         freeze_norm: keep batch statistics as the pretrained weights have them.
         mix: in training, interpolate on the sphere between two images of a class (representation diversity).
+        checkpointing: keep no activations inside the blocks of the towers, and work them out again for the
+            gradients: less memory, a third more time, the same gradients. Not with `head`, which has none there.
         images_per_class: in a batch, unless `train.balance` is `none`; how many classes a batch has follows from `train.batch_size`.
         batch_size: images at a time where nothing is learned.
     """
@@ -83,6 +88,7 @@ class ClipLoraRecipe(Recipe):
     tune: Literal["lora", "full", "head"] = "lora"
     freeze_norm: bool = True
     mix: bool = False
+    checkpointing: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     image: ImageSettings = ImageSettings()
     backbone: ClipSettings = ClipSettings()
@@ -118,6 +124,7 @@ class ClipLora(nn.Module):
     """Two towers, the fusion of levels and a linear head; the trained model of the method."""
 
     Recipe = ClipLoraRecipe
+    towers = ("backbone.visual", "stages")  # what may compute in a lower precision where images are embedded
     has_text_tower = True  # of a model: False where its text tower has learned nothing from anything
 
     def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:
@@ -148,7 +155,7 @@ class ClipLora(nn.Module):
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """(M, context) token ids to (M, D) unit rows."""
-        return F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
+        return F.normalize(encode_texts(self.backbone, tokens).float(), dim=1)
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
         return self.tokenizer(list(texts)).to(self.normalise.shift.device)
@@ -270,6 +277,8 @@ class ClipLora(nn.Module):
         model = cls(read_architecture(recipe.backbone.name), recipe, train.taxonomy)
         origin, filled = load_clip_weights(model.backbone, recipe.backbone)
         _choose_what_learns(model, filled)
+        if recipe.checkpointing:
+            set_checkpointing(model.backbone, recipe.tune)
         model.has_text_tower = _reads_texts(recipe, origin)
         model.to(device)
         texts = _Texts(model, train)
@@ -378,8 +387,9 @@ def _train(
     resume: bool,
 ):
     recipe, settings = model.recipe, model.recipe.train
-    pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
-    val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
+    with processes.main_first():
+        pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
+        val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
     text_features = _text_features(model, texts)
     objective = Objective(model.taxonomy, recipe.loss, settings.label_smoothing).to(device)
@@ -388,10 +398,11 @@ def _train(
         generator = epoch_generator(recipe.seed, epoch)
         for pick in _batches(targets, recipe, generator):
             seen = torch.from_numpy(pixels[pick.numpy()])
-            seen, wanted, flipped = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
-            seen = mix(seen, wanted, recipe.mixing, generator)
+            own = processes.part(len(pick))
+            seen, wanted, flipped = batch_views(seen, targets[pick], model.taxonomy, recipe.augment, recipe.mixing, generator, own)
             with autocast(device, precision):
                 embeddings = model(seen.to(device))
+            embeddings = gathered(embeddings, len(pick))
             if recipe.mix:
                 embeddings = mix_same_class(embeddings, wanted.to(device), generator)
             loss = objective(model.logits(embeddings), wanted.to(device))

@@ -24,15 +24,16 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from entrep_cli import console
+from entrep_cli import console, processes
 from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.mixing import MixSettings, mix
+from entrep_cli.data.mixing import MixSettings, batch_views
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
+from entrep_cli.models.checkpointing import set_checkpointing
 from entrep_cli.models.device import autocast
 from entrep_cli.models.heads import Head, HeadSettings
 from entrep_cli.models.inputs import ImageSettings
@@ -40,6 +41,7 @@ from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
 from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
+from entrep_cli.training.shares import gathered
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import (
     METRICS,
@@ -65,6 +67,8 @@ class Dinov2Recipe(Recipe):
             a binary one for a pair such as ear-left and ear-right (of three or more, ours).
         tune: `head` freezes the backbone; `full` fine-tunes it.
         freeze_norm: with `full`, keep batch statistics as the pretrained weights have them.
+        checkpointing: with `full`, keep no activations inside the backbone's blocks, and work them out again for
+            the gradients: less memory, a third more time, the same gradients.
         views: augmented views of each training image whose features are cached, with `head`.
         embedding: what retrieval compares: the `head`'s last hidden layer, `backbone` features, or
             `both`, each as a unit vector, one after the other.
@@ -76,6 +80,7 @@ class Dinov2Recipe(Recipe):
     target: str = "class"
     tune: Literal["head", "full"] = "head"
     freeze_norm: bool = True
+    checkpointing: bool = False
     views: Annotated[int, Field(ge=0)] = 4
     embedding: Literal["backbone", "head", "both"] = "head"
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -94,6 +99,7 @@ class Dinov2(nn.Module):
     """A backbone and its head; the trained model of the method."""
 
     Recipe = Dinov2Recipe
+    towers = ("backbone",)  # what may compute in a lower precision where images are embedded
     has_text_tower = False
 
     def __init__(self, backbone: Backbone, recipe: Dinov2Recipe, taxonomy: Taxonomy) -> None:
@@ -178,6 +184,8 @@ class Dinov2(nn.Module):
         backbone, origin = create_backbone(recipe.backbone, recipe.image.size)
         _warn_of_leaks(origin, run)
         model = cls(backbone, recipe, taxonomy).to(device)
+        if recipe.checkpointing:
+            set_checkpointing(backbone.model, recipe.tune)
         if recipe.tune == "head":
             fitted = _fit_head(model, train, val, run, origin, device, resume)
         else:
@@ -246,12 +254,13 @@ def _fit_head(
     if recipe.backbone.weights == "none":
         console.warn("The frozen backbone has random weights; its features mean little. --tune full trains it.")
     model.requires_grad_(False).eval()
-    views = [_view_features(model, train, origin, view, device) for view in range(recipe.views + 1)]
+    with processes.main_first():
+        views = [_view_features(model, train, origin, view, device) for view in range(recipe.views + 1)]
+        val_features, val_classes = _view_features(model, val, origin, 0, device)
     seen = _targets(train.taxonomy, recipe.target)[torch.stack([t for _, t in views])]  # (V + 1, N), -1 outside of the target
     own = seen[0] >= 0
     features = torch.stack([f[own] for f, _ in views])  # (V + 1, n, D)
     seen = seen[:, own]  # a flipped view has its mirror's class
-    val_features, val_classes = _view_features(model, val, origin, 0, device)
     val_targets = _targets(val.taxonomy, recipe.target)[val_classes]
     val_features, val_targets = val_features[val_targets >= 0], val_targets[val_targets >= 0]
 
@@ -330,8 +339,9 @@ def _fit_full(
     model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool
 ) -> Fitted:
     recipe = model.recipe
-    pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
-    val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
+    with processes.main_first():
+        pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
+        val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
     objective = _objective(targets, model.taxonomy, recipe, device)
 
@@ -339,10 +349,11 @@ def _fit_full(
         generator = epoch_generator(recipe.seed, epoch)
         for pick in batches(_epoch_order(targets, recipe.train, generator), recipe.train.batch_size):
             seen = torch.from_numpy(pixels[pick.numpy()])
-            seen, wanted, _ = augment(seen, targets[pick], model.taxonomy, recipe.augment, generator)
-            seen = mix(seen, wanted, recipe.mixing, generator)
+            own = processes.part(len(pick))
+            seen, wanted, _ = batch_views(seen, targets[pick], model.taxonomy, recipe.augment, recipe.mixing, generator, own)
             with autocast(device, precision):
                 logits = model(seen.to(device))
+            logits = gathered(logits, len(pick))
             yield objective(logits.float(), wanted.to(device))
 
     @torch.no_grad()

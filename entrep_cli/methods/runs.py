@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from entrep_cli import __version__, console
+from entrep_cli import __version__, console, processes
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import RunError, first_line
-from entrep_cli.methods import Fit, Model, method_class
+from entrep_cli.errors import RunError, UsageError, first_line
+from entrep_cli.methods import SCALES_OUT, Fit, Model, method_class
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
@@ -43,11 +43,18 @@ def train_run(
     """Train `recipe` into `run`; the model and its manifest.
 
     The run is complete, and found by the other commands, only when this returns. With `resume` one that is
-    complete already is loaded and not trained again.
+    complete already is loaded and not trained again. In several processes every one calls this, and the main
+    one alone writes into the run.
 
     Raises:
         RunError: a part without images, or a run to resume that was begun with another recipe or split.
+        UsageError: a method that several processes cannot share.
     """
+    if processes.size() > 1 and recipe.method not in SCALES_OUT:
+        raise UsageError(
+            f"{recipe.method} is trained in one process, and {processes.size()} were started.",
+            mend=f"run it without a launcher; several processes can share {' and '.join(SCALES_OUT)}",
+        )
     place, reason = choose_device(device)
     console.say(f"Device: {place} ({reason}).")
     make_deterministic()

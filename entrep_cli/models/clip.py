@@ -20,6 +20,7 @@ from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports
 import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed, resize_text_pos_embed
+from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
 from entrep_cli.errors import UsageError, WeightsError, first_line
@@ -196,6 +197,33 @@ def make_tokenizer(settings: ClipSettings, architecture: Architecture) -> Callab
             mend="with a network: "
             f"{fetch_commands(repository, ['tokenizer.json', 'tokenizer_config.json', 'config.json'])}; or {_OTHER_MODEL}",
         ) from error
+
+
+def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """(M, context) token ids to (M, D) features, as the model's `encode_text`, without the padding behind the longest text.
+
+    A causal tower reads its answer off the end of the text, which sees nothing of what stands behind it. A finding
+    has some ten tokens, of 77 places: to cut the rest takes most of the text tower's work away (ours).
+    """
+    tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
+    if not _is_causal(tower):
+        return model.encode_text(tokens)
+    length = int(tokens.argmax(dim=1).max()) + 1
+    tokens = tokens[:, :length]
+    x = tower.token_embedding(tokens).to(tower.transformer.get_cast_dtype())
+    x = tower.transformer(x + tower.positional_embedding[:length].to(x), attn_mask=tower.attn_mask[:length, :length])
+    x = text_global_pool(tower.ln_final(x), tokens, "argmax")
+    if tower.text_projection is None:
+        return x
+    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
+
+
+def _is_causal(tower: nn.Module | None) -> bool:
+    """Whether a text tower is open_clip's own, causal, and read at the end token, which is the largest of its vocabulary."""
+    if isinstance(tower, CLIP):
+        return tower.text_pool_type == "argmax" and tower.attn_mask is not None
+    plain = isinstance(tower, TextTransformer) and tower.cls_emb is None and not tower.use_pad_mask and not tower.output_tokens
+    return plain and tower.pool_type == "argmax" and tower.attn_mask is not None
 
 
 def texts_cut(tokenizer: Callable, texts: Sequence[str], context_length: int) -> int:

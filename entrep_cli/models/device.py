@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from entrep_cli import processes
 from entrep_cli.errors import UsageError, first_line
+from entrep_cli.machine.hardware import allowed_processors
 
 
 def choose_device(option: str = "auto") -> tuple[torch.device, str]:
@@ -16,14 +18,16 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     Raises:
         UsageError: no such device, or not on this machine.
     """
+    _fit_threads()
     if option == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda"), f"a GPU is there: {torch.cuda.get_device_name()}"
+            device = _own_gpu(torch.device("cuda"))
+            return device, f"a GPU is there: {torch.cuda.get_device_name(device)}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "an Apple GPU is there"
         return torch.device("cpu"), f"no GPU is there; {torch.get_num_threads()} threads"
     try:
-        device = torch.device(option)
+        device = _own_gpu(torch.device(option))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
@@ -32,8 +36,23 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     return device, "asked for"
 
 
+def _own_gpu(device: torch.device) -> torch.device:
+    """Of several processes on a machine each takes the GPU of its number."""
+    if device.type != "cuda" or device.index is not None or processes.size() == 1:
+        return device
+    device = torch.device("cuda", processes.local_rank())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _fit_threads() -> None:
+    """No more threads than processors that may be used: torch counts those of the machine, whatever a container is allowed."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (allowed := allowed_processors()):
+        torch.set_num_threads(allowed)
+
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
@@ -65,7 +84,7 @@ def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The block in which the towers compute in `precision`; nothing changes for `fp32`."""
-    return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
 def _bf16_units() -> list[str]:

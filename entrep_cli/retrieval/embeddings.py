@@ -15,12 +15,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrep_cli import console
+from entrep_cli import processes
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.retrieval.pipeline import FP32, Stages, answers
 from entrep_cli.retrieval.rows import Rows
 from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, fingerprint, write_json_atomic, write_text_atomic
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from entrep_cli.methods import Model
 
 _FILES = ("vectors.npy", "probabilities.npy", "items.csv")
+_COUNTED = ("images", "sha256")  # of a manifest, what every writing works out anew
 _COLUMNS = ("image", "path", "label", "group", "digest")
 
 
@@ -108,25 +111,28 @@ def check_flip(taxonomy: Taxonomy) -> None:
         )
 
 
-def embed_items(model: Model, items: Items, *, what: str = "images", flip: bool = False) -> Embeddings:
-    """Decode, embed and classify images, a batch at a time.
+def embed_items(
+    model: Model, items: Items, *, what: str = "images", flip: bool = False, batch_size: int | None = None, stages: Stages | None = None
+) -> Embeddings:
+    """Decode, embed and classify images, a batch at a time (`pipeline.answers`).
 
     Args:
         flip: test-time augmentation: also look at each image flipped left to right. Its probabilities go to
             the mirror classes and are averaged with the image's own. Its embedding stands beside the image's
             own, each divided by sqrt(2), so that a cosine is the mean of image with image and flip with flip:
             to average the two embeddings instead would take a left ear for a right one (ours).
+        batch_size, stages: as for `pipeline.answers`.
 
     Raises:
         DataError: names every image that cannot be read. UsageError: as `check_flip`.
     """
     if flip:
         check_flip(model.taxonomy)
-    (vectors, probabilities), *flipped = _views(model, items, what, flip)
+    (vectors, probabilities), *flipped = _views(model, items, what, flip, batch_size, stages)
     for more, turned in flipped:
         vectors = np.concatenate([vectors, more], axis=1) / np.float32(2**0.5)
         probabilities = (probabilities + turned[:, model.taxonomy.mirrors]) / 2
-    return Embeddings(items, vectors, probabilities)
+    return Embeddings(items if processes.is_main() else items.take([]), vectors, probabilities)
 
 
 def texts_beside(vectors: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -134,45 +140,28 @@ def texts_beside(vectors: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.pad(vectors, ((0, 0), (0, images.shape[1] - vectors.shape[1])))
 
 
-def _views(model: Model, items: Items, what: str, flip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def _views(
+    model: Model, items: Items, what: str, flip: bool, batch_size: int | None, stages: Stages | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images."""
     if hasattr(model, "members"):
-        return _views_of_members(model, items, what, flip)
-    import torch
-
-    from entrep_cli.data.pixels import decode_images
-
-    device = next(model.parameters()).device
-    size = getattr(model.recipe, "batch_size", 32)
-    batch: list[np.ndarray] = []
-    seen: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(1 + flip)]
-    with console.progress(f"Embedding {what}", len(items)) as advance, torch.inference_mode():
-
-        def run_batch() -> None:
-            pixels = torch.from_numpy(np.stack(batch)).to(device)
-            for rows, shown in zip(seen, (pixels, pixels.flip(-1))):
-                embedded, classified = model.infer(shown)
-                rows.append((embedded.float().cpu().numpy(), classified.float().cpu().numpy()))
-            advance(len(batch))
-            batch.clear()
-
-        for pixels in decode_images([Path(p) for p in items.path], model.preprocess):
-            batch.append(pixels)
-            if len(batch) == size:
-                run_batch()
-        if batch:
-            run_batch()
-    return [tuple(np.concatenate(columns) for columns in zip(*rows)) for rows in seen]
+        return _views_of_members(model, items, what, flip, batch_size, stages)
+    return answers(model, items, what=what, flip=flip, batch_size=batch_size, stages=stages)
 
 
-def _views_of_members(model: Model, items: Items, what: str, flip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def _views_of_members(
+    model: Model, items: Items, what: str, flip: bool, batch_size: int | None, stages: Stages | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """The same of an ensemble: each member sees the images with its own preprocessing, or has seen them already."""
     import torch
 
     seen = []
     for member, run in zip(model.members, model.runs):
         kept = None if flip else _kept(run, member, items)
-        seen.append(_views(member, items, f"{what} by {run.name}", flip) if kept is None else [(kept.vectors, kept.probabilities)])
+        if kept is None:
+            seen.append(_views(member, items, f"{what} by {run.name}", flip, batch_size, stages))
+        else:
+            seen.append([(kept.vectors, kept.probabilities)])
     combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*seen)]
     return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities in combined]
 
@@ -188,27 +177,49 @@ def _kept(run: Run, model: Model, items: Items) -> Embeddings | None:
             continue
         place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
         rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
-        if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False):
+        engine = _engine(_manifest(run.path("embeddings", name)))
+        if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False, engine):
             return kept.take(rows)
     return None
 
 
-def embeddings_of(run: Run, name: str, items: Items, model: Model, *, flip: bool = False) -> Embeddings:
+def embeddings_of(
+    run: Run,
+    name: str,
+    items: Items,
+    model: Model,
+    *,
+    flip: bool = False,
+    as_kept: bool = True,
+    batch_size: int | None = None,
+    stages: Stages | None = None,
+) -> Embeddings:
     """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept.
 
-    Those with `flip` are a set of their own, NAME-flip.
+    Those with `flip` are a set of their own, NAME-flip. Of several processes the main one writes, and gets those
+    that were computed.
+
+    Args:
+        as_kept: what was computed by another engine or in another precision is taken as well; False wants the model's own.
+        batch_size, stages: as for `pipeline.answers`; the stages stay empty where nothing is computed.
     """
     what, name = name, f"{name}-flip" if flip else name
     folder = run.path("embeddings", name)
-    wanted = _fingerprint(run, items, model, flip)
-    if set_fingerprint(run, name) == wanted:
+    engine = getattr(model, "engine", FP32)
+    manifest = processes.broadcast(_manifest(folder))
+    for known in dict.fromkeys([engine, _engine(manifest)] if as_kept else [engine]):
+        if manifest.get("fingerprint") != _fingerprint(run, items, model, flip, known):
+            continue
         kept = read_embeddings(run, name)
-        if kept.items.rows() != items.rows():
-            _write(folder, items, {}, wanted, flip)
+        if kept.items.rows() != items.rows() and processes.is_main():
+            _write(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
         return replace(kept, items=items)
-    embeddings = embed_items(model, items, what=f"{what} images", flip=flip)
-    arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
-    _write(folder, items, arrays, wanted, flip)
+    stages = Stages() if stages is None else stages
+    embeddings = embed_items(model, items, what=f"{what} images", flip=flip, batch_size=batch_size, stages=stages)
+    if processes.is_main():
+        arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
+        wanted = _fingerprint(run, items, model, flip, engine)
+        _write(folder, items, arrays, {"fingerprint": wanted, "engine": engine, "flip": flip}, stages)
     return embeddings
 
 
@@ -244,8 +255,13 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
     return Embeddings(items, vectors, probabilities)
 
 
-def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], wanted: str, flip: bool) -> None:
-    """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none."""
+def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
+    """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none.
+
+    Args:
+        about: what the manifest tells beside the number of images and the hashes; the `stages` go there too.
+    """
+    started = perf_counter()
     (folder / "manifest.json").unlink(missing_ok=True)
     for file, array in arrays.items():
         with atomic_path(folder / file) as temporary, open(temporary, "wb") as content:
@@ -255,15 +271,12 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], wanted: st
     writer.writerow(_COLUMNS)
     writer.writerows(items.rows())
     write_text_atomic(folder / "items.csv", text.getvalue())
-    write_json_atomic(
-        folder / "manifest.json",
-        {
-            "fingerprint": wanted,
-            "images": len(items),
-            "flip": flip,
-            "sha256": {file: file_sha256(folder / file) for file in _FILES},
-        },
-    )
+    hashes = {file: file_sha256(folder / file) for file in _FILES}
+    if stages is not None:
+        stages.writer = perf_counter() - started
+        stages.elapsed += stages.writer
+        about = {**about, "stages": stages.as_dict()}
+    write_json_atomic(folder / "manifest.json", {**about, "images": len(items), "sha256": hashes})
 
 
 def _manifest(folder: Path) -> dict:
@@ -275,10 +288,15 @@ def _manifest(folder: Path) -> dict:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _fingerprint(run: Run, items: Items, model: Model, flip: bool) -> str:
-    """Of the run's model and settings, by their hashes, and of the names and pixels of the images."""
+def _engine(manifest: dict[str, Any]) -> str:
+    """What computed a set."""
+    return str(manifest.get("engine", FP32))
+
+
+def _fingerprint(run: Run, items: Items, model: Model, flip: bool, engine: str) -> str:
+    """Of the run's model and settings, by their hashes, of the names and pixels of the images, and of what computes."""
     manifest = run.manifest
     hashes = {name: sha256 for name, sha256 in manifest["files"].items() if name != METRICS}
     pixels = list(zip(items.image, items.digest))
     preprocess = [model.preprocess.fingerprint, model.preprocess.as_dict()]
-    return fingerprint([hashes, manifest["taxonomy"], preprocess, flip, pixels])
+    return fingerprint([hashes, manifest["taxonomy"], preprocess, flip, pixels, *([] if engine == FP32 else [engine])])

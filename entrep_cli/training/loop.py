@@ -19,10 +19,11 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
-from entrep_cli import console
+from entrep_cli import console, processes
 from entrep_cli.errors import RunError
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.training.rates import parameter_groups, paces, rate_factor, thawing
+from entrep_cli.training.shares import average_gradients, same_start
 from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_text_atomic
 
 CHECKPOINT_SECONDS = 10.0
@@ -76,8 +77,8 @@ class Fitted:
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The random numbers of one epoch; also seeds torch's own, which dropout uses."""
-    torch.manual_seed(seed * 1_000_003 + epoch)
+    """The random numbers of one epoch, the same in all processes; also seeds torch's own, which dropout uses, in each another."""
+    torch.manual_seed(seed * 1_000_003 + epoch + (processes.rank() << 40))
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
@@ -105,10 +106,16 @@ def fit(
         pretrained: names of the parameters that learn at `backbone_learning_rate`.
         precision: in which `losses` computes; for `fp16` the loss is scaled, so that small gradients survive.
 
+    In several processes `losses` computes the loss of the whole batch in each (`training.shares`); the main one
+    validates and writes.
+
     Raises:
         RunError: the loss is not finite, or a checkpoint does not belong to this training.
+        UsageError: as `same_start`.
     """
     started = time.monotonic()
+    model.train()
+    same_start(model)
     pace_of = paces(
         [name for name, _ in model.named_parameters()],
         pretrained,
@@ -161,14 +168,14 @@ def fit(
                 _step(optimizer, scaler, schedule, average, model)  # the epoch's last, smaller sum
             with average.applied(model):
                 model.eval()
-                scores = validate(model)
+                scores = processes.on_main(lambda: validate(model))
                 if settings.keep == "last" or not state["best"] or _order(scores, monitor) > _order(state["best"], monitor):
                     state.update(best_epoch=epoch, best=scores, best_weights=_copy(model))
             row = {"epoch": epoch, "train_loss": total / max(n_batches, 1), **scores}
             state.update(epoch=epoch, history=[*state["history"], row], seconds=before + time.monotonic() - started)
             best = f"best {state['best'][monitor]:.3f} in epoch {state['best_epoch']}"
             advance(1 - min(n_batches, batches - 1) / batches, f"{monitor} {scores[monitor]:.3f}, {best}")
-            if _ended(state, settings) or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if processes.is_main() and (_ended(state, settings) or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 _write_metrics(run, state["history"])
                 _save_checkpoint(run, state, model, optimizer, schedule, average, scaler)
                 saved = time.monotonic()
@@ -179,6 +186,7 @@ def fit(
 
 
 def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, schedule, average: _Average, model: nn.Module) -> None:
+    average_gradients(model)
     scaler.step(optimizer)
     scaler.update()
     schedule.step()

@@ -349,3 +349,20 @@ def test_a_training_does_not_go_on_with_another_split(fresh, entrep, small, monk
     assert done.code == 1 and "another split" in done.err
     assert entrep("split").code == 0
     assert entrep("train", "--name", "x", "--resume").code == 0
+
+
+def test_embed_tells_where_the_time_went(trained, entrep):
+    again = entrep("embed", "--json").json
+    assert all(found["stages"] is None for found in again["sets"].values())  # kept
+    done = entrep("embed", "--precision", "bf16", "--batch-size", 20)
+    assert done.code == 0 and "Precision: bf16 (asked for)" in done.err and "Batch: 20 images (asked for)." in done.err
+    assert "Stages of train: 112 images" in done.out and "Bottleneck: " in done.err
+    # What other commands need is taken as it was embedded, and `auto` leaves it so.
+    kept = entrep("embed", "--json").json
+    assert all(found["stages"] is None for found in kept["sets"].values())
+    assert json.loads((trained / "dinov2" / "embeddings" / "train" / "manifest.json").read_text())["engine"] == "bf16"
+
+
+def test_embed_refuses_what_does_not_go_together(trained, entrep):
+    done = entrep("embed", "--engine", "onnx", "--precision", "bf16")
+    assert done.code == 2 and "of the torch engine" in done.err

@@ -198,6 +198,15 @@ def test_the_whole_against_torchvision():
         assert (seen[i].float() - image * 255).abs().max() < 0.51
 
 
+def test_a_part_of_the_views_is_that_part_of_all():
+    """What several processes rely on: the random numbers are those of the whole batch."""
+    pixels, targets = batch(21), torch.arange(21) % 7
+    views, wanted, flipped = augment(pixels, targets, ENTREP, AugmentSettings(), generator())
+    for part in (slice(0, 10), slice(10, 21), slice(21, 21)):
+        own, same, turned = augment(pixels, targets, ENTREP, AugmentSettings(), generator(), part)
+        assert torch.equal(own, views[part]) and torch.equal(same, wanted) and torch.equal(turned, flipped)
+
+
 # ---------------------------------------------------------------- crop, cutout, the naive flip
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from entrep_cli.data.mixing import MixSettings, mix, mixup, mosaic
+from entrep_cli.data.augment import AugmentSettings
+from entrep_cli.data.mixing import MixSettings, batch_views, mix, mixup, mosaic
+from entrep_cli.data.taxonomy import Taxonomy
 
 TARGETS = torch.tensor([0, 1, 0, 2, 1, 0, 1, 1])  # class 2 has one image, which is alone
 ALL = torch.ones(len(TARGETS), dtype=torch.bool)
@@ -85,3 +87,17 @@ def test_shares_are_shares():
     for settings in (MixSettings(mixup=0.25), MixSettings(mosaic=0.25)):
         changed = (mix(pixels, targets, settings, generator()) != pixels).flatten(1).any(dim=1)
         assert 0.17 < changed.float().mean() < 0.33
+
+
+def test_a_part_of_mixed_views_is_that_part_of_all():
+    """What several processes rely on: partners come from the whole batch."""
+    pixels, targets = torch.arange(9 * 3 * 8 * 8).reshape(9, 3, 8, 8).to(torch.uint8), torch.arange(9) % 3
+    for mixing in (MixSettings(), MixSettings(mixup=1.0, mosaic=0.5)):
+
+        def views(part: slice, mixing=mixing):
+            return batch_views(pixels, targets, Taxonomy.entrep(), AugmentSettings(), mixing, torch.Generator().manual_seed(1), part)
+
+        whole, wanted, flipped = views(slice(None))
+        for part in (slice(0, 4), slice(4, 9)):
+            own, same, turned = views(part)
+            assert torch.equal(own, whole[part]) and torch.equal(same, wanted) and torch.equal(turned, flipped)

@@ -121,7 +121,8 @@ def test_flips_keep_sides_apart(items, tmp_path):
     turned.mkdir()
     for name, path in zip(items.image, items.path):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(turned / name)
-    mirrored = Items.of(image=list(items.image), path=[str(turned / name) for name in items.image], digest=list(items.digest))
+    places, digests = [str(turned / name) for name in items.image], [f"mirrored {digest}" for digest in items.digest]
+    mirrored = Items.of(image=list(items.image), path=places, digest=digests)
     for model in (members[0], ensemble(members, (3, 1), (1, 4), (0.5, 2.0))):
         plain, flipped, both = embed_items(model, items), embed_items(model, mirrored), embed_items(model, items, flip=True)
         assert np.allclose(both.probabilities, (plain.probabilities + flipped.probabilities[:, [1, 0, 2]]) / 2, atol=1e-6)

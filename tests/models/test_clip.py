@@ -13,6 +13,7 @@ from entrep_cli.models.clip import (
     Architecture,
     ClipSettings,
     build_clip,
+    encode_texts,
     load_clip_weights,
     make_tokenizer,
     pixel_statistics,
@@ -202,3 +203,20 @@ def test_texts_that_are_cut_are_counted_exactly():
     fits, long = " ".join(["a"] * 14), " ".join(["a"] * 15)  # 14 words, start and end fill 16 places
     assert texts_cut(tokenizer, [fits, long, "x"], 16) == 1
     assert torch.equal(tokenizer([fits])[0, -2:], torch.tensor([320, 49407]))
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_a_text_without_its_padding_embeds_the_same(custom):
+    torch.manual_seed(0)
+    model = build_clip(Architecture({**CLIP, "custom_text": custom}), 32).eval()
+    tokens = torch.zeros(3, 16, dtype=torch.long)
+    for row, length in enumerate((3, 7, 16)):
+        tokens[row, :length] = torch.randint(1, 40000, (length,), generator=torch.Generator().manual_seed(row))
+        tokens[row, length - 1] = 49407
+    seen = []
+    tower = model.text if custom else model
+    tower.token_embedding.register_forward_hook(lambda _module, given, _result: seen.append(given[0].shape[1]))
+    with torch.no_grad():
+        for rows in (tokens, tokens[:2], tokens[:1]):
+            assert torch.allclose(encode_texts(model, rows), model.encode_text(rows), atol=1e-5)
+    assert seen[::2] == [16, 7, 3]

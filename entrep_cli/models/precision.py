@@ -1,0 +1,54 @@
+"""In which precision a trained model answers: its towers are cast once, all that follows them stays in float32.
+
+Not by autocast, as in training: inside `inference_mode` it casts the weights again at every call, which on a CPU
+is slower than float32 (benchmarks/attention.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from entrep_cli.errors import UsageError
+from entrep_cli.models.backbones import Backbone
+from entrep_cli.models.device import DTYPES, choose_precision
+from entrep_cli.models.inputs import Normalise
+
+
+def choose_inference_precision(option: str, device: torch.device, model: nn.Module) -> tuple[str, str]:
+    """`fp32`, `bf16` or `fp16` for the towers of a model on its device, and why.
+
+    Raises:
+        UsageError: no such precision, or one that the model or the device does not answer in.
+    """
+    chosen, reason = choose_precision(option, device)
+    if chosen == "fp32":
+        return chosen, reason
+    if not getattr(model, "towers", ()):
+        if option == "auto":
+            return "fp32", f"{model.recipe.method} answers in it alone"
+        raise UsageError(f"{model.recipe.method} answers in fp32 alone.", mend="--precision auto")
+    if chosen == "fp16" and device.type == "cpu":
+        raise UsageError("A CPU is not faster in fp16.", mend="--precision bf16 or auto")
+    return chosen, reason
+
+
+def lower(model: nn.Module, precision: str) -> None:
+    """Cast the towers of a model (its attribute `towers`), in place; with `fp32` nothing changes.
+
+    Pixels are normalised in float32 and cast after that.
+    """
+    if precision not in DTYPES:
+        return
+    dtype = DTYPES[precision]
+    normalisers = [module for module in model.modules() if isinstance(module, Normalise)]
+    statistics = [(module.shift, module.scale) for module in normalisers]
+    for path in model.towers:
+        model.get_submodule(path).to(dtype)
+    for module, (shift, scale) in zip(normalisers, statistics):
+        module.shift, module.scale = shift, scale
+        module.register_forward_hook(lambda _module, _pixels, normalised: normalised.to(dtype))
+    for module in model.modules():
+        if isinstance(module, Backbone):
+            module.register_forward_hook(lambda _module, _pixels, features: features.float())
+    model.engine = precision
