@@ -10,7 +10,7 @@ import json
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np

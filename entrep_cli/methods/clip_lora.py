@@ -9,7 +9,7 @@ are learned (`tune = "lora"`); `full` learns everything, and is the only way fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,19 +17,19 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from torch.nn import functional as F
 
-from entrep_cli import console, processes
+from entrep_cli import processes
 from entrep_cli.data.augment import AugmentSettings
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.mixing import MixSettings, batch_views
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese, names_a_side
+from entrep_cli.data.texts import clean_text
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.methods import Fit
+from entrep_cli.methods.clip_texts import TextSettings, TrainingTexts, say_cut, say_vietnamese, text_features
 from entrep_cli.models.checkpointing import set_checkpointing
 from entrep_cli.models.clip import (
-    ENGLISH_ONLY,
     Architecture,
     ClipSettings,
     build_clip,
@@ -38,13 +38,12 @@ from entrep_cli.models.clip import (
     make_tokenizer,
     pixel_statistics,
     read_architecture,
-    texts_cut,
 )
 from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
 from entrep_cli.models.device import autocast
 from entrep_cli.models.inputs import ImageSettings, Normalise
 from entrep_cli.models.lora import LoraSettings, add_lora, merged
-from entrep_cli.recipes.recipe import Recipe, Section
+from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.metric_losses import MetricSettings, metric_loss
@@ -55,20 +54,6 @@ from entrep_cli.training.validation import MONITOR, batched, classification_scor
 from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
 
 _ARCHITECTURE = "clip.json"
-
-
-class TextSettings(Section):
-    """The texts a model learns from.
-
-    Attributes:
-        languages: of the class prompts and of the findings, by their codes in the taxonomy.
-        contrast: weight of the contrastive loss; 0 leaves the texts out.
-        findings: also pull an image to the texts of its own findings.
-    """
-
-    languages: Annotated[tuple[Literal["en", "vi"], ...], Field(min_length=1)] = ("en", "vi")
-    contrast: Annotated[float, Field(ge=0)] = 0.5
-    findings: bool = True
 
 
 class ClipLoraRecipe(Recipe):
@@ -281,7 +266,7 @@ class ClipLora(nn.Module):
             set_checkpointing(model.backbone, recipe.tune)
         model.has_text_tower = _reads_texts(recipe, origin)
         model.to(device)
-        texts = _Texts(model, train)
+        texts = TrainingTexts(model, train)
         fitted = _train(model, texts, train, val, run, filled, device, precision, resume)
         return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
 
@@ -318,66 +303,9 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     model.from_base.discard("backbone.logit_scale")
 
 
-class _Texts:
-    """The class prompts and finding texts of a training set, as tokens, and which finding is true of which image."""
-
-    def __init__(self, model: ClipLora, train: Catalog) -> None:
-        settings = model.recipe.texts
-        taxonomy = train.taxonomy
-        prompts = [
-            [p for language in settings.languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in taxonomy.classes
-        ]
-        unnamed = [c.name for c, own in zip(taxonomy.classes, prompts) if not own]
-        if unnamed and settings.contrast:
-            keys = " or ".join(f"prompts.{language}" for language in settings.languages)
-            raise DataError(
-                f"{len(unnamed)} of {len(taxonomy)} classes have no prompt in {' or '.join(settings.languages)}.",
-                where=f"taxonomy {taxonomy.name!r}",
-                faults=unnamed,
-                mend=f"write {keys} into taxonomy.toml (data/README.md shows how), or leave the texts out with --set texts.contrast=0",
-            )
-        self.class_of_prompt = torch.tensor([i for i, own in enumerate(prompts) for _ in own])
-        flat = [p for own in prompts for p in own]
-        self.prompt_tokens = model.tokens(flat) if flat else None
-        self.n_classes = len(taxonomy)
-        keys = [self._keys(train, row, settings) for row in train.frame.to_dict("records")]
-        vocabulary = sorted({key for own in keys for key in own})
-        place = {key: i for i, key in enumerate(vocabulary)}
-        self.finding_tokens = model.tokens(vocabulary) if vocabulary else None
-        self.sided = torch.tensor([names_a_side(key) for key in vocabulary], dtype=torch.bool)
-        self.true_of = torch.zeros(len(train), len(vocabulary), dtype=torch.bool)
-        for i, own in enumerate(keys):
-            self.true_of[i, [place[key] for key in own]] = True
-        if settings.contrast:
-            say_cut(model, [*flat, *vocabulary])
-            if "vi" in settings.languages:
-                say_vietnamese(model, [*flat, *vocabulary], "leave them out with --set 'texts.languages=[\"en\"]'")
-
-    @staticmethod
-    def _keys(train: Catalog, row: dict, settings: TextSettings) -> list[str]:
-        if not settings.findings or not settings.contrast:
-            return []
-        texts = [key for language in settings.languages for key in finding_keys(row.get(f"text_{language}") or "")]
-        english = [key for key in row["findings"] if not key.startswith("pair:")] if "en" in settings.languages else []
-        return list(dict.fromkeys([*texts, *english]))
-
-    def batch(
-        self, pick: torch.Tensor, targets: torch.Tensor, flipped: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of one finding a image, and (N, C + M) which class prompts and findings are true of the images.
-
-        A finding that names a side is not true of a flipped image.
-        """
-        classes = F.one_hot(targets, self.n_classes).bool()
-        true_of = self.true_of[pick] & ~(flipped[:, None] & self.sided)
-        draws = torch.rand(true_of.shape, generator=generator).masked_fill(~true_of, -1)
-        drawn = draws.argmax(dim=1)[true_of.any(dim=1)].unique() if true_of.shape[1] else torch.empty(0, dtype=torch.long)
-        return drawn, torch.cat([classes, true_of[:, drawn]], dim=1)
-
-
 def _train(
     model: ClipLora,
-    texts: _Texts,
+    texts: TrainingTexts,
     train: Catalog,
     val: Catalog,
     run: Run,
@@ -391,7 +319,7 @@ def _train(
         pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
         val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
-    text_features = _text_features(model, texts)
+    features_of = text_features(model, texts)
     objective = Objective(model.taxonomy, recipe.loss, settings.label_smoothing).to(device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
@@ -411,7 +339,7 @@ def _train(
             if recipe.texts.contrast:
                 drawn, positives = texts.batch(pick, wanted, flipped, generator)
                 with autocast(device, precision):
-                    features = text_features(drawn)
+                    features = features_of(drawn)
                 scale = clamped_scale(model.backbone.logit_scale)
                 loss = loss + recipe.texts.contrast * multi_positive_contrast(embeddings, features, positives.to(device), scale)
             yield loss
@@ -436,58 +364,6 @@ def _batches(targets: torch.Tensor, recipe: ClipLoraRecipe, generator: torch.Gen
     if recipe.train.balance == "none":
         return batches(torch.randperm(len(targets), generator=generator), recipe.train.batch_size)
     return class_batches(targets, max(1, recipe.train.batch_size // recipe.images_per_class), recipe.images_per_class, generator)
-
-
-def _text_features(model: ClipLora, texts: _Texts) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from drawn findings to (C + M, D) unit rows: class prompts averaged on the sphere, then findings.
-
-    A text tower that does not learn is asked once.
-    """
-    visual = {id(p) for p in model.backbone.visual.parameters()}
-    learns = any(p.requires_grad for n, p in model.backbone.named_parameters() if id(p) not in visual and n != "logit_scale")
-
-    def encode(tokens: torch.Tensor | None) -> torch.Tensor:
-        return torch.cat([model.encode(part) for part in tokens.split(model.recipe.batch_size)])
-
-    fixed = None
-    if not learns and model.recipe.texts.contrast:
-        was = model.training
-        model.eval()  # a dropout in the tower would be drawn once, for all of the training
-        with torch.no_grad():
-            fixed = encode(texts.prompt_tokens), None if texts.finding_tokens is None else encode(texts.finding_tokens)
-        model.train(was)
-
-    def features(drawn: torch.Tensor) -> torch.Tensor:
-        prompts = fixed[0] if fixed else model.encode(texts.prompt_tokens)
-        member = F.one_hot(texts.class_of_prompt, texts.n_classes).to(prompts)
-        classes = F.normalize(member.T @ prompts, dim=1)
-        if not len(drawn):
-            return classes
-        findings = fixed[1][drawn] if fixed else model.encode(texts.finding_tokens[drawn])
-        return torch.cat([classes, findings])
-
-    return features
-
-
-def say_cut(model: ClipLora, texts: Sequence[str]) -> None:
-    """Tell how many texts are longer than the text tower's context, and cut."""
-    n = texts_cut(model.tokenizer, texts, model.context_length)
-    if n:
-        console.warn(f"{n} of {len(texts)} texts are longer than the {model.context_length} tokens of the text tower and are cut.")
-
-
-def say_vietnamese(model: ClipLora, texts: Sequence[str], mend: str) -> None:
-    """Tell how many texts are Vietnamese, where the text tower cannot know it: by its tokenizer, or for want of training."""
-    n = sum(map(is_vietnamese, texts))
-    languages = model.recipe.texts.languages
-    if model.backbone.pretrained_text and not model.architecture.multilingual:
-        reason = f"the pretrained text tower {ENGLISH_ONLY}"
-    elif "vi" not in languages:
-        reason = f"the run has learned from texts in {', '.join(languages)} alone"
-    else:
-        return
-    if n:
-        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and {reason}; {mend}.")
 
 
 def _parts(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

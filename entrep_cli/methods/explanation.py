@@ -40,6 +40,7 @@ from entrep_cli.models.attention_maps import (
     token_grid,
 )
 from entrep_cli.models.backbones import Backbone
+from entrep_cli.models.inputs import resized
 from entrep_cli.models.mics_encoders import patch_tokens
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese
 from entrep_cli.errors import DataError, RunError, UsageError, WeightsError
 from entrep_cli.methods import Fit
-from entrep_cli.methods.clip_lora import ClipLora, say_cut, say_vietnamese
+from entrep_cli.methods.clip_lora import ClipLora
+from entrep_cli.methods.clip_texts import say_cut, say_vietnamese
 from entrep_cli.models.clip import (
     ENGLISH_ONLY,
     Architecture,

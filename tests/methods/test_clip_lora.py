@@ -15,7 +15,8 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe, _Texts
+from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
+from entrep_cli.methods.clip_texts import TrainingTexts
 from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 from entrep_cli.workspace import Run
@@ -147,7 +148,7 @@ def test_low_rank_over_random_weights_is_refused(catalog, files, tmp_path):
 
 def test_findings_are_positives_of_their_own_images(catalog, files):
     model = ClipLora(Architecture(CLIP), recipe(files, "vit"), TAXONOMY)
-    texts = _Texts(model, catalog)
+    texts = TrainingTexts(model, catalog)
     assert texts.true_of.shape == (36, 2)  # "bright spot" and "left scar"; pairs are no texts
     pick, targets = torch.arange(6), torch.from_numpy(catalog.targets[:6])
     still = torch.zeros(6, dtype=torch.bool)
@@ -164,7 +165,7 @@ def test_findings_are_positives_of_their_own_images(catalog, files):
 def test_languages_are_a_choice(catalog, files):
     for language, prompts in (("en", ["left edge", "right edge", "top edge"]), ("vi", ["cạnh left", "cạnh right", "cạnh top"])):
         model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages=['{language}']"), TAXONOMY)
-        assert torch.equal(_Texts(model, catalog).prompt_tokens, model.tokens(prompts))
+        assert torch.equal(TrainingTexts(model, catalog).prompt_tokens, model.tokens(prompts))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +183,10 @@ def test_a_class_without_prompts_is_named(catalog, files, prompts, languages, un
     bare = Taxonomy("bare", tuple(ClassInfo(c.name, c.id, c.region, c.mirror, p) for c, p in zip(TAXONOMY.classes, own)))
     model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages={languages}"), bare)
     with pytest.raises(DataError) as caught:
-        _Texts(model, Catalog(catalog.frame, bare))
+        TrainingTexts(model, Catalog(catalog.frame, bare))
     assert caught.value.faults == unnamed and "prompts.vi" in caught.value.mend and "texts.contrast=0" in caught.value.mend
     without = recipe(files, "vit", f"texts.languages={languages}", "texts.contrast=0")
-    _Texts(ClipLora(Architecture(CLIP), without, bare), Catalog(catalog.frame, bare))
+    TrainingTexts(ClipLora(Architecture(CLIP), without, bare), Catalog(catalog.frame, bare))
 
 
 def test_empty_and_long_texts(files, capsys):
