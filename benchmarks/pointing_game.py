@@ -11,8 +11,8 @@ of the finding.
 
 hits     share of images whose hottest pixel lies in the mask, or within --tolerance of it (15 pixels of
          images whose shorter side is 224 or more in Zhang et al. 2018, section 4.1; here as many of 96 as that is)
-mass     share of the heat that lies in the mask
-chance   of hits: share of the lit view that would be a hit; of mass: the mask's share of the lit view
+mass     share of the heat that lies in the mask; "near": in it or within --tolerance of it, where a hit is one
+chance   of hits and of mass near: share of the lit view that would be a hit; of mass: the mask's share of the lit view
 Intervals are 95% bootstrap over images; "centre" always points at the middle of the image.
 """
 
@@ -130,11 +130,12 @@ def scores(heat, masks, lit):
     total = heat.sum(axis=(1, 2))
     # An image without any heat points nowhere: that is no hit, and no mass.
     hits &= total > 0
-    mass = np.where(total > 0, (heat * masks).sum(axis=(1, 2)) / np.maximum(total, 1e-12), 0)
+    mass, mass_near = (np.where(total > 0, (heat * of).sum(axis=(1, 2)) / np.maximum(total, 1e-12), 0) for of in (masks, near))
     view = lit.sum(axis=(1, 2))
     return {
         "hits": hits,
         "hits by chance": (near & lit).sum(axis=(1, 2)) / view,
+        "mass near": mass_near,
         "mass": mass,
         "mass by chance": (masks & lit).sum(axis=(1, 2)) / view,
     }

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from entrep_cli.data.duplicates import UnionFind, clusters_of, find_duplicates
 from entrep_cli.data.files import odd_names
+from entrep_cli.data.frames import pd
 from entrep_cli.data.layouts import Row, Source, read_sources
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy

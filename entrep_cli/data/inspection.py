@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates
+from entrep_cli.data.frames import pd
 from entrep_cli.data.label_errors import PIXEL_FEATURES, label_suspects, out_of_fold
 from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.leaks import TRAIN, Picture

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
+from entrep_cli.data.frames import pd
 from entrep_cli.data.images import field_of_view
 from entrep_cli.data.measures import Measure
 from entrep_cli.errors import DataError

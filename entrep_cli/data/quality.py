@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
+from entrep_cli.data.frames import pd
 from entrep_cli.data.images import FORMATS, field_of_view
 from entrep_cli.data.measures import Measure
 

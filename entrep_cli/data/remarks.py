@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from entrep_cli.data import leaks
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.duplicates import Alike, clusters_of, find_alike
+from entrep_cli.data.frames import pd
 from entrep_cli.data.layouts import TestSet
 from entrep_cli.data.leaks import Picture
 from entrep_cli.data.splits import read_assignment

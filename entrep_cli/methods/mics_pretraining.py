@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field, field_validator
 from torch import nn
@@ -24,6 +23,7 @@ from entrep_cli import __version__, console
 from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog, name_group
 from entrep_cli.data.files import Names, scan
+from entrep_cli.data.frames import pd
 from entrep_cli.data.images import Preprocess, raise_image_faults
 from entrep_cli.data.layouts import NARROW, WHITE, split_modality
 from entrep_cli.data.modalities import NarrowBand

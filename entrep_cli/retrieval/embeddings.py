@@ -259,7 +259,8 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dic
     """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none.
 
     Args:
-        about: what the manifest tells beside the number of images and the hashes; the `stages` go there too.
+        about: what the manifest tells beside the number of images and the hashes.
+        stages: told how long it took; they are no part of the set, whose bytes are the same every time.
     """
     started = perf_counter()
     (folder / "manifest.json").unlink(missing_ok=True)
@@ -275,7 +276,6 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dic
     if stages is not None:
         stages.writer = perf_counter() - started
         stages.elapsed += stages.writer
-        about = {**about, "stages": stages.as_dict()}
     write_json_atomic(folder / "manifest.json", {**about, "images": len(items), "sha256": hashes})
 
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import read_json, read_text
+from entrep_cli.data.frames import pd
 from entrep_cli.data.layouts import TestSet
 from entrep_cli.data.queries import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy

@@ -182,4 +182,5 @@ def test_the_job_in_small(capfd, monkeypatch, tmp_path):
     result = self_test("cpu", steps.append)
     assert steps == list(result["steps"]) == ["draw", "split", "train", "predict and validate"] and result["queries"] > 14
     assert os.environ["ENTREP_RUNS"] == runs and not Path(runs).exists() and os.environ["ENTREP_DATA"] == "mine"
-    assert list(tmp_path.iterdir()) == [] and capfd.readouterr() == ("", "")
+    # torch makes a folder of its own for compiled code, once a process, wherever temporary things then go.
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith("torchinductor")] == [] and capfd.readouterr() == ("", "")
