@@ -1,7 +1,8 @@
 """The pictures of the README, from phantom data alone: `make figures`, or `python docs/figures.py runs/demo`.
 
 Takes what `entrep demo` has left in its folder and writes to docs/figures/: a search sheet, a confusion
-matrix, a map of the embeddings, and where a Chromium is installed the search page. Each stays under 150 kB.
+matrix, a map of the embeddings, what an answer rests on, and where a Chromium is installed the search page and the
+report. Each stays under 150 kB.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from entrep_cli.commands.evaluate import evaluate
+from entrep_cli.commands.explain import explain
+from entrep_cli.commands.report import report
 from entrep_cli.commands.search import search
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.report.embedding_map import map_png, tsne
@@ -37,10 +40,14 @@ def main(demo: Path, out: Path) -> None:
     finder = open_finder(run)
     labels = finder.gallery.items.label
     query = telling_query(finder)
+    regions = finder.model.taxonomy.regions
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn.png"
         search(str(finder.gallery.items.path[query]), top_k=11, mask_groups=True, save=drawn)
         keep(drawn, out / "search.png")
+        of_regions = [np.flatnonzero(labels == next(c.name for c in finder.model.taxonomy.classes if c.region == r))[0] for r in regions]
+        explain([Path(finder.gallery.items.path[row]) for row in of_regions], save=drawn)
+        keep(drawn, out / "explain.png")
         keep(Path(evaluate(data=data, part="queries")["figure"]), out / "confusion.png")
         rows = np.flatnonzero(labels != "")
         taxonomy: Taxonomy = finder.model.taxonomy
@@ -57,8 +64,11 @@ def main(demo: Path, out: Path) -> None:
             with served(finder) as address:
                 shoot(browser, f"{address}search?row={query}&k=10&mask=1", drawn, (1100, 1000))
             keep(drawn, out / "app.png")
+            page = Path(report(data=data, part="queries", out=Path(folder) / "report.html")["page"])
+            shoot(browser, page.as_uri(), drawn, (1100, 1500))
+            keep(drawn, out / "report.png")
         else:
-            print("No Chromium is installed: app.png is not drawn.", file=sys.stderr)
+            print("No Chromium is installed: app.png and report.png are not drawn.", file=sys.stderr)
 
 
 def telling_query(finder: Finder) -> int:

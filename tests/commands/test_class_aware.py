@@ -150,7 +150,7 @@ def test_search_ranks_exactly_and_needs_no_index(trained, phantom, entrep, tmp_p
     for query in sorted((phantom / "test" / "imgs").iterdir())[:4]:
         q = place[query.name]
         for mode, option in (("hard", []), ("soft", ["--class-weight", 0.2])):
-            done = entrep("search", query, "--class-aware", mode, *option, "--top-k", 5, "--json")
+            done = entrep("search", "--no-sheet", query, "--class-aware", mode, *option, "--top-k", 5, "--json")
             assert done.code == 0
             allowed = [g for g in range(len(items)) if items[g]["digest"] != items[q]["digest"]]
             best, fell_back = naive_best(items, rows, shares, rows[q], shares[q], allowed, mode, 0.2)
@@ -160,7 +160,7 @@ def test_search_ranks_exactly_and_needs_no_index(trained, phantom, entrep, tmp_p
             assert told["mode"] == mode and told["class"] == names[shares[q].argmax()] and told["fell_back"] == int(fell_back)
             if mode == "hard" and not fell_back:
                 assert all(shares[place[a["image"]]].argmax() == shares[q].argmax() for a in done.json["answers"])
-    assert "entrep index" in entrep("search", query).err
+    assert "entrep index" in entrep("search", "--no-sheet", query).err
     shown = entrep("search", query, "--class-aware", "soft", "--save", tmp_path / "sheet.png")
     assert shown.code == 0 and "class-aware soft" in shown.out and "the query is taken for" in shown.err
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
@@ -170,7 +170,8 @@ def test_search_masks_the_own_group(trained, phantom, entrep):
     items, _, _ = embedded(trained / "dinov2")
     group = {item["image"]: item["group"] for item in items}
     several = next(name for name in group if list(group.values()).count(group[name]) > 1)
-    done = entrep("search", phantom / "test" / "imgs" / several, "--class-aware", "hard", "--mask-groups", "--top-k", 200, "--json")
+    image = phantom / "test" / "imgs" / several
+    done = entrep("search", "--no-sheet", image, "--class-aware", "hard", "--mask-groups", "--top-k", 200, "--json")
     assert done.code == 0 and not {name for name in group if group[name] == group[several]} & {a["image"] for a in done.json["answers"]}
 
 
@@ -281,16 +282,18 @@ def test_a_template_of_nothing_but_the_text_is_verbatim(trained_clip, entrep):
 
 
 def test_search_by_text(trained_clip, entrep):
-    index = entrep("search", "septal spur", "--template", "an image of a {}", "--json").json
+    index = entrep("search", "--no-sheet", "septal spur", "--template", "an image of a {}", "--json").json
     assert index["query"] == "septal spur" and index["template"] == "an image of a {}"
-    verbatim = entrep("search", "an image of a septal spur", "--json").json
+    verbatim = entrep("search", "--no-sheet", "an image of a septal spur", "--json").json
     assert [a["score"] for a in index["answers"]] == [a["score"] for a in verbatim["answers"]]
-    assert [a["score"] for a in index["answers"]] != [a["score"] for a in entrep("search", "septal spur", "--json").json["answers"]]
-    soft = entrep("search", "septal spur", "--class-aware", "soft", "--class-weight", 0, "--template", "an image of a {}", "--json").json
+    bare = entrep("search", "--no-sheet", "septal spur", "--json").json
+    assert [a["score"] for a in index["answers"]] != [a["score"] for a in bare["answers"]]
+    line = ("search", "--no-sheet", "septal spur", "--class-aware", "soft", "--class-weight", 0, "--template", "an image of a {}", "--json")
+    soft = entrep(*line).json
     assert [a["image"] for a in soft["answers"]] == [a["image"] for a in index["answers"]]
     assert soft["class_aware"]["class"] in ("nose-right", "nose-left", "ear-right", "ear-left", "vc-open", "vc-closed", "throat")
-    assert entrep("search", "septal spur", "--class-aware", "hard").code == 0
-    long = entrep("search", "a septal spur and " * 30)  # longer than a file may be called
+    assert entrep("search", "--no-sheet", "septal spur", "--class-aware", "hard").code == 0
+    long = entrep("search", "--no-sheet", "a septal spur and " * 30)  # longer than a file may be called
     assert long.code == 0 and "are cut" in long.err
 
 
@@ -330,5 +333,5 @@ def test_a_template_needs_one_gap(trained_clip, entrep, template):
 
 def test_an_image_is_set_into_no_template(trained, phantom, entrep):
     query = sorted((phantom / "test" / "imgs").iterdir())[0]
-    done = entrep("search", query, "--template", "an image of {}")
+    done = entrep("search", "--no-sheet", query, "--template", "an image of {}")
     assert done.code == 2 and "text queries" in done.err

@@ -52,7 +52,7 @@ def test_search_by_text_in_both_languages(trained_clip, entrep, tmp_path, text):
 
 @pytest.mark.parametrize("text", ["", "  ", "\u200b"])
 def test_an_empty_text_finds_nothing_and_says_why(trained_clip, entrep, text):
-    done = entrep("search", text, "--json")
+    done = entrep("search", text, "--no-sheet", "--json")
     assert done.code == 1 and done.json["error"]["what"] == "1 of 1 texts are empty."
 
 
