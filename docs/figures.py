@@ -30,25 +30,26 @@ from entrep_cli.retrieval.cases import Finder, find_cases, gallery_query, open_f
 from entrep_cli.workspace import open_run
 
 MAX_BYTES = 150_000
+RUN = "clip-lora"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 
 
 def main(demo: Path, out: Path) -> None:
     os.environ["ENTREP_RUNS"], data = str(demo / "runs"), demo / "data"
     out.mkdir(exist_ok=True)
-    run = open_run()
+    run = open_run(RUN)  # what `entrep demo` has trained, whatever was trained after it
     finder = open_finder(run)
     labels = finder.gallery.items.label
     query = telling_query(finder)
     regions = finder.model.taxonomy.regions
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn.png"
-        search(str(finder.gallery.items.path[query]), top_k=11, mask_groups=True, save=drawn)
+        search(str(finder.gallery.items.path[query]), run=RUN, top_k=11, mask_groups=True, save=drawn)
         keep(drawn, out / "search.png")
         of_regions = [np.flatnonzero(labels == next(c.name for c in finder.model.taxonomy.classes if c.region == r))[0] for r in regions]
-        explain([Path(finder.gallery.items.path[row]) for row in of_regions], save=drawn)
+        explain([Path(finder.gallery.items.path[row]) for row in of_regions], run=RUN, save=drawn)
         keep(drawn, out / "explain.png")
-        keep(Path(evaluate(data=data, part="queries")["figure"]), out / "confusion.png")
+        keep(Path(evaluate(data=data, run=RUN, part="queries")["figure"]), out / "confusion.png")
         rows = np.flatnonzero(labels != "")
         taxonomy: Taxonomy = finder.model.taxonomy
         region = {c.name: c.region for c in taxonomy.classes}
@@ -64,8 +65,8 @@ def main(demo: Path, out: Path) -> None:
             with served(finder) as address:
                 shoot(browser, f"{address}search?row={query}&k=10&mask=1", drawn, (1100, 1000))
             keep(drawn, out / "app.png")
-            page = Path(report(data=data, part="queries", out=Path(folder) / "report.html")["page"])
-            shoot(browser, page.as_uri(), drawn, (1100, 1500))
+            page = Path(report(run=RUN, data=data, part="queries", out=Path(folder) / "report.html")["page"])
+            shoot(browser, page.as_uri(), drawn, (1100, 2500))
             keep(drawn, out / "report.png")
         else:
             print("No Chromium is installed: app.png and report.png are not drawn.", file=sys.stderr)
