@@ -77,7 +77,6 @@ def _evaluate_part(
     import torch
 
     from entrep_cli.experiments.scored import open_scored
-    from entrep_cli.methods.hybrid import show_stages
     from entrep_cli.scoring.parts import finding_texts, score_part
 
     scored = open_scored(run_name, data_dir(data), part, fold=fold, flip=tta, device=device)
@@ -97,6 +96,8 @@ def _evaluate_part(
     title = scored.title
     more = {"class_aware": {**aware, "fell_back": scores.fell_back}, **({} if tuned is None else {"refined": tuned.as_dict()})}
     if hasattr(model, "decide_images"):
+        from entrep_cli.methods.hybrid import show_stages  # only here: it brings the towers of open_clip, some seconds
+
         more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])
     more["calibration"], reliable = _calibration(scored, notes)
