@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from entrep_cli import console
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # torch and its like are there to stay: looking through them again and again takes seconds
 
 
 @pytest.fixture(autouse=True)

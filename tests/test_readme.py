@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from entrep_cli.app import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch):
+def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENTREP_RUNS", raising=False)
     monkeypatch.delenv("ENTREP_DATA", raising=False)
     (console,) = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -22,11 +23,13 @@ def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch):
     for line in console.strip().splitlines():
         program, *arguments = shlex.split(line)
         assert program == "entrep"
-        done = subprocess.run([sys.executable, "-m", "entrep_cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert "macro F1" in done.stdout
-    done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "nose-left" in done.stdout, done.stderr
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        shown = capsys.readouterr()
+        assert not ended.value.code, f"{line}\n{shown.err}"
+    assert "macro F1" in shown.out
+    exec(python, {})
+    assert "nose-left" in capsys.readouterr().out
 
 
 def test_every_command_is_in_the_table():

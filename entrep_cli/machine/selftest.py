@@ -61,7 +61,7 @@ def self_test(device: str = "auto", told: Callable[[str], None] | None = None) -
     with tempfile.TemporaryDirectory(prefix="entrep-doctor-", ignore_cleanup_errors=True) as place, _runs_in(Path(place, "runs")):
         data = Path(place, "data")
         with step("draw"):
-            write_phantom(data, images=IMAGES, test_images=TEST_IMAGES, workers=1)
+            write_phantom(data, images=IMAGES, test_images=TEST_IMAGES, size=(320, 240), workers=1)
         with step("split"):
             catalog = Catalog.read(data)
             split = make_split(catalog, ratios=(75, 25, 0), small_to_train=True)

@@ -1,4 +1,4 @@
-"""One phantom dataset and one small trained run, made by the commands themselves, for all command tests."""
+"""One phantom dataset, and small trained runs that the commands themselves make, for all command tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.app import main
+from entrep_cli.data.phantom import write_phantom
 from tests.tiny import CONV_CLIP
 
 SMALL = ["--backbone", "test_resnet", "--weights", "none", "--set", "tune=full", "--set", "freeze_norm=false"]
@@ -65,9 +66,9 @@ def quiet(*arguments: object) -> None:
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
-    """A phantom dataset of 112 training and 42 test images; read only, as far as tests go."""
+    """A phantom dataset of 112 training and 42 test images, small ones; read only, as far as tests go."""
     folder = tmp_path_factory.mktemp("phantom") / "data"
-    quiet("synth", folder, "--images", 112, "--test-images", 42)
+    write_phantom(folder, images=112, test_images=42, size=(320, 240), workers=1)
     return folder
 
 

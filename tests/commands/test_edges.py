@@ -9,26 +9,31 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from entrep_cli.training import loop
 
-def test_an_interrupted_training_goes_on_as_the_message_says(fresh, entrep, small):
+
+def test_an_interrupted_training_goes_on_as_the_message_says(fresh, entrep, small, monkeypatch):
     """Ctrl-C after a checkpoint names the command that goes on, which needs none of the settings again."""
     assert entrep("split").code == 0
-    line = [sys.executable, "-c", "import entrep_cli.training.loop as l; l.CHECKPOINT_SECONDS = 0\nfrom entrep_cli.app import main; main()"]
-    settings = [*small, "--epochs", "60", "--set", "train.patience=0"]
+    save = loop._save_checkpoint
+
+    def save_and_interrupt(*given):
+        save(*given)
+        signal.raise_signal(signal.SIGINT)
+
     # A job in the background is started with the interrupt ignored, and its children inherit that.
-    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    training = subprocess.Popen([*line, "train", "dinov2", *settings], stderr=subprocess.PIPE, text=True, **heeding)
-    deadline = time.monotonic() + 300
-    while not (fresh / "dinov2" / "checkpoint.pt").exists() and time.monotonic() < deadline and training.poll() is None:
-        time.sleep(0.01)
-    training.send_signal(signal.SIGINT)
-    told = training.communicate()[1]
-    assert training.returncode == 130 and "entrep train --resume --name dinov2" in told
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(loop, "_save_checkpoint", save_and_interrupt)
+        stopped = entrep("train", "dinov2", *small, "--epochs", "60", "--set", "train.patience=0")
+    signal.signal(signal.SIGINT, before)
+    assert stopped.code == 130 and "entrep train --resume --name dinov2" in stopped.err
+    assert (fresh / "dinov2" / "checkpoint.pt").exists()
     config = fresh / "dinov2" / "config.toml"
     config.write_text(config.read_text().replace("epochs = 60", "epochs = 4"))  # the rest would only take time
     done = entrep("train", "--resume", "--name", "dinov2", "--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -12,10 +13,9 @@ from tests.data.scenes import jpeg, scene
 from tests.tiny import write_json
 
 
-@pytest.fixture
-def copies(tmp_path, monkeypatch):
-    """Two classes of 30 pictures, each of which has two recompressed copies; no groups."""
-    root = tmp_path / "data"
+@pytest.fixture(scope="module")
+def _copies(tmp_path_factory):
+    root = tmp_path_factory.mktemp("copies")
     (root / "imgs").mkdir(parents=True)
     labels = {}
     for i in range(60):
@@ -23,6 +23,13 @@ def copies(tmp_path, monkeypatch):
             labels[f"{k}-{i:02}.png"] = ("throat", "vc-open")[i % 2]
             image.save(root / "imgs" / f"{k}-{i:02}.png")
     write_json(root / "cls.json", labels)
+    return root
+
+
+@pytest.fixture
+def copies(_copies, tmp_path, monkeypatch):
+    """Two classes of 30 pictures, each of which has two recompressed copies; no groups."""
+    root = shutil.copytree(_copies, tmp_path / "data")
     monkeypatch.setenv("ENTREP_DATA", str(root))
     return root
 

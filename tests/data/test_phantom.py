@@ -34,7 +34,7 @@ ABNORMAL = [key for key in FINDINGS if key != "normal"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("phantom") / "set"
-    write_phantom(target, images=IMAGES, test_images=TEST_IMAGES, seed=3, workers=2)
+    write_phantom(target, images=IMAGES, test_images=TEST_IMAGES, seed=3, size=SIZE, workers=2)
     return target
 
 
@@ -201,7 +201,7 @@ def test_layout_and_counts(folder: Path):
     assert all(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.png", n) for n in labels)
     assert "test bench" in (folder / "README.txt").read_text(encoding="utf-8")
     with Image.open(next((folder / "test/imgs").iterdir())) as image:
-        assert (image.format, image.size, image.mode) == ("PNG", (640, 480), "RGB")
+        assert (image.format, image.size, image.mode) == ("PNG", SIZE, "RGB")
 
 
 def test_no_exam_in_both_parts_and_one_region_an_exam(folder: Path):
@@ -279,6 +279,8 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(tmp_path:
             assert exams == len({row["group"] for row in rows})
     assert (two / "README.txt").exists()
     assert hashes(one) == hashes(two)
+    with Image.open(next((one / "test/imgs").iterdir())) as image:
+        assert image.size == (640, 480)  # unless asked for
 
 
 def test_another_seed_gives_other_names_and_exams():
@@ -309,6 +311,6 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, workers: int):
 
     with pytest.raises(KeyboardInterrupt):
         write_phantom(
-            tmp_path / "set", images=7, test_images=7, workers=workers, progress=interrupt
+            tmp_path / "set", images=7, test_images=7, size=SIZE, workers=workers, progress=interrupt
         )
     assert not any(tmp_path.iterdir())
