@@ -30,7 +30,8 @@ SIZE = 64
 NAMES = (("left", "side"), ("right", "side"), ("top", "pole"))
 TAXONOMY = Taxonomy("test", tuple(ClassInfo(n, i, region, n, {"en": (f"{n} edge",)}) for i, (n, region) in enumerate(NAMES)))
 VIT = ("backbone.name=test_vit", "backbone.options={patch_size = 16}")
-GRADIENTS, ROLLOUT, HIRES, CAM = "gradient-weighted attention rollout", "attention rollout", "HiResCAM", "Grad-CAM"
+GRADIENTS, ROLLOUT = "gradient-weighted attention rollout", "attention rollout"
+LAYERS, HIRES, CAM = "LayerCAM", "HiResCAM", "Grad-CAM"
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -75,13 +76,13 @@ def hybrid(threshold: float) -> Hybrid:
 MODELS = {
     "dinov2, patches pooled": (lambda: dinov2(*VIT), GRADIENTS),
     "dinov2, class token": (lambda: dinov2(*VIT, "backbone.pooling=token"), GRADIENTS),
-    "dinov2, conv": (lambda: dinov2("backbone.name=test_resnet"), HIRES),
-    "dinov2, conv, gem": (lambda: dinov2("backbone.name=test_efficientnet", "backbone.pooling=gem"), HIRES),
+    "dinov2, conv": (lambda: dinov2("backbone.name=test_resnet"), LAYERS),
+    "dinov2, conv, gem": (lambda: dinov2("backbone.name=test_efficientnet", "backbone.pooling=gem"), LAYERS),
     "clip-lora": (lambda: clip_lora(CLIP, "[1, 2]"), GRADIENTS),
     "clip-lora, explicit": (lambda: clip_lora(CLIP, "[1, 2]", explicit=True), GRADIENTS),
-    "clip-lora, conv": (lambda: clip_lora(CONV_CLIP, "[4, 5]"), HIRES),
+    "clip-lora, conv": (lambda: clip_lora(CONV_CLIP, "[4, 5]"), LAYERS),
     "prototype": (prototype, GRADIENTS),
-    "prototype, conv": (lambda: prototype(CONV_CLIP), HIRES),
+    "prototype, conv": (lambda: prototype(CONV_CLIP), LAYERS),
     "prototype of clip-lora": (lambda: Prototype(clip_lora(CLIP, "[2]"), PrototypeRecipe(), TAXONOMY, prototype().prototypes), GRADIENTS),
     "mics": (mics, GRADIENTS),
     "mics, frozen, not fused": (lambda: mics("tune=head", "fuse=false"), GRADIENTS),
@@ -105,8 +106,8 @@ def test_every_model_is_explained_and_left_as_it_was(name):
     found = explain_images(model, images)
     assert found.by == default and set(found.ways) == {default}
     assert found.classes == tuple(answers[1].argmax(dim=1).tolist())
-    for by, way in (("rollout", ROLLOUT), ("gradient-rollout", GRADIENTS), ("hires-cam", HIRES), ("grad-cam", CAM)):
-        if default == HIRES and "rollout" in by:
+    for by, way in (("rollout", ROLLOUT), ("gradient-rollout", GRADIENTS), ("layer-cam", LAYERS), ("hires-cam", HIRES), ("grad-cam", CAM)):
+        if default == LAYERS and "rollout" in by:
             with pytest.raises(UsageError, match="no attention over patches"):
                 explain_images(model, images, by=by)
             continue
@@ -220,7 +221,7 @@ def test_of_a_hybrid_what_decided_is_shown():
     found = explain_images(model, images)
     wanted = {1: "prototypes", 2: "region model", 3: "expert side"}
     assert found.parts == tuple(wanted[s] for s in decisions.stages.tolist()) and len(set(found.parts)) > 1
-    assert all(way == (HIRES if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
+    assert all(way == (LAYERS if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
     # Each part alone tells the same of its images.
     for i, part in enumerate(found.parts):
         own = int(found.classes[i])
