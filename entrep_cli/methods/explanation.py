@@ -69,7 +69,7 @@ class Explained:
 
     Attributes:
         heat: (N, H, W) float32 in [0, 1], on the CPU. The largest of an image is 1; it is 0 everywhere where
-            nothing speaks for the class.
+            nothing speaks for the class. By attention, what is above the image's mean.
         by: how, as in "Grad-CAM"; where parts of a hybrid are looked into in different ways, all of them.
         ways: (N,) how, of each image.
         classes: (N,) the class that was asked about, as an index; -1 for a text.
@@ -146,7 +146,7 @@ def explain_images(
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
-                heat[some] = _upsampled(found, tuple(pixels.shape[2:]), subtract=way == "rollout").cpu()
+                heat[some] = _upsampled(found, tuple(pixels.shape[2:]), subtract=way in _ATTENTION).cpu()
             for row in rows:
                 parts[row], ways[row] = subject.part, WAYS[way]
     finally:
@@ -359,10 +359,11 @@ def _upsampled(heat: torch.Tensor, size: tuple[int, int], *, subtract: bool) -> 
     """(n, h, w) heat to (n, H, W) in [0, 1], bilinear; an image's largest is 1.
 
     Args:
-        subtract: also take each image's least away: of rows of a softmax nothing is ever 0.
+        subtract: also take each image's mean away, and show what is hotter: every token has a share in what a
+            softmax hands on, and one that has no more than an even share is not looked at (ours).
     """
     heat = F.interpolate(heat.float()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     if subtract:
-        heat = heat - heat.amin(dim=(1, 2), keepdim=True)
+        heat = (heat - heat.mean(dim=(1, 2), keepdim=True)).clamp_min(0)
     most = heat.amax(dim=(1, 2), keepdim=True)
     return torch.where(most > 0, heat / most.clamp_min(torch.finfo(heat.dtype).tiny), 0.0).clamp(0, 1)

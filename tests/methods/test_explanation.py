@@ -18,6 +18,7 @@ from entrep_cli.methods.hybrid_parts import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe, Towers
 from entrep_cli.models.attention import explicit_attention
+from entrep_cli.models.attention_maps import attentions_kept, rollout, token_grid
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.clip import Architecture
 from entrep_cli.models.mics_encoders import create_encoders
@@ -165,6 +166,19 @@ def test_plain_rollout_has_one_map_for_all_classes_and_the_others_have_not():
     for by, alike in (("rollout", True), ("gradient-rollout", False), ("grad-cam", False)):
         first, second = (explain_images(model, pixels(), classes=[c] * 3, by=by).heat for c in (0, 1))
         assert torch.equal(first, second) == alike, by
+
+
+def test_by_attention_what_is_above_the_mean_is_shown():
+    torch.manual_seed(0)
+    model = dinov2(*VIT, "backbone.pooling=token")
+    with attentions_kept(model.backbone.model) as attentions, torch.no_grad():
+        model(pixels())
+    n_prefix, grid = token_grid(model.backbone.model)
+    found = explain_images(model, pixels(), by="rollout").heat
+    for image, shares in enumerate(rollout(attentions)[:, n_prefix:]):
+        big = nn.functional.interpolate(shares.view(1, 1, *grid), (SIZE, SIZE), mode="bilinear")[0, 0]
+        wanted = (big - big.mean()).clamp_min(0) / (big.max() - big.mean())
+        torch.testing.assert_close(found[image], wanted, atol=1e-3, rtol=1e-3)
 
 
 # ---------------------------------------------------------------- texts
