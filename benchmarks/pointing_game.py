@@ -36,6 +36,7 @@ parser.add_argument("--tolerance", type=float, default=15 / 224 * 96, help="in p
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--work", type=Path, help="a folder that keeps data and runs, and has them next time; default: none is kept")
 parser.add_argument("--out", help="a JSON file for the numbers")
+parser.add_argument("--sheet", type=Path, help="a PNG of the first image of every finding under each model's default way, outlined")
 args = parser.parse_args()
 temporary = None if args.work else tempfile.TemporaryDirectory()
 work = args.work or Path(temporary.name)
@@ -44,7 +45,7 @@ os.environ["ENTREP_RUNS"] = str(work / "runs")
 import numpy as np  # noqa: E402 - the runs folder stands before anything looks for it
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from scipy.ndimage import distance_transform_edt  # noqa: E402
+from scipy.ndimage import binary_dilation, distance_transform_edt  # noqa: E402
 
 from entrep_cli.data.catalog import Catalog  # noqa: E402
 from entrep_cli.data.images import field_of_view
@@ -55,6 +56,7 @@ from entrep_cli.methods.explanation import WAYS, explain_images  # noqa: E402
 from entrep_cli.methods.runs import load_model, train_run  # noqa: E402
 from entrep_cli.models.attention_maps import has_tokens  # noqa: E402
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe  # noqa: E402
+from entrep_cli.report.overlays import Look, explanation_sheet  # noqa: E402
 from entrep_cli.scoring.intervals import bootstrap_mean  # noqa: E402
 from entrep_cli.workspace import Run, new_run, write_text_atomic  # noqa: E402
 
@@ -154,13 +156,22 @@ def scores(heat, masks, lit):
     }
 
 
-def summary(heat, masks, lit):
-    return {name: bootstrap_mean(values, seed=args.seed).as_dict() for name, values in scores(heat, masks, lit).items()}
+def summary(heat, masks, lit, labels):
+    found = scores(heat, masks, lit)
+    row = {name: bootstrap_mean(values, seed=args.seed).as_dict() for name, values in found.items()}
+    return {**row, "of each": {c: [float(found[name][labels == c].mean()) for name in ("hits", "mass near")] for c in np.unique(labels)}}
 
 
 def show(model, way, row):
-    found = (f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in row.items())
-    print(f"{model:10} {way:42}", *found, sep="  ", flush=True)
+    found = (f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in row.items() if "value" in v)
+    each = (f"{c} {hits:.2f} {near:.2f}" for c, (hits, near) in row["of each"].items())
+    print(f"{model:10} {way:42}", *found, "hits, mass near of", *each, sep="  ", flush=True)
+
+
+def outlined(pixels, mask):
+    """(3, H, W) uint8 with a green line around what is masked."""
+    line = binary_dilation(mask) & ~mask
+    return np.where(line, np.array([0, 255, 0], np.uint8)[:, None, None], pixels)
 
 
 write_text_atomic(work / "clip-vit.json", json.dumps(CLIP_VIT))
@@ -170,7 +181,7 @@ if not data.is_dir():
 catalog = Catalog.read(data, groups="none")
 split = make_split(catalog, ratios=(60, 15, 25), seed=args.seed)
 test = catalog.subset(split.images(args.part))
-results = {}
+results, looks = {}, []
 for name in args.models:
     model, seconds = trained(name)
     paths = [Path(p) for p in test.paths]
@@ -179,6 +190,7 @@ for name in args.models:
     ill = np.flatnonzero([(work / "masks" / p.name).is_file() for p in paths])
     masks, lit = squares(model, [paths[i] for i in ill])
     targets = test.targets[ill]
+    labels = np.array(model.taxonomy.names)[targets]
     tower = model.backbone.visual if hasattr(model.backbone, "visual") else model.backbone.model
     results[name] = {"accuracy": bootstrap_mean(right).as_dict(), "images": len(ill), "seconds of training": seconds, "ways": {}}
     print(f"{name}: accuracy {bootstrap_mean(right)} on {len(right)} images, {seconds:.0f} s of training")
@@ -186,7 +198,8 @@ for name in args.models:
     for way in WAYS if has_tokens(tower) else ("layer-cam", "hires-cam", "grad-cam"):
         start = time.perf_counter()
         heat = explain_images(model, pixels[ill], classes=targets.tolist(), by=way).heat.numpy()
-        rows[way] = {**summary(heat, masks, lit), "seconds an image": (time.perf_counter() - start) / len(ill)}
+        seconds = (time.perf_counter() - start) / len(ill)
+        rows[way] = {**summary(heat, masks, lit, labels), "seconds an image": seconds}
         show(name, WAYS[way], {k: v for k, v in rows[way].items() if isinstance(v, dict)})
         if type(model).has_text_tower and way != "rollout":
             heat = np.zeros(masks.shape, np.float32)
@@ -194,12 +207,31 @@ for name in args.models:
                 of_text = targets == target
                 text = FINDINGS[CLASSES[model.taxonomy.names[target]]].english
                 heat[of_text] = explain_images(model, pixels[ill[of_text]], text=text, by=way).heat.numpy()
-            rows[f"{way}, text"] = summary(heat, masks, lit)
+            rows[f"{way}, text"] = summary(heat, masks, lit, labels)
             show(name, f"{WAYS[way]}, text", rows[f"{way}, text"])
+    # A class that is not there: whether the heat is that of the class asked about, or of all that is conspicuous.
+    absent = np.unique(targets)
+    absent = absent[(np.searchsorted(absent, targets) + 1) % len(absent)]
+    heat = explain_images(model, pixels[ill], classes=absent.tolist()).heat.numpy()
+    rows["default, absent class"] = summary(heat, masks, lit, labels)
+    show(name, "default, asked about another finding", rows["default, absent class"])
+    firsts = np.unique(targets, return_index=True)[1]
+    default = explain_images(model, pixels[ill[firsts]], classes=targets[firsts].tolist())
+    for i, heat, by in zip(firsts, default.heat.numpy(), default.ways):
+        looks.append(Look(outlined(pixels[ill[i]].numpy(), masks[i]), heat, (name, f"{labels[i]}, outlined", f"by {by}")))
+    # Sanity check (Adebayo et al. 2018): a map that a random net draws as well tells nothing of what was learned.
+    torch.manual_seed(args.seed)
+    for module in model.modules():
+        getattr(module, "reset_parameters", bool)()
+    heat = explain_images(model, pixels[ill], classes=targets.tolist()).heat.numpy()
+    rows["default, random weights"] = summary(heat, masks, lit, labels)
+    show(name, "default, its weights drawn anew", rows["default, random weights"])
 centre = np.zeros(masks.shape, np.float32)
 centre[:, centre.shape[1] // 2, centre.shape[2] // 2] = 1
-results["centre"] = summary(centre, masks, lit)
+results["centre"] = summary(centre, masks, lit, labels)
 show("centre", "", results["centre"])
+if args.sheet:
+    explanation_sheet(looks, "Where models look for what they were asked about", args.sheet)
 about = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "timm", "open_clip_torch", "numpy")}}
 if args.out:
     text = json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "versions": about, "results": results}, indent=2)

@@ -58,7 +58,7 @@ WAYS = {
     "grad-cam": "Grad-CAM",
 }
 _ATTENTION = ("rollout", "gradient-rollout")
-_LAYERS = 2  # that LayerCAM looks at: their agreement is finer than the last, and knows more than the one before (benchmarks/pointing_game.py)
+_LAYERS = 2  # that LayerCAM looks at: together finer than the last and surer than the one before (benchmarks/pointing_game.py)
 _PLACES = 6  # a side, of the map that HiResCAM looks at: on the 3 x 3 of a small image nothing is found (benchmarks/pointing_game.py)
 _ATTENTIONS_AT_ONCE = 2**26  # numbers of one pass: 256 MB, and as much again for their gradients
 
