@@ -113,7 +113,8 @@ def keep(drawn: Path, path: Path) -> None:
     width = min(picture.width, 1100)
     while True:
         scaled = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-        scaled.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        # Not by the frequency of colours: what is hottest in a picture of heat is rare, and must keep its own.
+        scaled.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < MAX_BYTES or width < 400:
             break
         width = int(width * 0.9)

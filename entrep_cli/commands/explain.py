@@ -25,8 +25,8 @@ def explain(
         Optional[str], typer.Option("--class", help="What speaks for this class (default: the one predicted).", show_default=False)
     ] = None,
     by: Annotated[
-        Literal["auto", "rollout", "gradient-rollout", "hires-cam", "grad-cam"],
-        typer.Option(help="auto: gradient-rollout for a ViT, else hires-cam. The rollouts follow the attention that ViTs have."),
+        Literal["auto", "rollout", "gradient-rollout", "layer-cam", "hires-cam", "grad-cam"],
+        typer.Option(help="auto: gradient-rollout for a ViT, else layer-cam. The rollouts follow the attention that ViTs have."),
     ] = "auto",
     save: Annotated[
         Optional[Path],
@@ -102,7 +102,7 @@ def _check(n_images: int, text: str | None, class_name: str | None, by: str, sav
     if text is not None and class_name is not None:
         raise UsageError("--text and --class are two questions.", mend="leave one of them out")
     if text is not None and by == "rollout":
-        raise UsageError("Attention rollout knows no text: it has one map for all questions.", mend="--by gradient-rollout, or hires-cam")
+        raise UsageError("Attention rollout knows no text: it has one map for all questions.", mend="--by gradient-rollout, or layer-cam")
     if save is None or save.is_dir():
         return
     if save.exists() and not _is_png(save):

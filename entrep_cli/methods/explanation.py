@@ -26,6 +26,7 @@ from entrep_cli.methods.hybrid import Hybrid
 from entrep_cli.methods.mics import Mics
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.models.attention_maps import (
+    agreement,
     as_map,
     attentions_kept,
     grad_cam,
@@ -33,6 +34,8 @@ from entrep_cli.models.attention_maps import (
     has_tokens,
     hires_cam,
     last_layer,
+    last_layers,
+    layer_cam,
     n_blocks,
     output_kept,
     pools_class_token,
@@ -50,10 +53,12 @@ if TYPE_CHECKING:
 WAYS = {
     "rollout": "attention rollout",
     "gradient-rollout": "gradient-weighted attention rollout",
+    "layer-cam": "LayerCAM",
     "hires-cam": "HiResCAM",
     "grad-cam": "Grad-CAM",
 }
 _ATTENTION = ("rollout", "gradient-rollout")
+_LAYERS = 2  # that LayerCAM looks at: together finer than the last and surer than the one before (benchmarks/pointing_game.py)
 _PLACES = 6  # a side, of the map that HiResCAM looks at: on the 3 x 3 of a small image nothing is found (benchmarks/pointing_game.py)
 _ATTENTIONS_AT_ONCE = 2**26  # numbers of one pass: 256 MB, and as much again for their gradients
 
@@ -64,7 +69,7 @@ class Explained:
 
     Attributes:
         heat: (N, H, W) float32 in [0, 1], on the CPU. The largest of an image is 1; it is 0 everywhere where
-            nothing speaks for the class.
+            nothing speaks for the class. By attention, what is above the image's mean.
         by: how, as in "Grad-CAM"; where parts of a hybrid are looked into in different ways, all of them.
         ways: (N,) how, of each image.
         classes: (N,) the class that was asked about, as an index; -1 for a text.
@@ -107,8 +112,9 @@ def explain_images(
         pixels: (N, 3, H, W) uint8, as the model's `preprocess` makes them.
         classes: (N,) the classes to ask about, as indices into `model.taxonomy`; those predicted where none are given.
         text: ask about a text instead: the cosine of image and text.
-        by: one of `WAYS`; `auto` is `gradient-rollout` for a ViT, else `hires-cam`. `grad-cam` looks at the last
-            layer, as published; `hires-cam` at the last one that has a map of 6 x 6 places or more (ours).
+        by: one of `WAYS`; `auto` is `gradient-rollout` for a ViT, else `layer-cam`: where the maps of the last two
+            layers agree (ours). `grad-cam` looks at the last layer, as published; `hires-cam` at the last one that
+            has a map of 6 x 6 places or more (ours).
 
     Raises:
         UsageError: a model, or a tower, that cannot be shown in this way; a text for a model that reads none, a
@@ -140,7 +146,7 @@ def explain_images(
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
-                heat[some] = _upsampled(found, tuple(pixels.shape[2:]), subtract=way == "rollout").cpu()
+                heat[some] = _upsampled(found, tuple(pixels.shape[2:]), subtract=way in _ATTENTION).cpu()
             for row in rows:
                 parts[row], ways[row] = subject.part, WAYS[way]
     finally:
@@ -281,10 +287,10 @@ def _of_hybrid(model: Hybrid, pixels: torch.Tensor, asked: Sequence[int]) -> lis
 def _way(tower: nn.Module, by: str) -> str:
     """How a tower is looked into; UsageError where it has no attention to be followed."""
     if by == "auto":
-        return "gradient-rollout" if has_tokens(tower) else "hires-cam"
+        return "gradient-rollout" if has_tokens(tower) else "layer-cam"
     if by in _ATTENTION and not has_tokens(tower):
         kind = type(getattr(tower, "trunk", tower)).__name__
-        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", mend="--by hires-cam")
+        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", mend="--by layer-cam")
     return by
 
 
@@ -294,19 +300,25 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
         return _by_attention(subject, pixels, None)
     if way == "gradient-rollout":
         return _by_attention(subject, pixels, columns)
-    layer = last_layer(subject.tower, pixels.shape[-1], _PLACES) if way == "hires-cam" else last_layer(subject.tower)
+    if way == "layer-cam":
+        layers = last_layers(subject.tower, _LAYERS)
+    else:
+        layers = [last_layer(subject.tower, pixels.shape[-1], _PLACES) if way == "hires-cam" else last_layer(subject.tower)]
     with torch.enable_grad():
-        with output_kept(layer) as kept:
+        with output_kept(*layers) as kept:
             encoded = subject.encode(pixels)
-        features = as_map(kept[0].detach(), subject.tower)
-        if features.shape[2:] == (1, 1):
+        kept = kept[: len(layers)]
+        features = [as_map(k.detach(), subject.tower) for k in kept]
+        if all(f.shape[2:] == (1, 1) for f in features):
             raise UsageError(
                 f"The last map of this model has one place alone at {pixels.shape[-1]} pixels, which tells nothing of where.",
-                mend="--by hires-cam looks at an earlier one; or train with larger images: --set image.size=224",
+                mend="--by layer-cam looks at earlier ones too; or train with larger images: --set image.size=224",
             )
         score = subject.answer(encoded).gather(1, columns[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, kept[:1])
-    return (hires_cam if way == "hires-cam" else grad_cam)(features, as_map(gradient, subject.tower))
+        gradients = [as_map(g, subject.tower) for g in torch.autograd.grad(score, kept)]
+    if way == "layer-cam":
+        return agreement([layer_cam(f, g) for f, g in zip(features, gradients)])
+    return (hires_cam if way == "hires-cam" else grad_cam)(features[0], gradients[0])
 
 
 def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
@@ -347,10 +359,11 @@ def _upsampled(heat: torch.Tensor, size: tuple[int, int], *, subtract: bool) -> 
     """(n, h, w) heat to (n, H, W) in [0, 1], bilinear; an image's largest is 1.
 
     Args:
-        subtract: also take each image's least away: of rows of a softmax nothing is ever 0.
+        subtract: also take each image's mean away, and show what is hotter: every token has a share in what a
+            softmax hands on, and one that has no more than an even share is not looked at (ours).
     """
     heat = F.interpolate(heat.float()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     if subtract:
-        heat = heat - heat.amin(dim=(1, 2), keepdim=True)
+        heat = (heat - heat.mean(dim=(1, 2), keepdim=True)).clamp_min(0)
     most = heat.amax(dim=(1, 2), keepdim=True)
     return torch.where(most > 0, heat / most.clamp_min(torch.finfo(heat.dtype).tiny), 0.0).clamp(0, 1)

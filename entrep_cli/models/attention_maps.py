@@ -1,13 +1,12 @@
 """Where an image tower looks: attention rollout and Grad-CAM, and how their ingredients are collected.
 
-The maps are pure functions of tensors: `rollout` and `gradient_rollout` of attentions, `grad_cam` of a
-feature map and the gradient of a score at it. `attentions_kept` and `output_kept` collect them from a
+The maps are pure functions of tensors: `rollout` and `gradient_rollout` of attentions, `grad_cam` and its kin
+of a feature map and the gradient of a score at it. `attentions_kept` and `output_kept` collect them from a
 pass of a model, whoever's attention it has (ours, timm's, open_clip's), and leave the model as it was.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -108,6 +107,43 @@ def hires_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     return (gradients * features).sum(dim=1).clamp_min(0)
 
 
+def layer_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """What is there, at every place of a feature map, that would speak for a score if there were more of it.
+
+        heat = max(0, sum over c of max(0, gradients[c]) features[c])
+
+    What speaks against is left out before the sum over channels, and not after as in `hires_cam`. It matters
+    below a LayerNorm over pooled features, as in our heads: the score does not change with their scale, so
+    gradients times features sum to about nothing, and the place that has most to do with the score may be below it.
+
+    Args:
+        features, gradients: as for `grad_cam`, of any layer.
+
+    Source: Jiang et al. 2021 (*LayerCAM*), equations 4 to 6.
+    """
+    return (gradients.clamp_min(0) * features).sum(dim=1).clamp_min(0)
+
+
+def agreement(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Where all maps of an image are hot: their product, each upsampled to the finest and its largest made 1.
+
+    Args:
+        maps: (N, h, w) each, zero or more.
+
+    Returns:
+        (N, H, W) of the finest map's size, in [0, 1]; zero where one of an image's maps is nothing.
+
+    Source: ours; Selvaraju et al. 2017, section 3.2, multiply a coarse map by a fine one (Guided Grad-CAM), where
+    the LayerCAM paper takes the largest of them at each place, so that the coarse one's spread stays.
+    """
+    finest = max((m.shape[-2:] for m in maps), key=lambda size: size[0] * size[1])
+    product = torch.ones(())
+    for m in maps:
+        m = F.interpolate(m[:, None], finest, mode="bilinear", align_corners=False)[:, 0]
+        product = product.to(m) * m / m.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(m.dtype).tiny)
+    return product
+
+
 def brightest_share(heat: torch.Tensor, part: float = 0.1) -> torch.Tensor:
     """(N,) share of the heat (N, H, W) that lies on the hottest `part` of the pixels.
 
@@ -197,22 +233,23 @@ def attentions_kept(tower: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def output_kept(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Yield a list that the outputs of a layer in the passes within fill; the graph begins at each of them.
+def output_kept(*layers: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Yield a list that the outputs of layers in the passes within fill; the graph begins at those of the first one.
 
-    The hook is taken away after, also after an exception.
+    The others come after it, in their order. The hooks are taken away after, also after an exception.
     """
     kept: list[torch.Tensor] = []
 
-    def begin_graph(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-        kept.append(output.detach().requires_grad_())
+    def keep(layer: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output.detach().requires_grad_() if layer is layers[0] else output)
         return kept[-1].clone()  # what follows may write into it
 
-    handle = layer.register_forward_hook(begin_graph)
+    handles = [layer.register_forward_hook(keep) for layer in layers]
     try:
         yield kept
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 # ---------------------------------------------------------------- what a tower has
@@ -258,19 +295,35 @@ def last_layer(tower: nn.Module, size: int | None = None, places: int = 1) -> nn
     Raises:
         UsageError: a tower in which it is not known.
     """
+    layers = _layers(tower)
+    fine = [layer for layer, reduction in layers if size is None or size >= places * reduction]
+    return _known(tower, fine[-1:] or [layer for layer, _ in layers[:1]])[0]
+
+
+def last_layers(tower: nn.Module, n: int) -> list[nn.Module]:
+    """The last `n` layers that can be looked at, the last one last; fewer where there are no more.
+
+    Raises:
+        UsageError: as `last_layer`.
+    """
+    return _known(tower, [layer for layer, _ in _layers(tower)[-n:]])
+
+
+def _layers(tower: nn.Module) -> list[tuple[Any, int]]:
+    """The stages of a convolutional tower with their pixels a place, or what each block of a ViT reads, with 0: it has one grid."""
     trunk = _trunk(tower)
-    found: nn.Module | None = None
     if has_tokens(tower):
         blocks = trunk.transformer.resblocks if hasattr(trunk, "transformer") else trunk.blocks
-        found = getattr(blocks[-1], "norm1", getattr(blocks[-1], "ln_1", None))
-    elif stages := _stages(tower):
-        fine = [name for name, reduction, _ in stages if size is None or size >= places * reduction] or [stages[0][0]]
-        with contextlib.suppress(AttributeError):  # some name a part that only a wrapper of timm's has
-            found = trunk.get_submodule(fine[-1])
-    if isinstance(found, nn.Module):
-        return found
+        return [(getattr(block, "norm1", getattr(block, "ln_1", None)), 0) for block in blocks]
+    there = dict(trunk.named_modules())  # some name a part that only a wrapper of timm's has
+    return [(there.get(name), reduction) for name, reduction, _ in _stages(tower)]
+
+
+def _known(tower: nn.Module, layers: Sequence[Any]) -> list[nn.Module]:
+    if layers and all(isinstance(layer, nn.Module) for layer in layers):
+        return list(layers)
     raise UsageError(
-        f"In a tower of the kind {type(trunk).__name__} no layer is known to look into.",
+        f"In a tower of the kind {type(_trunk(tower)).__name__} no layer is known to look into.",
         mend="a ViT can be shown, and a convolutional backbone such as resnet50 or mobilenetv2_100",
     )
 

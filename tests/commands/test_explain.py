@@ -19,7 +19,7 @@ def test_images_are_explained_and_kept_in_the_run(trained, entrep, some, tmp_pat
     assert done.code == 0, done.err
     rows = done.json["images"]
     for row, path in zip(rows, some, strict=True):
-        assert row["image"] == str(path) and row["by"] == "HiResCAM" and row["shown"] == row["predicted"]
+        assert row["image"] == str(path) and row["by"] == "LayerCAM" and row["shown"] == row["predicted"]
         assert row["probability"] == row["probability_of_shown"] > 1 / 7 and row["brightest_tenth"] <= 1
         assert Path(row["file"]) == trained / "dinov2" / "explain" / f"{path.stem}.png"
         with Image.open(row["file"]) as image:
@@ -84,5 +84,5 @@ def test_a_text_is_shown_on_an_image(trained_clip, entrep, some):
     done = entrep("explain", some[0], "--text", "a [red]$polyp$", "--json")
     assert done.code == 0, done.err
     (row,) = done.json["images"]
-    assert row["shown"] == "a [red]$polyp$" and -1 <= row["cosine"] <= 1 and row["by"] == "HiResCAM"
+    assert row["shown"] == "a [red]$polyp$" and -1 <= row["cosine"] <= 1 and row["by"] == "LayerCAM"
     assert Path(row["file"]).name == f"{some[0].stem}-a_red_polyp.png" and Path(row["file"]).is_file()

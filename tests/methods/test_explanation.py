@@ -18,6 +18,7 @@ from entrep_cli.methods.hybrid_parts import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe, Towers
 from entrep_cli.models.attention import explicit_attention
+from entrep_cli.models.attention_maps import attentions_kept, rollout, token_grid
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.clip import Architecture
 from entrep_cli.models.mics_encoders import create_encoders
@@ -30,7 +31,8 @@ SIZE = 64
 NAMES = (("left", "side"), ("right", "side"), ("top", "pole"))
 TAXONOMY = Taxonomy("test", tuple(ClassInfo(n, i, region, n, {"en": (f"{n} edge",)}) for i, (n, region) in enumerate(NAMES)))
 VIT = ("backbone.name=test_vit", "backbone.options={patch_size = 16}")
-GRADIENTS, ROLLOUT, HIRES, CAM = "gradient-weighted attention rollout", "attention rollout", "HiResCAM", "Grad-CAM"
+GRADIENTS, ROLLOUT = "gradient-weighted attention rollout", "attention rollout"
+LAYERS, HIRES, CAM = "LayerCAM", "HiResCAM", "Grad-CAM"
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -75,13 +77,13 @@ def hybrid(threshold: float) -> Hybrid:
 MODELS = {
     "dinov2, patches pooled": (lambda: dinov2(*VIT), GRADIENTS),
     "dinov2, class token": (lambda: dinov2(*VIT, "backbone.pooling=token"), GRADIENTS),
-    "dinov2, conv": (lambda: dinov2("backbone.name=test_resnet"), HIRES),
-    "dinov2, conv, gem": (lambda: dinov2("backbone.name=test_efficientnet", "backbone.pooling=gem"), HIRES),
+    "dinov2, conv": (lambda: dinov2("backbone.name=test_resnet"), LAYERS),
+    "dinov2, conv, gem": (lambda: dinov2("backbone.name=test_efficientnet", "backbone.pooling=gem"), LAYERS),
     "clip-lora": (lambda: clip_lora(CLIP, "[1, 2]"), GRADIENTS),
     "clip-lora, explicit": (lambda: clip_lora(CLIP, "[1, 2]", explicit=True), GRADIENTS),
-    "clip-lora, conv": (lambda: clip_lora(CONV_CLIP, "[4, 5]"), HIRES),
+    "clip-lora, conv": (lambda: clip_lora(CONV_CLIP, "[4, 5]"), LAYERS),
     "prototype": (prototype, GRADIENTS),
-    "prototype, conv": (lambda: prototype(CONV_CLIP), HIRES),
+    "prototype, conv": (lambda: prototype(CONV_CLIP), LAYERS),
     "prototype of clip-lora": (lambda: Prototype(clip_lora(CLIP, "[2]"), PrototypeRecipe(), TAXONOMY, prototype().prototypes), GRADIENTS),
     "mics": (mics, GRADIENTS),
     "mics, frozen, not fused": (lambda: mics("tune=head", "fuse=false"), GRADIENTS),
@@ -105,8 +107,8 @@ def test_every_model_is_explained_and_left_as_it_was(name):
     found = explain_images(model, images)
     assert found.by == default and set(found.ways) == {default}
     assert found.classes == tuple(answers[1].argmax(dim=1).tolist())
-    for by, way in (("rollout", ROLLOUT), ("gradient-rollout", GRADIENTS), ("hires-cam", HIRES), ("grad-cam", CAM)):
-        if default == HIRES and "rollout" in by:
+    for by, way in (("rollout", ROLLOUT), ("gradient-rollout", GRADIENTS), ("layer-cam", LAYERS), ("hires-cam", HIRES), ("grad-cam", CAM)):
+        if default == LAYERS and "rollout" in by:
             with pytest.raises(UsageError, match="no attention over patches"):
                 explain_images(model, images, by=by)
             continue
@@ -166,6 +168,19 @@ def test_plain_rollout_has_one_map_for_all_classes_and_the_others_have_not():
         assert torch.equal(first, second) == alike, by
 
 
+def test_by_attention_what_is_above_the_mean_is_shown():
+    torch.manual_seed(0)
+    model = dinov2(*VIT, "backbone.pooling=token")
+    with attentions_kept(model.backbone.model) as attentions, torch.no_grad():
+        model(pixels())
+    n_prefix, grid = token_grid(model.backbone.model)
+    found = explain_images(model, pixels(), by="rollout").heat
+    for image, shares in enumerate(rollout(attentions)[:, n_prefix:]):
+        big = nn.functional.interpolate(shares.view(1, 1, *grid), (SIZE, SIZE), mode="bilinear")[0, 0]
+        wanted = (big - big.mean()).clamp_min(0) / (big.max() - big.mean())
+        torch.testing.assert_close(found[image], wanted, atol=1e-3, rtol=1e-3)
+
+
 # ---------------------------------------------------------------- texts
 
 
@@ -220,7 +235,7 @@ def test_of_a_hybrid_what_decided_is_shown():
     found = explain_images(model, images)
     wanted = {1: "prototypes", 2: "region model", 3: "expert side"}
     assert found.parts == tuple(wanted[s] for s in decisions.stages.tolist()) and len(set(found.parts)) > 1
-    assert all(way == (HIRES if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
+    assert all(way == (LAYERS if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
     # Each part alone tells the same of its images.
     for i, part in enumerate(found.parts):
         own = int(found.classes[i])

@@ -14,6 +14,7 @@ from torch import nn
 from entrep_cli.errors import UsageError
 from entrep_cli.models.attention import explicit_attention
 from entrep_cli.models.attention_maps import (
+    agreement,
     as_map,
     attentions_kept,
     brightest_share,
@@ -22,6 +23,8 @@ from entrep_cli.models.attention_maps import (
     has_tokens,
     hires_cam,
     last_layer,
+    last_layers,
+    layer_cam,
     output_kept,
     pools_class_token,
     rollout,
@@ -67,6 +70,50 @@ def test_grad_cam_by_hand():
     assert hires_cam(features, gradients)[0].tolist() == [[0.0, 2.0], [0.0, 4.0]]
     alike = gradients.mean(dim=(2, 3), keepdim=True).expand_as(gradients)
     assert torch.equal(hires_cam(features, alike), grad_cam(features, gradients))
+    assert layer_cam(features, gradients)[0].tolist() == [[1.0, 2.0], [0.0, 4.0]]  # what speaks against at the first place is left out
+    assert not layer_cam(-features, gradients).any()
+
+
+def test_below_a_layer_norm_what_a_score_rests_on_is_seen_by_layer_cam_alone():
+    # One place alone is active, in what the score reads and in what speaks against it: it is all that the score rests on.
+    features = torch.zeros(1, 4, 2, 2, dtype=torch.float64)
+    features[0, :2, 0, 0] = torch.tensor([8.0, 4.0], dtype=torch.float64)
+    features.requires_grad_()
+    (gradients,) = torch.autograd.grad(F.layer_norm(features.mean(dim=(2, 3)), (4,))[0, 0], features)
+    found, other = (way(features.detach(), gradients)[0] for way in (layer_cam, hires_cam))
+    assert found[0, 0] > 0.1 and found[0, 0] == found.sum()
+    assert other.max() < 1e-3 * found.max()  # the score does not change with the scale of features
+
+
+@pytest.mark.parametrize("shapes", [[(3, 3)], [(4, 6), (2, 3)], [(2, 2), (7, 5), (1, 1)]])
+def test_agreement_is_a_product_of_scaled_maps(shapes):
+    maps = [torch.rand(3, *shape) for shape in shapes]
+    maps[0][2] = 0
+    found = agreement(maps)
+    height, width = max(shapes)
+    assert found.shape == (3, height, width) and not found[2].any() and found.max() <= 1
+    for image in range(2):
+        wanted = torch.ones(height, width)
+        for m in maps:
+            big = F.interpolate(m[image][None, None], (height, width), mode="bilinear")[0, 0]
+            wanted *= big / big.max()
+        torch.testing.assert_close(found[image], wanted)
+
+
+def test_gradients_of_two_layers_in_one_pass_are_those_of_two_passes():
+    torch.manual_seed(0)
+    tower = timm.create_model("test_resnet", num_classes=2).eval()
+    first, second = last_layers(tower, 2)
+    assert (first, second) == (tower.layer3, tower.layer4) and len(last_layers(tower, 99)) == 5
+    pixels = torch.randn(2, 3, 64, 64)
+    with output_kept(first, second) as kept:
+        found = torch.autograd.grad(tower(pixels)[:, 1].sum(), kept)
+    for layer, output, gradient in zip((first, second), kept, found, strict=True):
+        with output_kept(layer) as alone:
+            (wanted,) = torch.autograd.grad(tower(pixels)[:, 1].sum(), alone)
+        torch.testing.assert_close(output, alone[0])
+        torch.testing.assert_close(gradient, wanted)
+    assert not first._forward_hooks and not second._forward_hooks
 
 
 def test_grad_cam_of_a_net_agrees_with_finite_differences():
