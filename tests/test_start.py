@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny import ENTREP, make_contest
 
-HEAVY = ("torch", "torchvision", "timm", "open_clip", "peft", "transformers", "sklearn", "faiss", "pymilvus", "accelerate")
+HEAVY = ("torch", "torchvision", "timm", "open_clip", "peft", "transformers", "sklearn", "pymilvus", "accelerate")
 CHILD = f"""
 import json, sys
 from entrep_cli.app import main

@@ -94,9 +94,28 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
-def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Bits in which hashes differ: (A,) and (B,) uint64 to (A, B) uint8."""
-    return np.bitwise_count(a[:, None] ^ b[None])
+def close_hashes(hashes: np.ndarray, others: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs i < j of which hashes[i] and others[j], (N,) uint64, differ in at most so many bits.
+
+    All pairs are compared, for at a fifth of the bits no table of parts of a hash leaves much out; FAISS takes
+    half a nanosecond or so for one, an eighth of numpy's time.
+
+    Returns:
+        (P,) i, (P,) j and (P,) bits in which they differ, in order of i and j.
+    """
+    import faiss
+
+    index = faiss.IndexBinaryFlat(64)
+    index.add(np.ascontiguousarray(others).view(np.uint8).reshape(-1, 8))
+    codes = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 8)
+    found = []
+    for start in range(0, len(codes), _BLOCK):
+        ends, distances, columns = index.range_search(codes[start : start + _BLOCK], bits + 1)  # less than that
+        rows = start + np.repeat(np.arange(len(ends) - 1), np.diff(ends.astype(np.int64)))
+        order = np.lexsort((columns, rows))
+        order = order[columns[order] > rows[order]]
+        found.append((rows[order], columns[order], distances[order]))
+    return tuple(np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (zip(*found) if found else ((), (), ())))
 
 
 @dataclass(frozen=True)
@@ -270,13 +289,8 @@ def _search(thumbnails: np.ndarray, structure: FineStructure, mirrored: bool, bi
     textured = np.flatnonzero(structure.texture >= MIN_TEXTURE)
     hashes = perceptual_hashes(thumbnails[textured])
     others = perceptual_hashes(thumbnails[textured][:, :, ::-1]) if mirrored else hashes
-    near = []
-    for start in range(0, len(textured), _BLOCK):
-        # 2,048 x 10,000 pairs take 160 MB for a moment.
-        distance = hamming(hashes[start : start + _BLOCK], others[start:])
-        rows, columns = np.nonzero(np.triu(distance <= bits, 1))
-        near.append((textured[rows + start], textured[columns + start], distance[rows, columns], np.zeros(len(rows))))
-    pairs = _pairs(near)
+    rows, columns, distance = close_hashes(hashes, others, bits)
+    pairs = _pairs([(textured[rows], textured[columns], distance, np.zeros(len(rows)))])
     other = structure.mirrored if mirrored else structure
     share, down, right = structure.agreement(pairs.first, other, pairs.second)
     keep = share >= _SIGNS_AGREE

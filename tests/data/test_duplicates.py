@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from entrep_cli.data import measures
+from entrep_cli.data import duplicates, measures
 from entrep_cli.data.duplicates import (
     THUMBNAIL,
     FineStructure,
     UnionFind,
+    close_hashes,
     clusters_of,
     find_alike,
     find_duplicates,
     find_mirrored,
     find_near,
-    hamming,
     perceptual_hashes,
     thumbnail,
 )
@@ -101,10 +101,16 @@ def test_the_hash_is_that_of_the_plain_transform():
         assert np.packbits(low > np.median(low[1:])).view(np.uint64)[0] == found
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9))
-def test_hamming_counts_bits(values):
-    a = np.array(values, dtype=np.uint64)
-    assert hamming(a, a[:3]).tolist() == [[(x ^ y).bit_count() for y in values[:3]] for x in values]
+@pytest.mark.parametrize("block", [3, 2048])
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**20 - 1)), max_size=9), st.integers(0, 40))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_close_hashes_are_those_of_a_loop(monkeypatch, block, values, bits):
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    hashes = [value for value, _ in values]
+    others = [value ^ change for value, change in values[::-1]]
+    found = close_hashes(np.array(hashes, dtype=np.uint64), np.array(others, dtype=np.uint64), bits)
+    every = [(i, j, (a ^ b).bit_count()) for i, a in enumerate(hashes) for j, b in enumerate(others) if i < j]
+    assert list(zip(*(column.tolist() for column in found))) == [pair for pair in every if pair[2] <= bits]
 
 
 def test_a_shift_is_found_and_undone(originals):
