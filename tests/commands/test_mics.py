@@ -14,7 +14,7 @@ from tests.tiny import answers, make_contest
 
 TINY = ["image.size=32", "backbone.options={patch_size = 8, depth = 1}", "fusion.depth=1", "fusion.heads=4", "shift.clusters=4"]
 TINY += ["epoch_images=0", "train.batch_size=16", "train.accumulate=1"]
-TINY += ["pretraining.decoder={width = 32, depth = 1, heads = 4}", "pretraining.held_out=0.1", "pretraining.pictures=2"]
+TINY += ["pretraining.decoder={width = 32, depth = 1, heads = 4}", "pretraining.held_out=0.1", "pretraining.pictures=0"]
 SMALL = ["--backbone", "test_vit", "--precision", "fp32", *(part for setting in TINY for part in ("--set", setting))]
 
 
@@ -33,7 +33,7 @@ def split(contest, entrep):
 
 
 def test_from_images_without_labels_to_two_submissions(split, entrep, tmp_path):
-    done = entrep("pretrain", "mics", "--epochs", 3, *SMALL)
+    done = entrep("pretrain", "mics", "--epochs", 3, *SMALL, "--set", "pretraining.pictures=2")
     assert done.code == 0, done.err
     run = tmp_path / "runs" / "mics-pretrain"
     told = json.loads((run / "run.json").read_text())
@@ -72,18 +72,18 @@ def test_from_images_without_labels_to_two_submissions(split, entrep, tmp_path):
 
 def test_an_interrupted_pretraining_goes_on(split, entrep, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    whole = entrep("--json", "pretrain", "mics", "--epochs", 3, "--name", "whole", *SMALL)
+    whole = entrep("--json", "pretrain", "mics", "--epochs", 2, "--name", "whole", *SMALL)
     assert whole.code == 0, whole.err
     drawn = mics_pretraining.augment_alike
 
     def killed(*given):
-        if given[-1].initial_seed() == 3:  # of epoch 3 with seed 0
+        if given[-1].initial_seed() == 2:  # of epoch 2 with seed 0
             raise KeyboardInterrupt
         return drawn(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(mics_pretraining, "augment_alike", killed)
-        stopped = entrep("pretrain", "mics", "--epochs", 3, *SMALL)
+        stopped = entrep("pretrain", "mics", "--epochs", 2, *SMALL)
     assert stopped.code == 130 and "entrep pretrain mics --resume --name mics-pretrain" in stopped.err
     assert entrep("train", "mics", "--weights", "mics-pretrain", *SMALL).code == 1  # half a run
     other = entrep("train", "--resume")

@@ -48,7 +48,7 @@ class Dataset:
         for part, images in (("train", self.images), ("test", self.tests)):
             (self.root / part / "imgs").mkdir(parents=True)
             for name, image in images.items():
-                image.save(self.root / part / "imgs" / name)
+                image.save(self.root / part / "imgs" / name, compress_level=1)
         write_json(self.root / "train" / "cls.json", self.labels)
         with open(self.root / "train" / "groups.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("image", "group", "text_en", "text_vi"), *((name, *row) for name, row in self.rows.items())])
