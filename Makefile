@@ -18,7 +18,8 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	# One thread a worker: two that share the cores by threads are slower than one after the other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	# Bytecode is kept even where the environment says no: else each of the many processes compiles all of it.
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 foregut: $(INSTALLED)
 	test -d $(DEMO)/data || $(BIN)/entrep synth $(DEMO)/data --images 700 --test-images 210

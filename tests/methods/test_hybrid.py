@@ -106,7 +106,7 @@ def recipe(files: Path, *assignments: str) -> HybridRecipe:
     base = ["prototype.image.size=32", f"prototype.backbone.name={files / 'clip.json'}"]
     base += [f"prototype.backbone.weights={files / 'clip.safetensors'}", f"baseline.recipe={files / 'baseline.toml'}"]
     base += ["experts.image.size=32", "experts.backbone.name=test_resnet", "experts.backbone.weights=baseline", "experts.views=1"]
-    base += ["experts.train.epochs=20", "experts.train.batch_size=8", "batch_size=5", "threshold=tune"]
+    base += ["experts.train.epochs=10", "experts.train.batch_size=8", "batch_size=5", "threshold=tune"]
     return build_recipe(HybridRecipe, parse_assignments([*base, *assignments]))
 
 
