@@ -26,11 +26,17 @@ foregut: $(INSTALLED)
 	test -d $(DEMO)/data || $(BIN)/entrep synth $(DEMO)/data --images 700 --test-images 210
 	ENTREP_RUNS=$(DEMO)/runs $(BIN)/entrep reproduce foregut --recipe foregut-tiny --data $(DEMO)/data --on queries
 
+# In a folder of its own: a split that is there already stays. What is trained already is not trained again.
+best: export ENTREP_RUNS = runs/best
 best: $(INSTALLED)
-	$(BIN)/entrep split --data $(DATA) --ratios 90/10/0
-	for seed in 0 1 2; do $(BIN)/entrep train --recipe best --weights $(WEIGHTS) --seed $$seed --name best-$$seed || exit 1; done
-	$(BIN)/entrep ensemble best-0 best-1 best-2 --weights equal --name best
-	$(BIN)/entrep evaluate --run best --part queries --tta
+	test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "say make best DATA=FOLDER WEIGHTS=FILE"; exit 2; }
+	$(BIN)/entrep split --data "$(DATA)" --ratios 90/10/0
+	for seed in 0 1 2; do \
+	  test -f runs/best/best-$$seed/run.json || \
+	  $(BIN)/entrep train --recipe best --weights "$(WEIGHTS)" --seed $$seed --name best-$$seed || exit 1; \
+	done
+	$(BIN)/entrep ensemble best-0 best-1 best-2 --weights equal --name together --overwrite
+	$(BIN)/entrep evaluate --run together --part queries --tta
 
 figures: $(INSTALLED)
 	test -d $(DEMO)/runs/clip-lora || $(BIN)/entrep demo $(DEMO)

@@ -48,7 +48,7 @@ from PIL import Image  # noqa: E402
 from scipy.ndimage import binary_dilation, distance_transform_edt  # noqa: E402
 
 from entrep_cli.data.catalog import Catalog  # noqa: E402
-from entrep_cli.data.images import field_of_view
+from entrep_cli.data.images import field_of_view  # noqa: E402
 from entrep_cli.data.phantom import FINDINGS, render  # noqa: E402
 from entrep_cli.data.splits import make_split  # noqa: E402
 from entrep_cli.methods import method_class  # noqa: E402
@@ -220,6 +220,7 @@ for name in args.models:
     for i, heat, by in zip(firsts, default.heat.numpy(), default.ways):
         looks.append(Look(outlined(pixels[ill[i]].numpy(), masks[i]), heat, (name, f"{labels[i]}, outlined", f"by {by}")))
     # Sanity check (Adebayo et al. 2018): a map that a random net draws as well tells nothing of what was learned.
+    # All layers are drawn anew; a ViT's positions stay.
     torch.manual_seed(args.seed)
     for module in model.modules():
         getattr(module, "reset_parameters", bool)()
