@@ -13,6 +13,8 @@ from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
 from entrep_cli.workspace import data_dir, runs_dir
 
+LEVEL = 0.05  # of significance
+
 
 def ablate(
     paper: Annotated[
@@ -110,9 +112,9 @@ def ablate(
         what, of = "another row", [(f"{r.row.name} - {against}",) for r, against in changed]
     if changed:
         console.table(
-            f"Change from {what}, paired; * where the interval leaves out zero",
+            f"Change from {what}, paired; * where p <= {LEVEL:g}, answers swapped in whole groups, corrected for the rows",
             ["row", *shown],
-            [(*label, *(_change(r.change.get(c)) for c in shown)) for label, (r, _) in zip(of, changed)],
+            [(*label, *(_change(r.change.get(c), r.p.get(c, 1.0)) for c in shown)) for label, (r, _) in zip(of, changed)],
         )
     console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
     console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
@@ -126,8 +128,8 @@ def _cost(row) -> tuple[str, str]:
     return f"{manifests[0]['parameters']:,}", f"{seconds:.0f}"
 
 
-def _change(change) -> str:
+def _change(change, p: float) -> str:
     if change is None:
         return "-"
-    marked = "*" if change.low > 0 or change.high < 0 else ""
+    marked = "*" if p <= LEVEL else ""
     return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{marked}"

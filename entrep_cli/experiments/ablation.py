@@ -4,7 +4,8 @@ Each row is trained with several seeds, and over several folds where that is ask
 run of its own under `runs/ablations/NAME/`: complete ones are not trained again, an interrupted one goes on,
 so that the same command always finishes the table. Every image is scored by a model that did not learn from
 it; over folds, the images of all of them are pooled. Scores of a row are means over its seeds; the interval
-comes from drawing the groups of the scored images anew, and differences between rows are paired.
+comes from drawing the groups of the scored images anew, and differences between rows are paired. Whether a
+difference is more than chance says the test that `entrep compare` takes, corrected for the number of rows.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embeddings_of
 from entrep_cli.retrieval.refinement_choice import tuned_refinement
 from entrep_cli.retrieval.sets import TRAIN, catalog_items
+from entrep_cli.scoring.comparison import GroupTotals, averaged, holm, swap_test
 from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import TEXTS, PartScores, joined_parts, score_part
+from entrep_cli.scoring.parts import TEXTS, PartScores, joined_parts, score_part, totals_of
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_json_atomic, write_text_atomic
 
 # What a table shows: its heading, the scores it comes from, and which of them.
@@ -112,6 +114,7 @@ class RowScores:
         scores: by the headings of `SHOWN`, the mean over seeds; a score that the method cannot have is left out.
         values: of each of `runs`, on what it was scored on alone.
         change: the difference from the row it is compared with.
+        p: of that difference by `swap_test`, corrected by Holm for all rows of the table.
     """
 
     row: Row
@@ -119,6 +122,7 @@ class RowScores:
     scores: dict[str, Interval]
     values: list[dict[str, float]]
     change: dict[str, Interval]
+    p: dict[str, float]
 
     @property
     def spread(self) -> dict[str, float]:
@@ -135,7 +139,7 @@ class RowScores:
             **({"before": self.row.before.key} if self.row.before else {}),
             **({"refine": list(self.row.refine)} if self.row.refine else {}),
             "scores": {name: {**value.as_dict(), "spread": self.spread[name]} for name, value in self.scores.items()},
-            "change": {name: value.as_dict() for name, value in self.change.items()},
+            "change": {name: {**value.as_dict(), "p_holm": self.p.get(name)} for name, value in self.change.items()},
             "parameters": manifests[0]["parameters"],
             "seconds": float(np.mean([manifest["seconds"] for manifest in manifests])),
             "runs": [
@@ -233,6 +237,7 @@ def run_ablation(
             found[key].append((training, scores))
     pools = {key: [joined_parts([s for t, s in own if t.seed == seed]) for seed in _seeds(own)] for key, own in found.items()}
     samples = {key: [_samples(scores) for scores in own] for key, own in pools.items()}
+    p_values = _p_values(rows, pools)
     table = [
         RowScores(
             row,
@@ -240,6 +245,7 @@ def run_ablation(
             _pooled(samples[row.key]),
             [_values(scores) for _, scores in found[row.key]],
             _pooled(samples[row.key], samples[row.against]) if row.against in samples else {},
+            p_values[row.key],
         )
         for row in rows
     ]
@@ -368,13 +374,31 @@ def _pooled(samples: list[dict[str, Sample]], against: list[dict[str, Sample]] =
     return {shown: intervals[key][score] for shown, (key, score) in SHOWN.items() if key in intervals}
 
 
+def _p_values(rows: Sequence[Row], pools: dict[str, list[PartScores]]) -> dict[str, dict[str, float]]:
+    """By row and heading of `SHOWN`; none of what refined rankings cannot change."""
+    totals = {key: [totals_of(scores) for scores in own] for key, own in pools.items()}
+    found: dict[str, dict[str, float]] = {row.key: {} for row in rows}
+    for shown, (kind, _) in SHOWN.items():
+        pairs: dict[str, tuple[GroupTotals, GroupTotals]] = {}
+        for row in rows:
+            if row.against not in totals or row.refine and kind == "classification":
+                continue
+            both = [[own.get(shown) for own in totals[key]] for key in (row.key, row.against)]
+            if all(None not in own for own in both):
+                pairs[row.key] = tuple(map(averaged, both))
+        for key, p in zip(pairs, holm([swap_test(*pair) for pair in pairs.values()])):
+            found[key][shown] = p
+    return found
+
+
 def _csv(found: list[RowScores]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "score", "value", "low", "high", "spread over trainings", "change", "change low", "change high"])
+    writer.writerow(["row", "score", "value", "low", "high", "spread over trainings", "change", "change low", "change high", "p (Holm)"])
     for row in found:
         for name, value in row.scores.items():
             change = row.change.get(name)
             moved = [f"{x:.4f}" for x in (change.value, change.low, change.high)] if change else ["", "", ""]
+            moved.append(f"{row.p[name]:.4f}" if name in row.p else "")
             writer.writerow([row.row.name, name, *(f"{x:.4f}" for x in (value.value, value.low, value.high, row.spread[name])), *moved])
     return text.getvalue()

@@ -15,8 +15,8 @@ from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import EntrepError, RunError, UsageError
 from entrep_cli.experiments.scored import PARTS, QUERIES, check_trained_on, open_scored, texts_for
 from entrep_cli.methods import method_class
-from entrep_cli.scoring.comparison import Compared, GroupTotals, compare, macro_f1_score, mean_score
-from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
+from entrep_cli.scoring.comparison import Compared, GroupTotals, compare
+from entrep_cli.scoring.parts import score_part, totals_of
 from entrep_cli.workspace import MANIFEST, Run, find_run, open_run, runs_dir, write_json_atomic, write_text_atomic
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"  # what marks refer to runs by
@@ -247,24 +247,6 @@ def check_comparable(runs: Sequence[Run], catalog: Catalog, split: Split, part: 
         errors += [RunError(what, mend="compare runs of the same classes") for what in told]
     if errors:
         raise _not_comparable(errors)
-
-
-def totals_of(scores: PartScores) -> dict[str, GroupTotals]:
-    """The scores of a part that runs are compared by; a retrieval without a relevant item has none."""
-    classes = scores.classification
-    found = {
-        ACCURACY: mean_score(classes.truth == classes.predicted, classes.groups),
-        "macro F1": macro_f1_score(classes.truth, classes.predicted, classes.n_classes, classes.groups),
-    }
-    for key, whose, relevance in (("class", "image", "class"), ("finding", "image", "finding"), (TEXTS, "text", "finding")):
-        asked = scores.retrieval.get(key)
-        if asked is None or not asked.scored.any():
-            continue
-        groups = None if asked.groups is None else [g for g, counted in zip(asked.groups, asked.scored) if counted]
-        found[f"{whose} Recall@1, {relevance}"] = mean_score(asked.first_rank[asked.scored] == 1, groups)
-        if key != TEXTS:
-            found[f"{whose} MRR, {relevance}"] = mean_score(asked.per_query["mrr"][asked.scored], groups)
-    return found
 
 
 def _contender(

@@ -85,6 +85,23 @@ def macro_f1_score(truth: np.ndarray, predicted: np.ndarray, n_classes: int, gro
     return GroupTotals(totals.astype(float), score, len(truth))
 
 
+def averaged(trainings: Sequence[GroupTotals]) -> GroupTotals:
+    """The mean over trainings of one score of the same items; what is drawn or swapped is a group's answers of all of them.
+
+    Raises:
+        ValueError: the trainings were scored on other items.
+    """
+    first = trainings[0]
+    if any(t.totals.shape != first.totals.shape or t.n_items != first.n_items for t in trainings):
+        raise ValueError("scores of other items cannot be averaged")
+    width = first.totals.shape[1]
+
+    def score(sums: np.ndarray) -> np.ndarray:
+        return np.mean([t.score(sums[:, i * width : (i + 1) * width]) for i, t in enumerate(trainings)], axis=0)
+
+    return GroupTotals(np.concatenate([t.totals for t in trainings], axis=1), score, first.n_items)
+
+
 # ---------------------------------------------------------------- tests of one pair
 
 

@@ -13,6 +13,7 @@ from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.ranking import Exclusions, Ranking, match_codes, ranked_blocks
 from entrep_cli.retrieval.refinement import Refinement
 from entrep_cli.scoring.classification import ClassificationScores
+from entrep_cli.scoring.comparison import GroupTotals, macro_f1_score, mean_score
 from entrep_cli.scoring.retrieval import RetrievalScores, score_retrieval
 
 TEXTS = "text to finding"
@@ -126,6 +127,24 @@ def joined_parts(parts: Sequence[PartScores]) -> PartScores:
             chance[key] = float(np.average([part.chance[key] for part in parts], weights=[s.scored.sum() for s in own]))
     fell_back = {name: sum(part.fell_back[name] for part in parts) for name in first.fell_back}
     return PartScores(classification, retrieval, chance, fell_back)
+
+
+def totals_of(scores: PartScores) -> dict[str, GroupTotals]:
+    """The scores that trainings are compared by, by the names that tables have; a retrieval without a relevant item has none."""
+    classes = scores.classification
+    found = {
+        "accuracy": mean_score(classes.truth == classes.predicted, classes.groups),
+        "macro F1": macro_f1_score(classes.truth, classes.predicted, classes.n_classes, classes.groups),
+    }
+    for key, whose, relevance in (("class", "image", "class"), ("finding", "image", "finding"), (TEXTS, "text", "finding")):
+        asked = scores.retrieval.get(key)
+        if asked is None or not asked.scored.any():
+            continue
+        groups = None if asked.groups is None else [g for g, counted in zip(asked.groups, asked.scored) if counted]
+        found[f"{whose} Recall@1, {relevance}"] = mean_score(asked.first_rank[asked.scored] == 1, groups)
+        if key != TEXTS:
+            found[f"{whose} MRR, {relevance}"] = mean_score(asked.per_query["mrr"][asked.scored], groups)
+    return found
 
 
 def part_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:

@@ -120,6 +120,7 @@ def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, mo
         for name, change in tuned.change.items():
             assert change.value == pytest.approx(tuned.scores[name].value - base.scores[name].value)
             assert change.low <= change.value + 1e-9 and change.value <= change.high + 1e-9
+        assert base.p == {} and set(tuned.p) == set(tuned.change) and all(0 < p <= 1 for p in tuned.p.values())
     kept = [json.loads((run.path("embeddings", "test", "manifest.json")).read_text())["images"] for run in base.runs]
     assert kept == [14, 14]
     predicted = [np.load(run.path("embeddings", "test", "probabilities.npy")).argmax(1) for run in tuned.runs]

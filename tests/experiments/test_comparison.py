@@ -16,9 +16,9 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.experiments import comparison
-from entrep_cli.experiments.comparison import ACCURACY, compare_runs, named_runs, totals_of
+from entrep_cli.experiments.comparison import ACCURACY, compare_runs, named_runs
 from entrep_cli.retrieval.embeddings import Embeddings, Items
-from entrep_cli.scoring.parts import TextQueries, score_part
+from entrep_cli.scoring.parts import TextQueries, score_part, totals_of
 from entrep_cli.workspace import runs_dir, write_json_atomic
 
 AB = Taxonomy("ab", (ClassInfo("a", 0, "x"), ClassInfo("b", 1, "x")))

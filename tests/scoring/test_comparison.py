@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from entrep_cli.scoring.classification import ClassificationScores
-from entrep_cli.scoring.comparison import bootstrap_p, compare, holm, macro_f1_score, mcnemar, mean_score, swap_test
+from entrep_cli.scoring.comparison import averaged, bootstrap_p, compare, holm, macro_f1_score, mcnemar, mean_score, swap_test
 from entrep_cli.scoring.intervals import pooled
 
 
@@ -45,7 +45,7 @@ def naive_swaps(first: np.ndarray, second: np.ndarray, groups: np.ndarray, score
     """All subsets of all groups, one after the other, the answers themselves exchanged."""
     names, observed, as_much, number = np.unique(groups), abs(score(first) - score(second)), 0, 0
     for choice in product([False, True], repeat=len(names)):
-        swapped = np.isin(groups, names[list(choice)])
+        swapped = np.isin(groups, names[list(choice)]).reshape(-1, *[1] * (first.ndim - 1))
         one, other = np.where(swapped, second, first), np.where(swapped, first, second)
         as_much += abs(score(one) - score(other)) >= observed - 1e-10
         number += 1
@@ -78,6 +78,21 @@ def test_swaps_are_those_of_a_naive_loop(seed):
         return ClassificationScores(truth, answers, "abc", resamples=0).macro_f1.value
 
     assert found == pytest.approx(naive_swaps(one, other, groups, macro_f1))
+
+
+def test_a_mean_over_trainings_is_swapped_in_whole_groups_of_all_of_them():
+    rng = np.random.default_rng(9)
+    groups, truth = rng.integers(6, size=24).astype(str), rng.integers(3, size=24)
+    first, second = (np.where(rng.random((2, 24)) < right, truth, rng.integers(3, size=(2, 24))) for right in (0.8, 0.4))
+
+    def mean_macro_f1(answers: np.ndarray) -> float:  # (24, 2), a column a training
+        return float(np.mean([ClassificationScores(truth, own, "abc", resamples=0).macro_f1.value for own in answers.T]))
+
+    scores = [averaged([macro_f1_score(truth, own, 3, groups) for own in trainings]) for trainings in (first, second)]
+    assert scores[0].score(scores[0].totals.sum(axis=0, keepdims=True))[0] == pytest.approx(mean_macro_f1(first.T))
+    assert swap_test(*scores) == pytest.approx(naive_swaps(first.T, second.T, groups, mean_macro_f1))
+    with pytest.raises(ValueError, match="other items"):
+        averaged([mean_score(np.ones(3)), mean_score(np.ones(4))])
 
 
 def test_drawn_swaps_come_near_all_of_them():
