@@ -10,7 +10,7 @@ for that class, whatever it predicted (`text`: for the finding's name), and the 
 of the finding. Settings are chosen with --part val, or with another seed, which draws other patients.
 
 hits     share of images whose hottest pixel lies in the mask, or within --tolerance of it (15 pixels of
-         images whose shorter side is 224 or more in Zhang et al. 2018, section 4.1; here as many of 96 as that is)
+         images whose shorter side is 224 or more in Zhang et al. 2018, section 4.1; here the same share of the side)
 mass     share of the heat that lies in the mask; "near": in it or within --tolerance of it, where a hit is one;
          "outside": on the black around the view, which counts as missed
 chance   of hits and of mass near: share of the lit view that would be a hit; of mass: the mask's share of the lit view
@@ -32,7 +32,8 @@ parser.add_argument("--images", type=int, default=1600, help="in all, as many of
 parser.add_argument("--models", nargs="+", default=["conv", "vit"], help="conv, conv-mean, vit, clip, clip-vit")
 parser.add_argument("--part", choices=("val", "test"), default="test", help="what is played with")
 parser.add_argument("--epochs", type=int, help="of all models; default: each model's own")
-parser.add_argument("--tolerance", type=float, default=15 / 224 * 96, help="in pixels of 96")
+parser.add_argument("--size", type=int, default=96, help="side of the square that models see, in pixels")
+parser.add_argument("--tolerance", type=float, default=15 / 224, help="of that side")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--work", type=Path, help="a folder that keeps data and runs, and has them next time; default: none is kept")
 parser.add_argument("--out", help="a JSON file for the numbers")
@@ -61,13 +62,14 @@ from entrep_cli.scoring.intervals import bootstrap_mean  # noqa: E402
 from entrep_cli.workspace import Run, new_run, write_text_atomic  # noqa: E402
 
 CLASSES = {"healthy": "normal", "bead": "foreign-body", "scar": "membrane-scar", "wax": "cerumen"}
-SIZE = 96
+SIZE = args.size
+NEAR = args.tolerance * SIZE  # pixels
 # Of a round view any turn is as good; where a finding lies, and how large, should not tell what it is.
-COMMON = ["image.field_of_view=true", "augment.rotation=180", "augment.shift=0.1", "train.patience=0"]
+COMMON = [f"image.size={SIZE}", "image.field_of_view=true", "augment.rotation=180", "augment.shift=0.1", "train.patience=0"]
 VIT_RATES = ["train.learning_rate=5e-4", "train.backbone_learning_rate=5e-4", "train.batch_size=16"]
 CLIP_VIT = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 12},
+    "vision_cfg": {"image_size": SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": SIZE // 8},
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 96, "heads": 4, "layers": 2},
 }
 # name -> recipe, its settings; all from random weights. Pooling near the maximum (gem) rewards a finding for being
@@ -138,7 +140,7 @@ def squares(model, paths):
 
 def scores(heat, masks, lit):
     """Hits, mass and their chances of every image, by name."""
-    near = np.stack([distance_transform_edt(~mask) <= args.tolerance for mask in masks])
+    near = np.stack([distance_transform_edt(~mask) <= NEAR for mask in masks])
     hottest = heat.reshape(len(heat), -1).argmax(axis=1)
     hits = near.reshape(len(near), -1)[np.arange(len(near)), hottest]
     total = heat.sum(axis=(1, 2))

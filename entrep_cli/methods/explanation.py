@@ -58,7 +58,9 @@ WAYS = {
     "grad-cam": "Grad-CAM",
 }
 _ATTENTION = ("rollout", "gradient-rollout")
-_LAYERS = 2  # that LayerCAM looks at: together finer than the last and surer than the one before (benchmarks/pointing_game.py)
+_CUT = (*_ATTENTION, "layer-cam")  # to what stands out; what is shown of the others is as published
+_DEVIATIONS = 2.0
+_LAYERS = 4  # that LayerCAM looks at, a ResNet's four: the early ones make the map fine, the late ones sure (benchmarks/pointing_game.py)
 _PLACES = 6  # a side, of the map that HiResCAM looks at: on the 3 x 3 of a small image nothing is found (benchmarks/pointing_game.py)
 _ATTENTIONS_AT_ONCE = 2**26  # numbers of one pass: 256 MB, and as much again for their gradients
 
@@ -69,7 +71,8 @@ class Explained:
 
     Attributes:
         heat: (N, H, W) float32 in [0, 1], on the CPU. The largest of an image is 1; it is 0 everywhere where
-            nothing speaks for the class. By attention, what is above the image's mean.
+            nothing speaks for the class. By attention and by LayerCAM, what stands out: above the
+            image's mean by two standard deviations, or by half of the way to its largest.
         by: how, as in "Grad-CAM"; where parts of a hybrid are looked into in different ways, all of them.
         ways: (N,) how, of each image.
         classes: (N,) the class that was asked about, as an index; -1 for a text.
@@ -112,7 +115,7 @@ def explain_images(
         pixels: (N, 3, H, W) uint8, as the model's `preprocess` makes them.
         classes: (N,) the classes to ask about, as indices into `model.taxonomy`; those predicted where none are given.
         text: ask about a text instead: the cosine of image and text.
-        by: one of `WAYS`; `auto` is `gradient-rollout` for a ViT, else `layer-cam`: where the maps of the last two
+        by: one of `WAYS`; `auto` is `gradient-rollout` for a ViT, else `layer-cam`: where the maps of the last four
             layers agree (ours). `grad-cam` looks at the last layer, as published; `hires-cam` at the last one that
             has a map of 6 x 6 places or more (ours).
 
@@ -146,7 +149,8 @@ def explain_images(
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
-                heat[some] = _upsampled(found, tuple(pixels.shape[2:]), subtract=way in _ATTENTION).cpu()
+                found = _upsampled(found, tuple(pixels.shape[2:]))
+                heat[some] = _up_to_one(_standing_out(found) if way in _CUT else found).cpu()
             for row in rows:
                 parts[row], ways[row] = subject.part, WAYS[way]
     finally:
@@ -355,15 +359,24 @@ def _batch_size(tower: nn.Module) -> int:
     return min(32, max(1, _ATTENTIONS_AT_ONCE // (n_blocks(tower) * heads * (n_prefix + height * width) ** 2)))
 
 
-def _upsampled(heat: torch.Tensor, size: tuple[int, int], *, subtract: bool) -> torch.Tensor:
-    """(n, h, w) heat to (n, H, W) in [0, 1], bilinear; an image's largest is 1.
+def _upsampled(heat: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(n, h, w) heat to (n, H, W), bilinear."""
+    return F.interpolate(heat.float()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-    Args:
-        subtract: also take each image's mean away, and show what is hotter: every token has a share in what a
-            softmax hands on, and one that has no more than an even share is not looked at (ours).
+
+def _standing_out(heat: torch.Tensor) -> torch.Tensor:
+    """What of (n, H, W) heat is above its image's mean by two standard deviations, or by half of the way to the largest if that is less.
+
+    Every token has a share in what a softmax hands on, and every place a little of what would speak for a
+    class: what has about as much as the others is not looked at (ours; benchmarks/pointing_game.py). The
+    second bound keeps a map of which half is hot from vanishing.
     """
-    heat = F.interpolate(heat.float()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    if subtract:
-        heat = (heat - heat.mean(dim=(1, 2), keepdim=True)).clamp_min(0)
+    mean, deviation = heat.mean(dim=(1, 2), keepdim=True), heat.std(dim=(1, 2), keepdim=True)
+    rise = heat.amax(dim=(1, 2), keepdim=True) - mean
+    return (heat - mean - torch.minimum(_DEVIATIONS * deviation, rise / 2)).clamp_min(0)
+
+
+def _up_to_one(heat: torch.Tensor) -> torch.Tensor:
+    """(n, H, W) heat of zero or more, each image's largest made 1."""
     most = heat.amax(dim=(1, 2), keepdim=True)
     return torch.where(most > 0, heat / most.clamp_min(torch.finfo(heat.dtype).tiny), 0.0).clamp(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
-from entrep_cli.methods.explanation import explain_images
+from entrep_cli.methods.explanation import _standing_out, explain_images
 from entrep_cli.methods.hybrid import Hybrid
 from entrep_cli.methods.hybrid_parts import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
@@ -168,7 +169,7 @@ def test_plain_rollout_has_one_map_for_all_classes_and_the_others_have_not():
         assert torch.equal(first, second) == alike, by
 
 
-def test_by_attention_what_is_above_the_mean_is_shown():
+def test_by_attention_what_stands_out_is_shown():
     torch.manual_seed(0)
     model = dinov2(*VIT, "backbone.pooling=token")
     with attentions_kept(model.backbone.model) as attentions, torch.no_grad():
@@ -176,9 +177,22 @@ def test_by_attention_what_is_above_the_mean_is_shown():
     n_prefix, grid = token_grid(model.backbone.model)
     found = explain_images(model, pixels(), by="rollout").heat
     for image, shares in enumerate(rollout(attentions)[:, n_prefix:]):
-        big = nn.functional.interpolate(shares.view(1, 1, *grid), (SIZE, SIZE), mode="bilinear")[0, 0]
-        wanted = (big - big.mean()).clamp_min(0) / (big.max() - big.mean())
-        torch.testing.assert_close(found[image], wanted, atol=1e-3, rtol=1e-3)
+        big = nn.functional.interpolate(shares.view(1, 1, *grid), (SIZE, SIZE), mode="bilinear")[0, 0].double().numpy()
+        bound = big.mean() + min(2 * big.std(ddof=1), (big.max() - big.mean()) / 2)
+        wanted = np.maximum(big - bound, 0) / (big.max() - bound)
+        np.testing.assert_allclose(found[image].numpy(), wanted, atol=2e-3)
+
+
+def test_what_stands_out_by_hand():
+    spike, half, flat = torch.zeros(3, 2, 8)
+    spike[0, 0] = 16.0  # mean 1, deviation 4: above 1 + 7.5, half of the way, which is less than two deviations
+    half[0] = 4.0  # nothing is two deviations above the mean of 2; half of the way is 3
+    shown = _standing_out(torch.stack([spike, half, flat + 5]))
+    assert shown[0].flatten().tolist() == pytest.approx([7.5] + [0.0] * 15)
+    assert shown[1].tolist() == [[1.0] * 8, [0.0] * 8] and not shown[2].any()
+    few = torch.zeros(1, 6, 6)
+    few[0, 0, :3] = torch.tensor([3.0, 3.0, 12.0])  # mean 0.5, deviation 2.0908: above 4.6816, and half of the way would be 6.25
+    assert _standing_out(few)[0, 0].tolist() == pytest.approx([0, 0, 12 - 4.6816, 0, 0, 0], abs=1e-3)
 
 
 # ---------------------------------------------------------------- texts
