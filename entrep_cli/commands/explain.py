@@ -45,7 +45,6 @@ def explain(
     from entrep_cli.data.pixels import decode_images
     from entrep_cli.methods.explanation import explain_images
     from entrep_cli.methods.runs import load_model
-    from entrep_cli.models.attention_maps import brightest_share
     from entrep_cli.report.overlays import Look, explanation_sheet
 
     _check(len(images), text, class_name, by, save)
@@ -66,7 +65,6 @@ def explain(
             predicted = probabilities.argmax(dim=1).tolist()
             shown = predicted if class_name is None else [names.index(class_name)] * len(some)
             found = explain_images(model, some, **({"classes": shown} if text is None else {"text": text}), by=by)
-            shares = brightest_share(found.heat).tolist()
             for i, seen in enumerate(some):
                 row = {
                     "image": str(images[len(rows)]),
@@ -79,7 +77,7 @@ def explain(
                     ),
                     "part": found.parts[i] or None,
                     "by": found.ways[i],
-                    "brightest_tenth": shares[i],
+                    "brightest_tenth": found.brightest_tenth[i],
                 }
                 rows.append(row)
                 looks.append(Look(seen.numpy(), found.heat[i].numpy(), _caption(row)))
@@ -186,6 +184,6 @@ def _table(title: str, rows: list[dict[str, Any]], files: list[Path]) -> None:
         ],
     )
     console.say(
-        "Brightest tenth: the share of the heat on the hottest tenth of the picture; 10% where it looks everywhere alike, "
-        "100% where it looks nowhere else."
+        "Brightest tenth: the share of all heat, also of what is too little to be drawn, on the hottest tenth of the picture; "
+        "10% where it looks everywhere alike, 100% where it looks nowhere else."
     )

@@ -8,6 +8,7 @@ fusion and shift away (which rows: ours).
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,32 +114,40 @@ def linear_probe(run: Run, catalog: Catalog, split: Split, fold: int | None = No
     white light and of pseudo-NBI, one after the other and each dimension standardised, then a
     multinomial logistic regression with one fixed strength of regularisation (ours).
     """
-    import tomllib
+    train, val = (catalog.subset(split.images(part, fold)) for part in ("train", "val"))
+    if len(np.unique(train.targets)) < 2 or not len(val):
+        return None
+    before_name, features = probe_features(run, (train, val), device=device)
+    predicted = [probe_answers(seen, train.targets, asked) for seen, asked in features]
+    scores = [ClassificationScores(val.targets, own, val.taxonomy.names, val.groups) for own in predicted]
+    before, after = (own.sample.intervals() for own in scores)
+    difference = pooled([scores[1].sample], [scores[0].sample])
+    of = [{shown: found[shown] for shown in SHOWN} for found in (before, after, difference)]
+    return Probe(before_name, *of, len(train), len(val))
 
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
+
+def probe_features(run: Run, parts: Sequence[Catalog], *, device: str = "auto") -> tuple[str, list[list[np.ndarray]]]:
+    """What the encoders were before a pre-training, and (N, 2D) features of each part before it and after it."""
+    import tomllib
 
     from entrep_cli.recipes.recipe import build_recipe
     from entrep_cli.workspace import CONFIG
 
     recipe = build_recipe(MicsPretrainingRecipe, tomllib.loads(run.path(CONFIG).read_text("utf-8")))
-    train, val = (catalog.subset(split.images(part, fold)) for part in ("train", "val"))
-    if len(np.unique(train.targets)) < 2 or not len(val):
-        return None
     place = choose_device(device)[0]
     pretrained = recipe.backbone.model_copy(update={"weights": str(run.folder)})
-    after = start_encoders(pretrained, recipe.image.size)[:2]
-    scores = []
-    for encoders in (initial_encoders(recipe), after):
-        seen, asked = (_features(encoders, part, recipe, place) for part in (train, val))
-        scaler = StandardScaler().fit(seen)
-        regression = LogisticRegression(C=_C, max_iter=2000).fit(scaler.transform(seen), train.targets)
-        scores.append(ClassificationScores(val.targets, regression.predict(scaler.transform(asked)), val.taxonomy.names, val.groups))
-    before, after = (own.sample.intervals() for own in scores)
-    difference = pooled([scores[1].sample], [scores[0].sample])
+    both = (initial_encoders(recipe), start_encoders(pretrained, recipe.image.size)[:2])
     name = "random encoders" if recipe.backbone.weights == "none" else "before pre-training"
-    of = [{shown: found[shown] for shown in SHOWN} for found in (before, after, difference)]
-    return Probe(name, *of, len(train), len(val))
+    return name, [[_features(encoders, part, recipe, place) for part in parts] for encoders in both]
+
+
+def probe_answers(seen: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(M,) classes of (M, D) features, by the probe's regression on (N, D) others and their (N,) classes."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(seen)
+    return LogisticRegression(C=_C, max_iter=2000).fit(scaler.transform(seen), targets).predict(scaler.transform(asked))
 
 
 @torch.inference_mode()

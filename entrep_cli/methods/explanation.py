@@ -29,6 +29,7 @@ from entrep_cli.models.attention_maps import (
     agreement,
     as_map,
     attentions_kept,
+    brightest_share,
     grad_cam,
     gradient_rollout,
     has_tokens,
@@ -77,6 +78,8 @@ class Explained:
         ways: (N,) how, of each image.
         classes: (N,) the class that was asked about, as an index; -1 for a text.
         parts: (N,) which part of the model is shown, as in "prototypes"; "" where it has one part alone.
+        brightest_tenth: (N,) share of all heat, also of what does not stand out, that lies on the hottest tenth of
+            the pixels (`brightest_share`); 0 where there is none.
     """
 
     heat: torch.Tensor
@@ -84,6 +87,7 @@ class Explained:
     ways: tuple[str, ...]
     classes: tuple[int, ...]
     parts: tuple[str, ...]
+    brightest_tenth: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def explain_images(
             groups = _of_classes(model, pixels, asked)
         heat = torch.zeros(len(pixels), *pixels.shape[2:])
         parts, ways = [""] * len(pixels), [""] * len(pixels)
+        shares = torch.zeros(len(pixels), dtype=torch.float64)
         for subject, rows, columns in groups:
             way = _way(subject.tower, by)
             size = _batch_size(subject.tower)
@@ -150,13 +155,14 @@ def explain_images(
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
                 found = _upsampled(found, tuple(pixels.shape[2:]))
+                shares[some] = brightest_share(found).cpu()
                 heat[some] = _up_to_one(_standing_out(found) if way in _CUT else found).cpu()
             for row in rows:
                 parts[row], ways[row] = subject.part, WAYS[way]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Explained(heat, ", ".join(dict.fromkeys(ways)), tuple(ways), tuple(asked), tuple(parts))
+    return Explained(heat, ", ".join(dict.fromkeys(ways)), tuple(ways), tuple(asked), tuple(parts), tuple(shares.tolist()))
 
 
 def _check_classes(model: Model, asked: Sequence[int], n: int) -> None:

@@ -19,7 +19,7 @@ from entrep_cli.methods.hybrid_parts import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe, Towers
 from entrep_cli.models.attention import explicit_attention
-from entrep_cli.models.attention_maps import attentions_kept, rollout, token_grid
+from entrep_cli.models.attention_maps import attentions_kept, brightest_share, rollout, token_grid
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.clip import Architecture
 from entrep_cli.models.mics_encoders import create_encoders
@@ -119,6 +119,11 @@ def test_every_model_is_explained_and_left_as_it_was(name):
         heat = once.heat
         assert heat.shape == (3, SIZE, SIZE) and heat.dtype == torch.float32 and heat.min() >= 0
         assert all(most in (0, 1) for most in heat.amax(dim=(1, 2)).tolist())
+        # Cutting away what does not stand out can only concentrate what is left; by the two that are not cut it is the same.
+        shown, whole = brightest_share(heat), torch.tensor(once.brightest_tenth)
+        assert (shown[heat.any(dim=2).any(dim=1)] >= whole[heat.any(dim=2).any(dim=1)] - 1e-6).all()
+        if by in ("hires-cam", "grad-cam"):
+            torch.testing.assert_close(shown, whole.double(), atol=1e-5, rtol=1e-5)
         one_by_one = [explain_images(model, images[i : i + 1], classes=[c], by=by).heat for i, c in enumerate([0, 1, 2])]
         torch.testing.assert_close(torch.cat(one_by_one), heat, atol=1e-3, rtol=1e-3)
     assert state(model) == before and all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
