@@ -78,6 +78,8 @@ def measured(n):
         def measure(name, *line, times=args.repeats):
             passes = [ran(line, runs, data) for _ in range(times)]
             found[name] = min(p[0] for p in passes), max(p[1] for p in passes)
+            # At once: of the largest sizes the whole takes an hour.
+            print(f"{n} images: {name} {found[name][0]:.1f} s, {found[name][1]:.0f} MiB", flush=True)
 
         measure("split", "split")
         measure("inspect", "inspect")
@@ -116,8 +118,6 @@ for n in sorted(args.images):
         if before:
             row[f"exponent to {n}"] = exponents(row, before, n)
     before = n
-    told = (f"{name} {seconds:.1f} s {mebibytes:.0f} MiB" for name, (seconds, mebibytes) in found.items())
-    print(f"{n} images: {', '.join(told)}", flush=True)
 for name, row in rows.items():
     for size, cell in row.items():
         if size.startswith("exponent"):
