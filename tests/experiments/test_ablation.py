@@ -16,12 +16,14 @@ from entrep_cli.errors import RunError, UsageError
 from entrep_cli.experiments import ablation
 from entrep_cli.experiments.ablation import Row, run_ablation
 from entrep_cli.experiments.mlcf import rows
+from entrep_cli.experiments.scored import scored_part
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.methods.runs import load_model
 from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 from entrep_cli.retrieval.embeddings import read_embeddings
 from entrep_cli.retrieval.sets import part_embeddings
+from entrep_cli.scoring.comparison import averaged, mean_score, swap_test
 from entrep_cli.scoring.parts import score_part
 from entrep_cli.workspace import MANIFEST, open_run
 from tests.tiny import make_contest
@@ -128,6 +130,10 @@ def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, mo
     again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on="queries", precision="fp32")[0][1]
     assert again.scores["accuracy"].value == pytest.approx(np.mean([(p == truth).mean() for p in predicted]))
     assert again.spread["accuracy"] == pytest.approx(np.std([(p == truth).mean() for p in predicted], ddof=1))
+    groups = scored_part(catalog, split, root, "queries", None).groups
+    before = [np.load(run.path("embeddings", "test", "probabilities.npy")).argmax(1) for run in base.runs]
+    of_rows = [averaged([mean_score(p == truth, groups) for p in own]) for own in (predicted, before)]
+    assert again.p["accuracy"] == pytest.approx(swap_test(*of_rows))  # of one row there is nothing to correct
 
 
 def test_runs_of_other_settings_are_named_and_kept(setting, tmp_path):
