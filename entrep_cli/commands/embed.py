@@ -28,7 +28,7 @@ def embed(
     ] = None,
     device: options.Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of the towers: auto (what the machine has units for; what is kept stays), fp32, bf16, fp16.")
+        str, typer.Option(help="Of the towers: auto (that of what is kept, else what the machine has units for), fp32, bf16, fp16.")
     ] = "auto",
     batch_size: Annotated[
         Optional[int], typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)
@@ -109,17 +109,23 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
             raise UsageError("The onnx engine computes on the CPU.", mend="--device cpu, or --engine torch")
         return open_exported(run)
     from entrep_cli.methods.runs import load_model
-    from entrep_cli.models.precision import choose_inference_precision, lower
+    from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
+    from entrep_cli.retrieval.opening import kept_precision, open_model
     from entrep_cli.retrieval.pipeline import FP32, compile_model, device_of
 
-    model = load_model(run, device)
+    model = open_model(run, device) if precision == "auto" else load_model(run, device)
     if processes.size() > 1 and hasattr(model, "members"):
         raise UsageError("An ensemble is embedded in one process.", mend="embed each member first, then this without a launcher")
     place = device_of(model)
-    chosen, reason = choose_inference_precision(precision, place, model)
+    model.engine = getattr(model, "engine", FP32)
+    if precision != "auto":
+        chosen, reason = choose_inference_precision(precision, place, model)
+        lower(model, chosen)
+    elif hasattr(model, "members"):
+        chosen, reason = "that of each member", "an ensemble has none of its own"
+    else:
+        chosen, reason = precision_beside(kept_precision(run), place, model)
     console.say(f"Device: {place}. Precision: {chosen} ({reason}).")
-    model.engine = FP32
-    lower(model, chosen)
     if compile_:
         compile_model(model)
     return model

@@ -76,12 +76,12 @@ def predict(
     needed = queries is None or data is not None or gallery in ("train", "all") or data_dir_exists()
     root = data_dir(data) if needed else None
     from entrep_cli.data.splits import read_catalog_and_split
-    from entrep_cli.methods.runs import load_model
+    from entrep_cli.retrieval.opening import open_model
     from entrep_cli.retrieval.embeddings import check_flip
     from entrep_cli.scoring.temperature import run_temperature
     from entrep_cli.submission.answers import answer_track
 
-    model = load_model(opened, device)
+    model = open_model(opened, device)
     target = getattr(model.recipe, "target", "class")
     if track == 1 and target != "class":
         raise UsageError(

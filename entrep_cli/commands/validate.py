@@ -95,13 +95,13 @@ def validate(
             by = f"the truth {truth.name}"
             expected, named = suspicions.expected_by_truth(truth, track, taxonomy)
         else:
-            from entrep_cli.methods.runs import load_model
+            from entrep_cli.retrieval.opening import open_model
 
             opened = open_run(run)
             seen = test_set or (named_test_set(queries, root) if queries else root and only_test_set(root))
             if seen is None:
                 raise DataError("There are no images that the run could look at.", mend="--queries FOLDER, or --data FOLDER")
-            model = load_model(opened, device)
+            model = open_model(opened, device)
             by, taxonomy = f"run {opened.name}", model.taxonomy
             expected, named = suspicions.expected_by_run(opened, model, seen, root), {}
         # Training images may be answered too, and their labels are known.

@@ -27,9 +27,10 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.experiments.scored import QUERIES, check_scored, scored_part, seen_by, texts_for
-from entrep_cli.methods.runs import load_model, train_run
+from entrep_cli.methods.runs import train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embeddings_of
+from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.refinement_choice import tuned_refinement
 from entrep_cli.retrieval.sets import TRAIN, catalog_items
 from entrep_cli.scoring.comparison import GroupTotals, averaged, holm, swap_test
@@ -332,7 +333,7 @@ def _scores(
 ) -> Iterator[tuple[str, PartScores]]:
     """The scores of a row by its key, and those of the rows that refine it by theirs."""
     run = training.run
-    model = load_model(run, device)
+    model = open_model(run, device)
     seen = _seen(run, model, part, catalog, root, on, whole=bool(refined))
     yield training.row.key, score_part(part, seen, texts=texts_for(model, part))
     for row in refined:

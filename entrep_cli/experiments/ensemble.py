@@ -17,9 +17,10 @@ from entrep_cli.errors import EntrepError, RunError, UsageError
 from entrep_cli.experiments.ensemble_weights import mixture_weights, ranking_weights
 from entrep_cli.methods import METHODS, Fit, Model
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
-from entrep_cli.methods.runs import about_data, finish_run, load_model
+from entrep_cli.methods.runs import about_data, finish_run
 from entrep_cli.recipes.recipe import recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.ranking import match_codes
 from entrep_cli.retrieval.sets import part_embeddings
 from entrep_cli.retrieval.validation import learned_from_all_folds, validation_part
@@ -119,7 +120,7 @@ def check_members(names: Sequence[str], catalog: Catalog, split: Split, weights:
 
 def build(runs: Sequence[Run], catalog: Catalog, split: Split, weights: tuple[float, ...] | str, device: str = "auto") -> Built:
     """The ensemble of checked runs: temperatures from validation, and weights from there, equal ones, or those given."""
-    models = [load_model(run, device) for run in runs]
+    models = [open_model(run, device) for run in runs]
     names = [run.reference for run in runs]
     equal = (1 / len(runs),) * len(runs)
     given = (equal, equal) if isinstance(weights, str) else (weights, weights)

@@ -10,8 +10,9 @@ from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Model
-from entrep_cli.methods.runs import in_classes_of, load_model
+from entrep_cli.methods.runs import in_classes_of
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
+from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.sets import folder_items, part_embeddings, set_name
 from entrep_cli.retrieval.text_queries import text_vectors
 from entrep_cli.retrieval.validation import learned_from_all_folds
@@ -85,7 +86,7 @@ def open_scored(
     notes = []
     if fold != own_fold:
         notes.append(f"run {run.name} was trained with fold {own_fold} left out: it has learned from images of fold {fold}")
-    model = load_model(run, device)
+    model = open_model(run, device)
     images = in_classes_of(model, scored_part(catalog, split, root, part, fold))
     if not len(images):
         raise RunError(f"The {part} part is empty.", mend="choose another --part, or split again")

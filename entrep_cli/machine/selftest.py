@@ -39,7 +39,8 @@ def self_test(device: str = "auto", told: Callable[[str], None] | None = None) -
     from entrep_cli.data.phantom import write_phantom
     from entrep_cli.data.splits import make_split, write_split
     from entrep_cli.methods import method_class
-    from entrep_cli.methods.runs import load_model, train_run
+    from entrep_cli.methods.runs import train_run
+    from entrep_cli.retrieval.opening import open_model
     from entrep_cli.recipes.recipe import build_recipe, read_recipe
     from entrep_cli.submission.answers import answer_track
     from entrep_cli.submission.checks import check_submission
@@ -71,7 +72,7 @@ def self_test(device: str = "auto", told: Callable[[str], None] | None = None) -
             run = new_run("clip-lora", "selftest")
             train_run(catalog, split, recipe, run, device=device)
         with step("predict and validate"):
-            model = load_model(run, device)
+            model = open_model(run, device)
             classes = {c.name: c.id for c in model.taxonomy.classes}
             queries = 0
             for track in (1, 2, 3):

@@ -109,7 +109,7 @@ class ClipLora(nn.Module):
     """Two towers, the fusion of levels and a linear head; the trained model of the method."""
 
     Recipe = ClipLoraRecipe
-    towers = ("backbone.visual", "stages")  # what may compute in a lower precision where images are embedded
+    low_precision = ("backbone.visual", "stages")  # what may compute in a lower precision where images are embedded
     has_text_tower = True  # of a model: False where its text tower has learned nothing from anything
 
     def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:

@@ -99,7 +99,7 @@ class Dinov2(nn.Module):
     """A backbone and its head; the trained model of the method."""
 
     Recipe = Dinov2Recipe
-    towers = ("backbone",)  # what may compute in a lower precision where images are embedded
+    low_precision = ("backbone",)  # what may compute in a lower precision where images are embedded
     has_text_tower = False
 
     def __init__(self, backbone: Backbone, recipe: Dinov2Recipe, taxonomy: Taxonomy) -> None:

@@ -24,7 +24,7 @@ def choose_inference_precision(option: str, device: torch.device, model: nn.Modu
     chosen, reason = choose_precision(option, device)
     if chosen == "fp32":
         return chosen, reason
-    if not getattr(model, "towers", ()):
+    if not getattr(model, "low_precision", ()):
         if option == "auto":
             return "fp32", f"{model.recipe.method} answers in it alone"
         raise UsageError(f"{model.recipe.method} answers in fp32 alone.", mend="--precision auto")
@@ -33,8 +33,21 @@ def choose_inference_precision(option: str, device: torch.device, model: nn.Modu
     return chosen, reason
 
 
+def precision_beside(kept: str | None, device: torch.device, model: nn.Module) -> tuple[str, str]:
+    """The precision for images that are to be compared with those that a run has embedded in `kept`, and why.
+
+    The same, so that an image answers alike whether it is embedded today or was last week; float32 where the device
+    is slow in it; the model's own choice where nothing is embedded yet (`kept` is None).
+    """
+    if kept is None:
+        return choose_inference_precision("auto", device, model)
+    if kept not in DTYPES or device.type == "cuda" or choose_inference_precision("auto", device, model)[0] == kept:
+        return kept if kept in DTYPES else "fp32", "as the run's images were embedded"
+    return "fp32", f"the run's images were embedded in {kept}, in which this device is slow"
+
+
 def lower(model: nn.Module, precision: str) -> None:
-    """Cast the towers of a model (its attribute `towers`), in place; with `fp32` nothing changes.
+    """Cast the towers of a model (the modules that its `low_precision` names), in place; with `fp32` nothing changes.
 
     Pixels are normalised in float32 and cast after that.
     """
@@ -43,7 +56,7 @@ def lower(model: nn.Module, precision: str) -> None:
     dtype = DTYPES[precision]
     normalisers = [module for module in model.modules() if isinstance(module, Normalise)]
     statistics = [(module.shift, module.scale) for module in normalisers]
-    for path in model.towers:
+    for path in model.low_precision:
         model.get_submodule(path).to(dtype)
     for module, (shift, scale) in zip(normalisers, statistics):
         module.shift, module.scale = shift, scale

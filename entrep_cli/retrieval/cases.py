@@ -20,9 +20,9 @@ from entrep_cli.data.catalog import name_group
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.errors import UsageError
 from entrep_cli.methods import WITH_TEXT
-from entrep_cli.methods.runs import load_model
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.search import gallery_of, nearest, nearest_exactly, open_run_index
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.workspace import Run
@@ -134,7 +134,7 @@ def open_finder(run: Run, *, device: str = "auto", exact: bool = False) -> Finde
         RunError: nothing is embedded; without `exact`, the index is missing or older than the embeddings.
     """
     index, gallery = (None, gallery_of(run)) if exact else open_run_index(run)
-    return Finder(run, load_model(run, device), gallery, index)
+    return Finder(run, open_model(run, device), gallery, index)
 
 
 def image_query(finder: Finder, picture: Image.Image, name: str) -> Query:

@@ -177,7 +177,7 @@ def _kept(run: Run, model: Model, items: Items) -> Embeddings | None:
             continue
         place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
         rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
-        engine = _engine(_manifest(run.path("embeddings", name)))
+        engine = embedding_engine(run, name)
         if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False, engine):
             return kept.take(rows)
     return None
@@ -227,6 +227,11 @@ def embedded_sets(run: Run) -> list[str]:
     """Names of the sets that are embedded whole; not those of test-time augmentation, whose vectors are of both views."""
     folders = [path.parent for path in run.path("embeddings").glob("*/manifest.json")]
     return sorted(folder.name for folder in folders if not _manifest(folder).get("flip"))
+
+
+def embedding_engine(run: Run, name: str) -> str:
+    """What computed a set: a precision of torch, perhaps compiled, or an exported model."""
+    return _engine(_manifest(run.path("embeddings", name)))
 
 
 def set_fingerprint(run: Run, name: str) -> str:

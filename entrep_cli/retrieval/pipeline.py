@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from entrep_cli.retrieval.embeddings import Items
 
 FP32 = "fp32"  # what computes unless a model says otherwise by its `engine`
+COMPILED = " compiled"  # after what computes
 _BATCH = 32  # larger ones are not faster on a CPU, and are on a GPU
 _GPU_BATCH = 256
 _SMALL_MEMORY, _SMALL_BATCH = 4e9, 8
@@ -180,7 +181,7 @@ def compile_model(model: Model, backend: str = "inductor") -> None:
             raise UsageError(f"The model cannot be compiled here: {first_line(error)}", mend="leave out --compile") from error
 
     model.infer = explained
-    model.engine = f"{getattr(model, 'engine', FP32)} compiled"
+    model.engine = f"{getattr(model, 'engine', FP32)}{COMPILED}"
 
 
 def _to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,8 +93,6 @@ def test_track_2_equals_a_naive_search(trained, phantom, entrep):
 
 
 def test_a_changed_label_file_changes_no_answer(trained, phantom, entrep, tmp_path):
-    import shutil
-
     copy = tmp_path / "blind"
     shutil.copytree(phantom / "test", copy)
     for path in copy.glob("truth_*.json"):
@@ -267,8 +266,6 @@ def test_show_recipe_can_be_given_back(fresh, entrep, tmp_path):
 
 
 def test_a_gallery_of_one_has_no_answer_and_says_so(trained, phantom, entrep, tmp_path):
-    import shutil
-
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     shutil.copy(sorted((phantom / "test" / "imgs").iterdir())[0], lonely)
@@ -360,13 +357,41 @@ def test_a_training_does_not_go_on_with_another_split(fresh, entrep, small, monk
 def test_embed_tells_where_the_time_went(trained, entrep):
     again = entrep("embed", "--json").json
     assert all(found["stages"] is None for found in again["sets"].values())  # kept
-    done = entrep("embed", "--precision", "bf16", "--batch-size", 20)
-    assert done.code == 0 and "Precision: bf16 (asked for)" in done.err and "Batch: 20 images (asked for)." in done.err
+    other = {"fp32": "bf16", "bf16": "fp32"}[again["engine"]]
+    done = entrep("embed", "--precision", other, "--batch-size", 20)
+    assert done.code == 0 and f"Precision: {other} (asked for)" in done.err and "Batch: 20 images (asked for)." in done.err
     assert "Stages of train: 112 images" in done.out and "Bottleneck: " in done.err
     # What other commands need is taken as it was embedded, and `auto` leaves it so.
     kept = entrep("embed", "--json").json
     assert all(found["stages"] is None for found in kept["sets"].values())
-    assert json.loads((trained / "dinov2" / "embeddings" / "train" / "manifest.json").read_text())["engine"] == "bf16"
+    assert json.loads((trained / "dinov2" / "embeddings" / "train" / "manifest.json").read_text())["engine"] == other
+
+
+def test_images_embedded_later_answer_as_those_embedded_before(trained, phantom, entrep, tmp_path, monkeypatch):
+    """On a machine that computes in bf16: the same queries in another folder, which nothing is kept of, get the same answers."""
+    monkeypatch.setattr("entrep_cli.models.device._bf16_units", lambda: ["avx512_bf16"])
+    assert entrep("embed", "--precision", "bf16").code == 0
+    copy = tmp_path / "again"
+    shutil.copytree(phantom / "test", copy)
+    kept, later = trained / "kept.csv", trained / "later.csv"
+    assert entrep("predict", "--track", 1, "--out", kept.with_suffix(".zip")).code == 0
+    assert entrep("predict", "--track", 1, "--queries", copy, "--out", later.with_suffix(".zip")).code == 0
+    assert kept.read_bytes() == later.read_bytes()
+    assert {manifest_of(trained, name)["engine"] for name in sets_of(trained)} == {"bf16"}
+    vectors = [np.load(trained / "dinov2" / "embeddings" / name / "vectors.npy") for name in sets_of(trained) if name != "train"]
+    assert len(vectors) == 2 and np.allclose(vectors[0], vectors[1], atol=1e-6)
+    # Where the CPU has no such units, what is new is embedded in fp32, and that is said.
+    monkeypatch.setattr("entrep_cli.models.device._bf16_units", list)
+    done = entrep("embed", "--folder", copy)
+    assert "Precision: fp32 (the run's images were embedded in bf16, in which this device is slow)" in done.err
+
+
+def sets_of(trained):
+    return sorted(path.name for path in (trained / "dinov2" / "embeddings").iterdir())
+
+
+def manifest_of(trained, name):
+    return json.loads((trained / "dinov2" / "embeddings" / name / "manifest.json").read_text())
 
 
 def test_embed_refuses_what_does_not_go_together(trained, entrep):

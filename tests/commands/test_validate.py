@@ -484,7 +484,7 @@ def run(tmp_path, monkeypatch) -> None:
     made.folder.mkdir(parents=True)
     made.path("model.safetensors").write_bytes(b"weights")
     made.finish({"method": "dinov2", "preprocess": {}, "taxonomy": Taxonomy.entrep().as_dict()})
-    monkeypatch.setattr("entrep_cli.methods.runs.load_model", lambda run, device: Templates())
+    monkeypatch.setattr("entrep_cli.retrieval.opening.open_model", lambda run, device: Templates())
 
 
 def test_a_run_tells_the_same_mistakes(data, run, right, entrep, tmp_path):

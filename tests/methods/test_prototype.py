@@ -24,6 +24,7 @@ from entrep_cli.methods import prototype as module
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe
 from entrep_cli.methods.runs import load_model
 from entrep_cli.models.clip import Architecture, build_clip
+from entrep_cli.models.precision import choose_inference_precision
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
 from entrep_cli.workspace import Run, open_run
 from tests.tiny import ENTREP, make_contest
@@ -175,6 +176,12 @@ def test_prototypes_are_those_of_a_plain_loop(catalog, clip, tmp_path):
     flank = sum(fused["left"] + fused["right"])
     assert torch.allclose(model.prototypes.regions, torch.stack([flank / flank.norm(), model.prototypes.classes[2]]), atol=1e-5)
     assert fitted.epoch == 0 and set(fitted.validation) == {"val_loss", "val_accuracy", "val_macro_f1", "val_region_accuracy"}
+
+
+def test_it_answers_in_fp32_where_the_machine_computes_in_bf16(catalog, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("entrep_cli.models.device._bf16_units", lambda: ["amx_bf16"])
+    model, _ = fit(catalog, recipe(clip), Run(tmp_path / "run"))
+    assert choose_inference_precision("auto", torch.device("cpu"), model) == ("fp32", "prototype answers in it alone")
 
 
 def test_a_query_is_purely_visual_and_all_answers_come_from_one_pass(catalog, clip, tmp_path):

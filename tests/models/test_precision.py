@@ -12,7 +12,7 @@ from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
 from entrep_cli.models import device as devices
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.clip import Architecture
-from entrep_cli.models.precision import choose_inference_precision, lower
+from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
 from entrep_cli.recipes.recipe import build_recipe
 from tests.tiny import CLIP, CONV_CLIP
 
@@ -37,7 +37,7 @@ def test_bf16_is_near_and_what_comes_out_is_float32(kind):
     wanted, wanted_classes = made.infer(pixels)
     lower(made, "bf16")
     found, classes = made.infer(pixels)
-    tower = made.get_submodule(made.towers[0])
+    tower = made.get_submodule(made.low_precision[0])
     assert made.engine == "bf16" and next(tower.parameters()).dtype == torch.bfloat16
     assert found.dtype == classes.dtype == torch.float32
     assert (found * wanted).sum(dim=1).min() > 0.995 and not torch.equal(found, wanted)
@@ -68,3 +68,20 @@ def test_a_method_without_such_towers(monkeypatch):
     assert choose_inference_precision("auto", CPU, other) == ("fp32", "mics answers in it alone")
     with pytest.raises(UsageError, match="mics answers in fp32 alone"):
         choose_inference_precision("bf16", CPU, other)
+
+
+@pytest.mark.parametrize(
+    ("kept", "units", "chosen"),
+    [
+        (None, True, "bf16"),
+        (None, False, "fp32"),
+        ("fp32", True, "fp32"),  # as what is kept, though the CPU computes in bf16
+        ("onnx 0123456789abcdef", True, "fp32"),
+        ("bf16", True, "bf16"),
+        ("bf16", False, "fp32"),  # slow here
+        ("fp16", True, "fp32"),
+    ],
+)
+def test_what_is_embedded_later_is_embedded_alike(monkeypatch, kept, units, chosen):
+    monkeypatch.setattr(devices, "_bf16_units", lambda: ["amx_bf16"] * units)
+    assert precision_beside(kept, CPU, model("vit"))[0] == chosen
