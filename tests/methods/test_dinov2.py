@@ -18,10 +18,10 @@ from entrep_cli.data.splits import Split, make_split, read_catalog_and_split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import METHODS, WITH_TEXT, method_class
-from entrep_cli.methods import dinov2 as module
+from entrep_cli.methods import dinov2_training as module
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, of_target
 from entrep_cli.methods.runs import in_classes_of, load_model, train_run
-from entrep_cli.models.backbones import Backbone
+from entrep_cli.models.backbones import Backbone, create_backbone
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
 from entrep_cli.retrieval.embeddings import embed_items
 from entrep_cli.retrieval.sets import catalog_items
@@ -116,7 +116,7 @@ def test_embedding_kinds_by_hand(catalog, tmp_path, kind, width):
 def test_a_frozen_backbone_stays_as_it_was(catalog, tmp_path):
     torch.manual_seed(0)
     made = recipe("train.epochs=2", name="test_resnet")
-    before = module.create_backbone(made.backbone, 32)[0].state_dict()
+    before = create_backbone(made.backbone, 32)[0].state_dict()
     model, _ = fit(catalog, made, Run(tmp_path / "run"))
     assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in before.items())
 
@@ -136,7 +136,7 @@ def test_features_are_computed_once(catalog, tmp_path, monkeypatch):
 
 
 def test_views_carry_the_mirror_class_when_flipped(catalog):
-    backbone, _ = module.create_backbone(recipe().backbone, 32)
+    backbone, _ = create_backbone(recipe().backbone, 32)
     model = Dinov2(backbone, recipe("augment.flip=1"), TAXONOMY).eval()
     _, plain = module._view_features(model, catalog, {}, 0, torch.device("cpu"))
     _, flipped = module._view_features(model, catalog, {}, 1, torch.device("cpu"))

@@ -20,7 +20,7 @@ from entrep_cli.data.images import pixel_digest
 from entrep_cli.data.splits import Split, make_split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.methods import dinov2, runs
+from entrep_cli.methods import dinov2_training, runs
 from entrep_cli.methods import hybrid as module
 from entrep_cli.methods.dinov2 import Dinov2
 from entrep_cli.methods.hybrid import Hybrid, tune_threshold
@@ -393,7 +393,7 @@ def test_an_interrupted_hybrid_goes_on_to_the_same_end(base, tmp_path, monkeypat
 
     for resume, part, epoch in ((False, "baseline", 4), (True, "expert-side", 3)):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(dinov2, "epoch_generator", stop_at(part, epoch))
+            patch.setattr(dinov2_training, "epoch_generator", stop_at(part, epoch))
             train(catalog, made, run, resume=resume)
         assert not run.complete and run.path("checkpoint.pt").is_file() and run.path(part, "checkpoint.pt").is_file()
     train(catalog, made, run, resume=True)
