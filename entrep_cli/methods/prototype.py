@@ -12,46 +12,34 @@ probabilities and always agrees with them.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from torch.nn import functional as F
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese
-from entrep_cli.errors import DataError, RunError, UsageError, WeightsError
+from entrep_cli.errors import DataError, RunError
 from entrep_cli.methods import Fit
 from entrep_cli.methods.clip_lora import ClipLora
-from entrep_cli.methods.clip_texts import say_cut, say_vietnamese
+from entrep_cli.methods.prototype_towers import Towers, open_towers, say_texts, say_towers
 from entrep_cli.models.clip import (
-    ENGLISH_ONLY,
-    Architecture,
     ClipSettings,
-    build_clip,
-    load_clip_weights,
-    make_tokenizer,
-    pixel_statistics,
-    read_architecture,
 )
-from entrep_cli.models.inputs import ImageSettings, Normalise
+from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.prototypes import DEFAULT_TEMPERATURE, TEMPERATURES, Prototypes, fit_temperature, fuse, nearest
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.validation import batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, find_run, fingerprint, runs_dir, write_bytes_atomic, write_json_atomic
+from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, fingerprint, write_bytes_atomic, write_json_atomic
 
 _ARCHITECTURE = "clip.json"
-_BEGUN = "begun.json"  # `runs.train_run` leaves there what the training was begun on
 _LEAST = 1e-12  # a probability of 0 must not make a validation loss infinite, which JSON cannot hold
 
 
@@ -80,32 +68,6 @@ class PrototypeRecipe(Recipe):
     def _nothing_is_trained(cls, table: Any) -> Any:
         # `entrep train` gives every recipe a `train` section for its --epochs, empty where none are asked for.
         return {key: value for key, value in table.items() if key != "train" or value} if isinstance(table, dict) else table
-
-
-class Towers(nn.Module):
-    """Image and text tower of a CLIP as published. `ClipLora` answers to the same names, and serves as well.
-
-    Calling it gives (N, D) unit rows of (N, 3, H, W) pixels; `tokens` and `encode` give those of texts.
-    """
-
-    def __init__(self, architecture: Architecture, recipe: PrototypeRecipe) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
-        mean, std = pixel_statistics(self.backbone, architecture)
-        self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
-        self.tokenizer = make_tokenizer(recipe.backbone, architecture)
-        self.context_length = architecture.config["text_cfg"].get("context_length", 77)
-        self.normalise = Normalise(mean, std)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.backbone.encode_image(self.normalise(pixels)).float(), dim=1)
-
-    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.tokenizer(list(texts)).to(self.normalise.shift.device)
-
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
 
 
 class Prototype(nn.Module):
@@ -147,7 +109,7 @@ class Prototype(nn.Module):
         if empty or not texts:
             what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
             raise DataError(what, faults=empty, mend="a query needs at least a word")
-        _say_texts(self.towers, texts, "ask in English")
+        say_texts(self.towers, texts, "ask in English")
         return _encode(self, texts)
 
     @torch.inference_mode()
@@ -195,7 +157,7 @@ class Prototype(nn.Module):
 
         made_with = run.manifest["weights"]
         beside = [str(run.folder.parent / made_with["run"])] if "run" in made_with else []
-        towers, found = _open_towers(recipe, device, run.path(_ARCHITECTURE), beside, made_with.get("sha256"))
+        towers, found = open_towers(recipe, device, run.path(_ARCHITECTURE), beside, made_with.get("sha256"))
         if found["sha256"] != made_with.get("sha256"):
             raise RunError(
                 "The towers are not those that the prototypes were made with.",
@@ -227,8 +189,8 @@ class Prototype(nn.Module):
         """
         started = time.monotonic()
         texts = _texts(train, recipe)
-        towers, origin = _open_towers(recipe, device)
-        _say_towers(towers, origin, run)
+        towers, origin = open_towers(recipe, device)
+        say_towers(towers, origin, run)
         dim = towers.architecture.config["embed_dim"]
         regions = train.taxonomy.regions
         model = cls(towers, recipe, train.taxonomy, Prototypes(torch.zeros(len(train.taxonomy), dim), torch.zeros(len(regions), dim)))
@@ -285,93 +247,6 @@ def _sentence(prompt: str) -> str:
     return prompt and prompt[0].upper() + prompt[1:] + "." * (prompt[-1] not in ".!?")
 
 
-# ---------------------------------------------------------------- towers
-
-
-def _open_towers(
-    recipe: PrototypeRecipe, device: torch.device, architecture: Path | None = None, beside: Sequence[str] = (), sha256: str | None = None
-) -> tuple[Towers | ClipLora, dict[str, Any]]:
-    """The towers of a recipe with their weights, and where these came from; `sha256` is always among it.
-
-    Args:
-        architecture: the file in which a run kept it, for a hub's may be gone.
-        beside: where else a run may stand that gave the towers.
-        sha256: of its model, where it is known: of several runs the one that has it is taken.
-    """
-    weights = recipe.backbone.weights
-    if weights == "none":
-        raise UsageError(
-            "Prototypes need pretrained towers: nothing is trained, and random ones have no meaning.",
-            mend="--weights FILE, hub, or a trained run: `entrep train clip-lora`, then --weights clip-lora",
-        )
-    if weights != "hub" and not Path(weights).is_file():
-        return _open_run(weights, device, beside, sha256)
-    name = str(architecture) if architecture and architecture.is_file() else recipe.backbone.name
-    towers = Towers(read_architecture(name), recipe)
-    origin, filled = load_clip_weights(towers.backbone, recipe.backbone)
-    if filled != "":
-        raise UsageError(
-            "The weights fill the image tower alone, and a text tower that starts fresh says nothing to fuse with it.",
-            where=weights,
-            mend="train a text tower beside it: `entrep train clip-lora --recipe mobilenetv2-clip`, then --weights clip-lora",
-        )
-    return towers.to(device), origin
-
-
-def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256: str | None) -> tuple[ClipLora, dict[str, Any]]:
-    """A trained CLIP as towers, checked as `load_model` checks it."""
-    from entrep_cli.methods.runs import load_model
-
-    runs = [*filter(None, map(find_run, (weights, *beside)))]
-    # Of that name another one may stand here, where a folder of runs was copied to.
-    run = next((r for r in runs if sha256 and r.complete and r.manifest["files"].get(MODEL) == sha256), runs[0] if runs else None)
-    if run is None:
-        raise WeightsError(
-            f"There is neither a weights file nor a run {weights!r}.",
-            where=runs_dir(),
-            mend="--weights FILE, hub, or the name or folder of a complete clip-lora run",
-        )
-    manifest = run.manifest
-    if manifest["method"] != "clip-lora":
-        raise UsageError(
-            f"Run {run.name!r} is one of {manifest['method']}, and prototypes need the two towers of clip-lora.",
-            where=run.folder,
-            mend="`entrep train clip-lora`, then --weights clip-lora",
-        )
-    model = load_model(run, str(device))
-    if not model.has_text_tower:
-        raise UsageError(
-            f"The text tower of run {run.name!r} was never trained, and says nothing to fuse with an image.",
-            where=run.folder,
-            mend="train it again with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
-        )
-    data, split = manifest.get("data", {}), manifest.get("split", {})
-    trained_on = {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
-    origin = {"name": "clip-lora", "weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL]}
-    return model, {**origin, "base": manifest["weights"], "trained_on": trained_on}
-
-
-def _say_towers(towers: Towers | ClipLora, origin: dict[str, Any], run: Run) -> None:
-    if "run" in origin:
-        size = f"{towers.preprocess.size} px"
-        console.say(f"Towers: those of {origin['weights']}, with its image settings ({size}); image and backbone.name are not used.")
-        begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
-        if any(key in begun and begun[key] != value for key, value in origin["trained_on"].items()):
-            console.warn(
-                f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
-                "that are now validation or test ones, the scores are too good."
-            )
-
-
-def _say_texts(towers: Towers | ClipLora, texts: Sequence[str], mend: str) -> None:
-    """Tell how many texts are cut, and how many are Vietnamese where the text tower cannot know it."""
-    say_cut(towers, texts)
-    if isinstance(towers, ClipLora):
-        say_vietnamese(towers, texts, mend)
-    elif not towers.architecture.multilingual and (n := sum(map(is_vietnamese, texts))):
-        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and the pretrained text tower {ENGLISH_ONLY}; {mend}.")
-
-
 # ---------------------------------------------------------------- embeddings
 
 
@@ -393,7 +268,7 @@ def _image_rows(model: Prototype, origin: dict[str, Any], part: Catalog, what: s
 def _text_rows(model: Prototype, origin: dict[str, Any], texts: Sequence[str]) -> torch.Tensor:
     """(N, D) unit text embeddings, each different text embedded once; kept on disk by texts and towers."""
     different = list(dict.fromkeys(texts))
-    _say_texts(model.towers, different, "--set language=en takes English ones")
+    say_texts(model.towers, different, "--set language=en takes English ones")
     rows = _kept([*_identity(model, origin), different], len(different), lambda: _encode(model, different).cpu())
     place = {text: i for i, text in enumerate(different)}
     return rows[[place[text] for text in texts]]

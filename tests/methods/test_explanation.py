@@ -17,7 +17,8 @@ from entrep_cli.methods.explanation import _standing_out, explain_images
 from entrep_cli.methods.hybrid import Hybrid
 from entrep_cli.methods.hybrid_parts import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
-from entrep_cli.methods.prototype import Prototype, PrototypeRecipe, Towers
+from entrep_cli.methods.prototype import Prototype, PrototypeRecipe
+from entrep_cli.methods.prototype_towers import Towers
 from entrep_cli.models.attention import explicit_attention
 from entrep_cli.models.attention_maps import attentions_kept, brightest_share, rollout, token_grid
 from entrep_cli.models.backbones import Backbone

@@ -1,0 +1,146 @@
+"""The two towers that `prototype` stands on: a CLIP as published, or a trained clip-lora run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from entrep_cli import console
+from entrep_cli.data.images import Preprocess
+from entrep_cli.data.texts import is_vietnamese
+from entrep_cli.errors import UsageError, WeightsError
+from entrep_cli.methods.clip_lora import ClipLora
+from entrep_cli.methods.clip_texts import say_cut, say_vietnamese
+from entrep_cli.models.clip import (
+    ENGLISH_ONLY,
+    Architecture,
+    build_clip,
+    load_clip_weights,
+    make_tokenizer,
+    pixel_statistics,
+    read_architecture,
+)
+from entrep_cli.models.inputs import Normalise
+from entrep_cli.workspace import MODEL, Run, find_run, runs_dir
+
+if TYPE_CHECKING:
+    from entrep_cli.methods.prototype import PrototypeRecipe
+
+_BEGUN = "begun.json"  # `runs.train_run` leaves there what the training was begun on
+
+
+class Towers(nn.Module):
+    """Image and text tower of a CLIP as published. `ClipLora` answers to the same names, and serves as well.
+
+    Calling it gives (N, D) unit rows of (N, 3, H, W) pixels; `tokens` and `encode` give those of texts.
+    """
+
+    def __init__(self, architecture: Architecture, recipe: PrototypeRecipe) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
+        mean, std = pixel_statistics(self.backbone, architecture)
+        self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
+        self.tokenizer = make_tokenizer(recipe.backbone, architecture)
+        self.context_length = architecture.config["text_cfg"].get("context_length", 77)
+        self.normalise = Normalise(mean, std)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.backbone.encode_image(self.normalise(pixels)).float(), dim=1)
+
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.tokenizer(list(texts)).to(self.normalise.shift.device)
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
+
+
+def open_towers(
+    recipe: PrototypeRecipe, device: torch.device, architecture: Path | None = None, beside: Sequence[str] = (), sha256: str | None = None
+) -> tuple[Towers | ClipLora, dict[str, Any]]:
+    """The towers of a recipe with their weights, and where these came from; `sha256` is always among it.
+
+    Args:
+        architecture: the file in which a run kept it, for a hub's may be gone.
+        beside: where else a run may stand that gave the towers.
+        sha256: of its model, where it is known: of several runs the one that has it is taken.
+    """
+    weights = recipe.backbone.weights
+    if weights == "none":
+        raise UsageError(
+            "Prototypes need pretrained towers: nothing is trained, and random ones have no meaning.",
+            mend="--weights FILE, hub, or a trained run: `entrep train clip-lora`, then --weights clip-lora",
+        )
+    if weights != "hub" and not Path(weights).is_file():
+        return _open_run(weights, device, beside, sha256)
+    name = str(architecture) if architecture and architecture.is_file() else recipe.backbone.name
+    towers = Towers(read_architecture(name), recipe)
+    origin, filled = load_clip_weights(towers.backbone, recipe.backbone)
+    if filled != "":
+        raise UsageError(
+            "The weights fill the image tower alone, and a text tower that starts fresh says nothing to fuse with it.",
+            where=weights,
+            mend="train a text tower beside it: `entrep train clip-lora --recipe mobilenetv2-clip`, then --weights clip-lora",
+        )
+    return towers.to(device), origin
+
+
+def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256: str | None) -> tuple[ClipLora, dict[str, Any]]:
+    """A trained CLIP as towers, checked as `load_model` checks it."""
+    from entrep_cli.methods.runs import load_model
+
+    runs = [*filter(None, map(find_run, (weights, *beside)))]
+    # Of that name another one may stand here, where a folder of runs was copied to.
+    run = next((r for r in runs if sha256 and r.complete and r.manifest["files"].get(MODEL) == sha256), runs[0] if runs else None)
+    if run is None:
+        raise WeightsError(
+            f"There is neither a weights file nor a run {weights!r}.",
+            where=runs_dir(),
+            mend="--weights FILE, hub, or the name or folder of a complete clip-lora run",
+        )
+    manifest = run.manifest
+    if manifest["method"] != "clip-lora":
+        raise UsageError(
+            f"Run {run.name!r} is one of {manifest['method']}, and prototypes need the two towers of clip-lora.",
+            where=run.folder,
+            mend="`entrep train clip-lora`, then --weights clip-lora",
+        )
+    model = load_model(run, str(device))
+    if not model.has_text_tower:
+        raise UsageError(
+            f"The text tower of run {run.name!r} was never trained, and says nothing to fuse with an image.",
+            where=run.folder,
+            mend="train it again with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
+        )
+    data, split = manifest.get("data", {}), manifest.get("split", {})
+    trained_on = {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
+    origin = {"name": "clip-lora", "weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL]}
+    return model, {**origin, "base": manifest["weights"], "trained_on": trained_on}
+
+
+def say_towers(towers: Towers | ClipLora, origin: dict[str, Any], run: Run) -> None:
+    """Tell whose towers they are, and warn where they may have learned from images that are now scored."""
+    if "run" in origin:
+        size = f"{towers.preprocess.size} px"
+        console.say(f"Towers: those of {origin['weights']}, with its image settings ({size}); image and backbone.name are not used.")
+        begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
+        if any(key in begun and begun[key] != value for key, value in origin["trained_on"].items()):
+            console.warn(
+                f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
+                "that are now validation or test ones, the scores are too good."
+            )
+
+
+def say_texts(towers: Towers | ClipLora, texts: Sequence[str], mend: str) -> None:
+    """Tell how many texts are cut, and how many are Vietnamese where the text tower cannot know it."""
+    say_cut(towers, texts)
+    if isinstance(towers, ClipLora):
+        say_vietnamese(towers, texts, mend)
+    elif not towers.architecture.multilingual and (n := sum(map(is_vietnamese, texts))):
+        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and the pretrained text tower {ENGLISH_ONLY}; {mend}.")
