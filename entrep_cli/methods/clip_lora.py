@@ -346,7 +346,11 @@ def _train(
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
-        logits = [model.logits(model(batch.to(device))).cpu() for batch in batched(val_pixels, recipe.batch_size)]
+        logits = []
+        for batch in batched(val_pixels, recipe.batch_size):
+            with autocast(device, precision):
+                embeddings = model(batch.to(device))
+            logits.append(model.logits(embeddings).cpu())
         return classification_scores(torch.cat(logits), val_targets)
 
     steps = len(_batches(targets, recipe, torch.Generator().manual_seed(0)))

@@ -144,7 +144,10 @@ def fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torc
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
-        logits = [model(batch.to(device)).cpu() for batch in batched(val_pixels, recipe.batch_size)]
+        logits = []
+        for batch in batched(val_pixels, recipe.batch_size):
+            with autocast(device, precision):
+                logits.append(model(batch.to(device)).float().cpu())
         return classification_scores(torch.cat(logits), val_targets)
 
     if recipe.train.balance == "oversample":

@@ -310,10 +310,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("method", ["dinov2", "clip-lora"])
-def test_a_killed_training_goes_on_and_ends_the_same(fresh, entrep, small, small_clip, method):
+def test_a_killed_training_goes_on_and_ends_the_same(fresh, entrep, small_clip):
     """SIGKILL in the middle, then --resume: the model's bytes are those of an uninterrupted training."""
-    settings = [*(small_clip if method == "clip-lora" else small), "--epochs", "3", "--set", "train.patience=0"]
+    method, settings = "clip-lora", [*small_clip, "--epochs", "3", "--set", "train.patience=0"]
     assert entrep("split").code == 0
     assert entrep("train", method, "--name", "whole", *settings).code == 0
     killed = subprocess.run([sys.executable, "-c", KILLED, "train", method, "--name", "killed", *settings], stderr=subprocess.DEVNULL)
