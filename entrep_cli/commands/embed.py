@@ -122,7 +122,7 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
         chosen, reason = choose_inference_precision(precision, place, model)
         lower(model, chosen)
     elif hasattr(model, "members"):
-        chosen, reason = "that of each member", "an ensemble has none of its own"
+        chosen, reason = model.engine, "as the members' images were embedded"
     else:
         chosen, reason = precision_beside(kept_precision(run), place, model)
     console.say(f"Device: {place}. Precision: {chosen} ({reason}).")

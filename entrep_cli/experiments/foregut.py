@@ -19,10 +19,10 @@ from entrep_cli.experiments.scored import seen_by, texts_for
 from entrep_cli.methods.dinov2 import of_target
 from entrep_cli.methods.hybrid import NONE_ACCEPTED, Decisions, Hybrid
 from entrep_cli.methods.prototype import Prototype
+from entrep_cli.methods.runs import load_model
 from entrep_cli.report.embedding_map import map_png, tsne
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
-from entrep_cli.retrieval.opening import open_model
 from entrep_cli.scoring.classification import ClassificationScores, report_cells
 from entrep_cli.scoring.intervals import Interval, pooled
 from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
@@ -70,12 +70,12 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
     Table 10 says neither what is right nor what its gallery is: ours has every image of the part as a query to
     the others, those of its own group left out, and counts the region as right, by which the paper filters.
     """
-    hybrid = open_model(run, device)
+    hybrid = load_model(run, device)
     prototype, baseline = (Run(run.path(name)) for name in ("prototype", "baseline"))
-    nearest = open_model(prototype, device)
+    nearest = load_model(prototype, device)
     of_hybrid, of_prototype, of_baseline = (
         seen_by(own, model, part, catalog, root, on)
-        for own, model in ((run, hybrid), (prototype, nearest), (baseline, open_model(baseline, device)))
+        for own, model in ((run, hybrid), (prototype, nearest), (baseline, load_model(baseline, device)))
     )
     decisions, later = hybrid.decide_images(part.paths, part.digests), _later_stages(hybrid, part)
     answers = {

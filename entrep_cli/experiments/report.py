@@ -67,7 +67,7 @@ def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str 
         temperature=temperature,
         texts=texts,
         stages=stages,
-        explain=None if private else lambda pixels, classes: _attention(scored.model, pixels, classes),
+        explain=None if private else lambda pixels, classes: _attention(scored, pixels, classes),
         private=private,
         top_k=top_k,
         flags=flags,
@@ -219,12 +219,16 @@ def mistakes_of(scored: Scored, pictures: Pictures, explain: Explain | None, n: 
     return Mistakes(shown, n_wrong, by, reason)
 
 
-def _attention(model, pixels: np.ndarray, classes: list[int]) -> tuple[list[Any], str]:
+def _attention(scored: Scored, pixels: np.ndarray, classes: list[int]) -> tuple[list[Any], str]:
     import torch
 
     from entrep_cli.methods.explanation import explain_images
+    from entrep_cli.methods.runs import load_model
     from entrep_cli.report.overlays import overlay
+    from entrep_cli.retrieval.pipeline import device_of
 
+    # Loaded again: the scored one may answer in a lower precision, and what is looked into is float32.
+    model = load_model(scored.run, str(device_of(scored.model)))
     found = explain_images(model, torch.from_numpy(pixels), classes=classes)
     heat = np.asarray(found.heat)
     return [overlay(one, map_) for one, map_ in zip(pixels, heat)], found.by

@@ -95,8 +95,10 @@ class Dinov2(nn.Module):
         self.head = Head(backbone.dim, len(taxonomy), recipe.head)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) pixels to (N, C) logits."""
-        return self.head(self.backbone(pixels))
+        """(N, 3, H, W) pixels to (N, C) float32 logits; under autocast the backbone alone is in a lower precision."""
+        features = self.backbone(pixels).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features)
 
     def train(self, mode: bool = True) -> Dinov2:
         super().train(mode)

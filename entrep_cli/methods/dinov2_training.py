@@ -140,14 +140,14 @@ def fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torc
             with autocast(device, precision):
                 logits = model(seen.to(device))
             logits = gathered(logits, len(pick))
-            yield objective(logits.float(), wanted.to(device))
+            yield objective(logits, wanted.to(device))
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
         logits = []
         for batch in batched(val_pixels, recipe.batch_size):
             with autocast(device, precision):
-                logits.append(model(batch.to(device)).float().cpu())
+                logits.append(model(batch.to(device)).cpu())
         return classification_scores(torch.cat(logits), val_targets)
 
     if recipe.train.balance == "oversample":

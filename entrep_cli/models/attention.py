@@ -112,15 +112,16 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     """(N, H, L, D) queries over (N, H, S, D) keys and values: scaled dot-product attention.
 
     Written out for gradients in bfloat16 on a CPU, where torch's own takes twice to four times as long, unless what it
-    has to keep for them, a number a pair of tokens, is large.
+    has to keep for them, a number a pair of tokens, is large. Masks of True and False are left to torch's own, which
+    knows what to do where all is hidden.
     """
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad and pairs <= _MOST_PAIRS and not dropout
-    if not written_out:
+    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
+    if not slow or pairs > _MOST_PAIRS or dropout or (mask is not None and mask.dtype == torch.bool):
         return F.scaled_dot_product_attention(q, k, v, mask, dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+        scores = scores.add_(mask)
     return scores.softmax(dim=-1) @ v
 
 

@@ -15,17 +15,18 @@ from torch.nn import functional as F
 
 
 def joint(x: torch.Tensor, linears: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
-    """(..., D) to the outputs of the Linears, of which some may be peft's LoRA layers, alike in dropout and in what is merged."""
+    """(..., D) to the outputs of the Linears, of which some may be peft's LoRA layers; not as one where these are not alike."""
     adapted = [linear for linear in linears if hasattr(linear, "lora_A")]
-    if not any(map(_is_active, adapted)):
+    dropouts = {getattr(_only(linear.lora_dropout), "p", 0.0) for linear in adapted}
+    if not all(map(_is_active, adapted)) or len(dropouts) != 1:
         return tuple(linear(x) for linear in linears)
     bases = [getattr(linear, "base_layer", linear) for linear in linears]
     bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
     rows = F.linear(x, torch.cat([base.weight for base in bases]), bias)
     down = torch.cat([_only(linear.lora_A).weight for linear in adapted])
     up = torch.block_diag(*(_up(linear, base) for linear, base in zip(linears, bases)))
-    dropout = _only(adapted[0].lora_dropout)
-    reduced = F.linear(drop(x, dropout.p) if dropout.training and isinstance(dropout, nn.Dropout) else x, down)
+    (p,) = dropouts
+    reduced = F.linear(drop(x, p) if p and adapted[0].training else x, down)
     rows = torch.addmm(rows.flatten(0, -2), reduced.flatten(0, -2), up.T).view(rows.shape)
     return rows.split([len(base.weight) for base in bases], dim=-1)
 

@@ -36,14 +36,16 @@ def choose_inference_precision(option: str, device: torch.device, model: nn.Modu
 def precision_beside(kept: str | None, device: torch.device, model: nn.Module) -> tuple[str, str]:
     """The precision for images that are to be compared with those that a run has embedded in `kept`, and why.
 
-    The same, so that an image answers alike whether it is embedded today or was last week; float32 where the device
-    is slow in it; the model's own choice where nothing is embedded yet (`kept` is None).
+    The same, so that an image answers alike whether it is embedded today or was last week; float32 where that is not
+    what this device would choose; the choice of the device where nothing is embedded yet (`kept` is None).
     """
     if kept is None:
         return choose_inference_precision("auto", device, model)
-    if kept not in DTYPES or device.type == "cuda" or choose_inference_precision("auto", device, model)[0] == kept:
-        return kept if kept in DTYPES else "fp32", "as the run's images were embedded"
-    return "fp32", f"the run's images were embedded in {kept}, in which this device is slow"
+    if kept not in DTYPES:
+        return "fp32", "as the run's images were embedded"
+    if choose_inference_precision("auto", device, model)[0] == kept:
+        return kept, "as the run's images were embedded"
+    return "fp32", f"the run's images were embedded in {kept}, which is not for this device"
 
 
 def lower(model: nn.Module, precision: str) -> None:

@@ -112,7 +112,14 @@ def check_flip(taxonomy: Taxonomy) -> None:
 
 
 def embed_items(
-    model: Model, items: Items, *, what: str = "images", flip: bool = False, batch_size: int | None = None, stages: Stages | None = None
+    model: Model,
+    items: Items,
+    *,
+    what: str = "images",
+    flip: bool = False,
+    as_kept: bool = True,
+    batch_size: int | None = None,
+    stages: Stages | None = None,
 ) -> Embeddings:
     """Decode, embed and classify images, a batch at a time (`pipeline.answers`).
 
@@ -121,6 +128,7 @@ def embed_items(
             the mirror classes and are averaged with the image's own. Its embedding stands beside the image's
             own, each divided by sqrt(2), so that a cosine is the mean of image with image and flip with flip:
             to average the two embeddings instead would take a left ear for a right one (ours).
+        as_kept: as for `embeddings_of`, of what the members of an ensemble have embedded.
         batch_size, stages: as for `pipeline.answers`.
 
     Raises:
@@ -128,7 +136,7 @@ def embed_items(
     """
     if flip:
         check_flip(model.taxonomy)
-    (vectors, probabilities), *flipped = _views(model, items, what, flip, batch_size, stages)
+    (vectors, probabilities), *flipped = _views(model, items, what, flip, as_kept, batch_size, stages)
     for more, turned in flipped:
         vectors = np.concatenate([vectors, more], axis=1) / np.float32(2**0.5)
         probabilities = (probabilities + turned[:, model.taxonomy.mirrors]) / 2
@@ -141,33 +149,37 @@ def texts_beside(vectors: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def _views(
-    model: Model, items: Items, what: str, flip: bool, batch_size: int | None, stages: Stages | None
+    model: Model, items: Items, what: str, flip: bool, as_kept: bool, batch_size: int | None, stages: Stages | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images."""
     if hasattr(model, "members"):
-        return _views_of_members(model, items, what, flip, batch_size, stages)
+        return _views_of_members(model, items, what, flip, as_kept, batch_size, stages)
     return answers(model, items, what=what, flip=flip, batch_size=batch_size, stages=stages)
 
 
 def _views_of_members(
-    model: Model, items: Items, what: str, flip: bool, batch_size: int | None, stages: Stages | None
+    model: Model, items: Items, what: str, flip: bool, as_kept: bool, batch_size: int | None, stages: Stages | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The same of an ensemble: each member sees the images with its own preprocessing, or has seen them already."""
     import torch
 
     seen = []
     for member, run in zip(model.members, model.runs):
-        kept = None if flip else _kept(run, member, items)
+        kept = None if flip else _kept(run, member, items, as_kept)
         if kept is None:
-            seen.append(_views(member, items, f"{what} by {run.name}", flip, batch_size, stages))
+            seen.append(_views(member, items, f"{what} by {run.name}", flip, as_kept, batch_size, stages))
         else:
             seen.append([(kept.vectors, kept.probabilities)])
     combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*seen)]
     return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities in combined]
 
 
-def _kept(run: Run, model: Model, items: Items) -> Embeddings | None:
-    """These images out of whatever set a run has embedded them in, by name and pixels; None where one is in none."""
+def _kept(run: Run, model: Model, items: Items, as_kept: bool) -> Embeddings | None:
+    """These images out of whatever set a run has embedded them in, by name and pixels; None where one is in none.
+
+    Args:
+        as_kept: as for `embeddings_of`.
+    """
     if not all(items.digest):
         return None
     for name in embedded_sets(run):
@@ -178,6 +190,8 @@ def _kept(run: Run, model: Model, items: Items) -> Embeddings | None:
         place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
         rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
         engine = embedding_engine(run, name)
+        if not as_kept and engine != getattr(model, "engine", FP32):
+            continue
         if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False, engine):
             return kept.take(rows)
     return None
@@ -215,7 +229,7 @@ def embeddings_of(
             _write(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
         return replace(kept, items=items)
     stages = Stages() if stages is None else stages
-    embeddings = embed_items(model, items, what=f"{what} images", flip=flip, batch_size=batch_size, stages=stages)
+    embeddings = embed_items(model, items, what=f"{what} images", flip=flip, as_kept=as_kept, batch_size=batch_size, stages=stages)
     if processes.is_main():
         arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
         wanted = _fingerprint(run, items, model, flip, engine)

@@ -88,6 +88,26 @@ def test_an_ensemble_is_a_run_that_every_command_takes(trained, entrep):
     assert gone.code == 1 and "other is not there" in gone.err and "Traceback" not in gone.err
 
 
+def test_members_answer_in_the_precision_of_their_own_images(trained, entrep, monkeypatch):
+    """Also those of an ensemble inside it; what is asked for in fp32 takes nothing that was computed in bf16."""
+    monkeypatch.setattr("entrep_cli.models.device._bf16_units", lambda: ["amx_bf16"])
+    another(trained, "dinov2", "other")
+    assert entrep("embed", "--precision", "bf16").code == entrep("embed", "--run", "other", "--precision", "fp32").code == 0
+    assert entrep("ensemble", "dinov2", "other", "--weights", "equal").code == 0
+    assert entrep("ensemble", "ensemble", "other", "--weights", "equal", "--name", "nested").code == 0
+
+    def embedded(run: str, *more: str) -> tuple[str, np.ndarray]:
+        assert entrep("embed", "--run", run, *more).code == 0
+        folder = trained / run / "embeddings" / "train"
+        return json.loads((folder / "manifest.json").read_text())["engine"], np.load(folder / "vectors.npy")
+
+    assert embedded("ensemble")[0] == "bf16, fp32"
+    engine, vectors = embedded("nested")
+    assert engine == "bf16, fp32, fp32"
+    engine, exact = embedded("nested", "--precision", "fp32")
+    assert engine == "fp32" and not np.array_equal(exact, vectors) and np.allclose(exact, vectors, atol=0.05)
+
+
 def test_runs_that_make_no_ensemble_are_told_all_at_once(trained, entrep):
     told = Run(trained / "dinov2").manifest
     another(trained, "dinov2", "data", data={**told["data"], "catalog": "other"})

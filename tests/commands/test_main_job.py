@@ -382,7 +382,7 @@ def test_images_embedded_later_answer_as_those_embedded_before(trained, phantom,
     # Where the CPU has no such units, what is new is embedded in fp32, and that is said.
     monkeypatch.setattr("entrep_cli.models.device._bf16_units", list)
     done = entrep("embed", "--folder", copy)
-    assert "Precision: fp32 (the run's images were embedded in bf16, in which this device is slow)" in done.err
+    assert "Precision: fp32 (the run's images were embedded in bf16, which is not for this device)" in done.err
 
 
 def sets_of(trained):

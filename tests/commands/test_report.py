@@ -26,6 +26,14 @@ def test_a_private_report_elsewhere(trained, phantom, entrep, tmp_path):
     assert re.search(r"accuracy +\d\.\d{3} \[", done.out)
 
 
+def test_what_was_embedded_in_bf16_is_explained_as_well(trained, entrep, monkeypatch):
+    monkeypatch.setattr("entrep_cli.models.device._bf16_units", lambda: ["amx_bf16"])
+    assert entrep("embed", "--precision", "bf16").code == 0
+    done = entrep("report", "dinov2")
+    assert done.code == 0, done.err
+    assert 'alt="attention map of' in (trained / "dinov2" / "report.html").read_text("utf-8")
+
+
 def test_what_no_report_can_be_made_of(trained, entrep):
     assert entrep("report", "--part", "train").code == 2
     assert entrep("report", "--out", "report.pdf").code == 2

@@ -387,3 +387,22 @@ def test_norms_of_pretrained_weights_stay_as_they_are_also_where_all_is_tuned(ca
         after = fit(catalog, made, Run(tmp_path / str(freeze)))[0].backbone.state_dict()
         means = [value for key, value in after.items() if "running_mean" in key]  # 0 in a fresh network
         assert means and [bool(m.any()) for m in means] == [not freeze] * len(means)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_and_validation_compute_alike(catalog, tmp_path, monkeypatch, precision):
+    """The backbone in the precision of the training, the head in float32 all the same."""
+    seen = {Backbone: set(), module.Head: set()}
+
+    def spied(kind, forward):
+        def run(self, x):
+            seen[kind].add((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), x.dtype))
+            return forward(self, x)
+
+        return run
+
+    for kind in seen:
+        monkeypatch.setattr(kind, "forward", spied(kind, kind.forward))
+    fit(catalog, recipe("tune=full", "train.epochs=1"), Run(tmp_path / "run"), precision=precision)
+    assert seen[Backbone] == {(precision == "bf16", learning, torch.uint8) for learning in (True, False)}
+    assert seen[module.Head] == {(False, learning, torch.float32) for learning in (True, False)}
