@@ -2,7 +2,7 @@
 
     python benchmarks/scores.py --out scores.json
     python benchmarks/scores.py --queries 100 --gallery 300      # a second or two
-    python benchmarks/scores.py --queries 10000 --gallery 100000 --repeats 1    # minutes; memory stays small
+    python benchmarks/scores.py --queries 10000 --gallery 100000 --repeats 1    # half an hour, most of it numpy's; memory stays small
 
 Every peer runs in this one process on the same numbers. `ratio` is its time over ours, above 1
 where we are faster; `difference` is the largest gap to our result, so that a peer is an oracle too.
