@@ -56,6 +56,10 @@ def test_the_choice_and_its_reason(monkeypatch):
     made = model("vit")
     monkeypatch.setattr(devices, "_bf16_units", lambda: ["avx512_bf16"])
     assert choose_inference_precision("auto", CPU, made) == ("bf16", "the CPU computes in it: avx512_bf16")
+    chosen, reason = choose_inference_precision("auto", CPU, model("conv"))
+    assert chosen == "fp32" and "convolutions" in reason
+    assert choose_inference_precision("auto", CPU, model("dinov2"))[0] == "bf16"
+    assert choose_inference_precision("bf16", CPU, model("conv")) == ("bf16", "asked for")
     monkeypatch.setattr(devices, "_bf16_units", list)
     assert choose_inference_precision("auto", CPU, made)[0] == "fp32"
     with pytest.raises(UsageError, match="not faster in fp16"):
