@@ -28,7 +28,7 @@ def embed(
     ] = None,
     device: options.Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of the towers: auto (that of what is kept, else what the machine has units for), fp32, bf16, fp16.")
+        str, typer.Option(help="Of the towers: auto (that of what is kept; else, of a ViT, the machine's own), fp32, bf16, fp16.")
     ] = "auto",
     batch_size: Annotated[
         Optional[int], typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)
