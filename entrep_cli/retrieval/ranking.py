@@ -12,7 +12,7 @@ The rounding of the coordinates moves a cosine by some 1e-8, less than float32 i
 Scores are rounded once, to float32, and ties are decided on these float32 scores: what a reader
 sees as equal is equal. A bonus, where one is given, is a float32 too and is added to the cosine.
 
-Where few answers of a large gallery are wanted, one float32 product of the matrices finds the
+Where few answers of a large gallery are wanted, float32 products (FAISS's, or of the matrices) find the
 candidates and only these get the exact product: the same answer at a fraction of the price. Let e
 bound the distance of the two products (`product_error`) and t be the k-th best float32 product. Then
 k items have an exact one of t - e or more, so each of the k best has, and its float32 product is
@@ -39,6 +39,9 @@ _SCORES_AT_ONCE = 2**21  # sorting takes some 50 bytes a score
 _PRODUCTS_AT_ONCE = 2**24  # a product takes 4 bytes, to find candidates among them 5 more
 _FEWEST_QUERIES = 64  # below this, putting the gallery on the grid costs more than the product
 _PRODUCT_TILE = 2**14  # gallery rows in a float32 product at a time: a memory map is never read whole
+_NEAREST_TILE = 2**17  # gallery rows that FAISS searches at a time
+_MANY_QUERIES = 1024  # at a time, where FAISS finds the candidates
+_MARGIN, _WIDEST = 54, 1024  # more than k that FAISS is asked for, and the most
 _PAIRS_AT_ONCE = 2**20  # coordinates of candidates on the grid at a time
 _LARGE_GALLERY = 256  # times k: from here on candidates are found first
 _CROWDED = 64  # where more than one item in so many is a candidate, the exact products of all cost less
@@ -140,7 +143,7 @@ def ranked_blocks(
     masks = [match_codes(*pair) for pair in exclude]
     by_candidates = bonus is None and k is not None and len(gallery) >= _LARGE_GALLERY * k
     if by_candidates:
-        for rows in _blocks(len(queries), block_size or max(_FEWEST_QUERIES // 16, _PRODUCTS_AT_ONCE // len(gallery))):
+        for rows in _blocks(len(queries), block_size or max(_MANY_QUERIES, _PRODUCTS_AT_ONCE // len(gallery))):
             own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
             yield rows, _best_by_candidates(queries[rows], gallery, k, own)
         return
@@ -268,15 +271,12 @@ def _best_by_candidates(
     """The same as `_best` of the exact products, from a float32 product and the exact ones of its best."""
     n_queries, n_gallery = len(queries), len(gallery)
     left = np.ascontiguousarray(queries, np.float32)
-    products = np.empty((n_queries, n_gallery), np.float32)
-    for start in range(0, n_gallery, _PRODUCT_TILE):
-        tile = np.asarray(gallery[start : start + _PRODUCT_TILE], np.float32)
-        np.matmul(left, tile.T, out=products[:, start : start + _PRODUCT_TILE])
-    _masked(products, masks)
-    kth = np.partition(products, n_gallery - k, axis=1)[:, n_gallery - k]
-    # What is masked is no candidate, even of a query to which fewer than k are left.
-    least = np.maximum(kth - np.float32(2 * product_error(queries.shape[1])), np.finfo(np.float32).min)
-    query, row = np.nonzero(products >= least[:, None])
+    query, row, settled = _nearest_candidates(left, gallery, k, masks)
+    rest = np.flatnonzero(~settled)
+    for part in _blocks(len(rest), max(_FEWEST_QUERIES // 16, _PRODUCTS_AT_ONCE // n_gallery)):
+        some = rest[part]
+        others, rows = _all_candidates(left[some], gallery, k, [(query_codes[some], codes) for query_codes, codes in masks])
+        query, row = np.concatenate([query, some[others]]), np.concatenate([row, rows])
     n_candidates = np.bincount(query, minlength=n_queries)
     crowded = n_candidates > n_gallery // _CROWDED
     of_few = ~crowded[query]
@@ -304,6 +304,59 @@ def _best_by_candidates(
         ranked = _best(_masked(exact_products(queries[some], gallery), own), k)
         indices[some], best[some] = ranked.indices, ranked.scores
     return Ranking(indices, best)
+
+
+def _nearest_candidates(
+    left: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (P,), (P,) of a query and a gallery row that may be among its k best, as FAISS finds them tile by tile.
+
+    FAISS is asked for more than k of each tile. Where the last of them is no candidate, nothing behind it is.
+
+    Returns:
+        also (q,) bool: of which queries the candidates are all there; of the others there are none.
+    """
+    import faiss
+
+    masked = [np.bincount(codes[codes >= 0], minlength=query_codes.max(initial=0) + 1) for query_codes, codes in masks]
+    most = sum(int(np.where(query_codes < 0, 0, counts[query_codes]).max(initial=0)) for (query_codes, _), counts in zip(masks, masked))
+    width = k + _MARGIN + most
+    # FAISS multiplies matrices from so many coordinates on; below, it is slower than numpy's product of all.
+    if width > _WIDEST or left.size < faiss.cvar.distance_compute_blas_threshold:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(len(left), bool)
+    products, rows, last = [], [], []
+    for start in range(0, len(gallery), _NEAREST_TILE):
+        tile = np.ascontiguousarray(gallery[start : start + _NEAREST_TILE], np.float32)
+        nearest, places = faiss.knn(left, tile, min(width, len(tile)), metric=faiss.METRIC_INNER_PRODUCT)
+        last.append(nearest[:, -1] if width < len(tile) else np.full(len(left), -np.inf, np.float32))
+        products.append(nearest)
+        rows.append(places + start)
+    nearest, row = np.concatenate(products, axis=1), np.concatenate(rows, axis=1)
+    for query_codes, gallery_codes in masks:
+        nearest[query_codes[:, None] == gallery_codes[row]] = -np.inf
+    kth = -np.partition(-nearest, k - 1, axis=1)[:, k - 1]
+    least = _least(kth, left.shape[1])
+    settled = np.max(last, axis=0) < least
+    query, place = np.nonzero((nearest >= least[:, None]) & settled[:, None])
+    return query, row[query, place], settled
+
+
+def _all_candidates(
+    left: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same pairs from all products at once, however many there are."""
+    products = np.empty((len(left), len(gallery)), np.float32)
+    for start in range(0, len(gallery), _PRODUCT_TILE):
+        tile = np.asarray(gallery[start : start + _PRODUCT_TILE], np.float32)
+        np.matmul(left, tile.T, out=products[:, start : start + _PRODUCT_TILE])
+    _masked(products, masks)
+    kth = np.partition(products, len(gallery) - k, axis=1)[:, len(gallery) - k]
+    return np.nonzero(products >= _least(kth, left.shape[1])[:, None])
+
+
+def _least(kth: np.ndarray, dimensions: int) -> np.ndarray:
+    """(q,) the least float32 product of a candidate; what is masked is none, even where fewer than k are left."""
+    return np.maximum(kth - np.float32(2 * product_error(dimensions)), np.finfo(np.float32).min)
 
 
 def _best(scores: np.ndarray, k: int | None) -> Ranking:

@@ -278,3 +278,40 @@ def test_a_bonus_is_added_and_brings_no_masked_item_back():
         assert found.indices.tolist() == np.where(np.isneginf(expected), -1, order).tolist()
     assert [s[:2] for s in seen[:4]] == [(0, 2), (2, 4), (4, 6), (6, 7)]
     assert seen[-1][2] == (~np.eye(7, 9, dtype=bool)).tolist()
+
+
+@pytest.mark.parametrize("tile", [700, 2**17])
+@pytest.mark.parametrize("case", ["plain", "copies", "all alike", "small groups", "large groups", "few left"])
+def test_candidates_of_faiss_are_those_of_all_exact_products(monkeypatch, case, tile):
+    """Enough queries for FAISS to multiply matrices; answers are the bytes of the exact ranking of everything."""
+    import faiss
+
+    rng = np.random.default_rng(0)
+    n, size, dimensions, k = 520, 2600, 256, 10
+    assert n * dimensions >= faiss.cvar.distance_compute_blas_threshold
+    rows = rng.standard_normal((n + size, dimensions)).astype(np.float32) + 2 * rng.standard_normal(dimensions).astype(np.float32)
+    if case == "copies":
+        rows[n:] = rows[n + rng.integers(size // 4, size=size)]
+    if case == "all alike":
+        rows[n:] = rows[n] + 1e-6 * rng.standard_normal((size, dimensions)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries, gallery = rows[:n], rows[n:]
+    groups = {"small groups": 200, "large groups": 2, "few left": 1}.get(case)
+    exclude = [(rng.integers(groups, size=n), rng.integers(groups, size=size))] if groups else []
+    if case == "few left":
+        exclude[0][1][:4] = 7  # all but four of the gallery are masked
+    monkeypatch.setattr(module, "_NEAREST_TILE", tile)
+    settled = []
+    nearest = module._nearest_candidates
+
+    def spied(*given):
+        found = nearest(*given)
+        settled.append(found[2].mean())
+        return found
+
+    monkeypatch.setattr(module, "_nearest_candidates", spied)
+    found = rank(queries, gallery, k, exclude)
+    assert settled and {"plain": settled[0] == 1, "all alike": settled[0] == 0, "large groups": settled[0] == 0}.get(case, True)
+    monkeypatch.setattr(module, "_LARGE_GALLERY", 10**9)
+    wanted = rank(queries, gallery, k, exclude)
+    assert np.array_equal(found.indices, wanted.indices) and found.scores.tobytes() == wanted.scores.tobytes()
