@@ -113,18 +113,19 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
     from entrep_cli.retrieval.opening import kept_precision, open_model
     from entrep_cli.retrieval.pipeline import FP32, compile_model, device_of
 
-    model = open_model(run, device) if precision == "auto" else load_model(run, device)
+    together = precision == "auto" and run.manifest["method"] == "ensemble"  # then each member has its own
+    model = open_model(run, device) if together else load_model(run, device)
     if processes.size() > 1 and hasattr(model, "members"):
         raise UsageError("An ensemble is embedded in one process.", mend="embed each member first, then this without a launcher")
     place = device_of(model)
     model.engine = getattr(model, "engine", FP32)
-    if precision != "auto":
-        chosen, reason = choose_inference_precision(precision, place, model)
-        lower(model, chosen)
-    elif hasattr(model, "members"):
+    if together:
         chosen, reason = model.engine, "as the members' images were embedded"
-    else:
+    elif precision == "auto":
         chosen, reason = precision_beside(kept_precision(run), place, model)
+    else:
+        chosen, reason = choose_inference_precision(precision, place, model)
+    lower(model, chosen)
     console.say(f"Device: {place}. Precision: {chosen} ({reason}).")
     if compile_:
         compile_model(model)

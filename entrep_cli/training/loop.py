@@ -104,7 +104,8 @@ def fit(
             are decided by a lower `val_loss`.
         resume: go on from the checkpoint in the run folder, if there is one.
         pretrained: names of the parameters that learn at `backbone_learning_rate`.
-        precision: in which `losses` computes (and, of clip-lora and dinov2, `validate`); for `fp16` the loss is scaled, so that small gradients survive.
+        precision: in which `losses` computes (and `validate`, of clip-lora and dinov2); for `fp16` the loss is scaled,
+            so that small gradients survive.
 
     In several processes `losses` computes the loss of the whole batch in each (`training.shares`); the main one
     validates and writes.
