@@ -41,8 +41,9 @@ _FEWEST_QUERIES = 64  # below this, putting the gallery on the grid costs more t
 _PRODUCT_TILE = 2**14  # gallery rows in a float32 product at a time: a memory map is never read whole
 _NEAREST_TILE = 2**17  # gallery rows that FAISS searches at a time
 _MANY_QUERIES = 1024  # at a time, where FAISS finds the candidates
-_MARGIN, _WIDEST = 54, 1024  # more than k that FAISS is asked for, and the most
-_PAIRS_AT_ONCE = 2**20  # coordinates of candidates on the grid at a time
+_MARGIN, _WIDEST = 90, 1024  # more than k that FAISS is asked for (from 100 on it selects faster), and the most
+_PAIRS_AT_ONCE = 2**16  # coordinates of candidates on the grid at a time: they stay in the processor's cache
+_FEW_COORDINATES = 2**21  # whose lengths numpy tells before FAISS is imported
 _LARGE_GALLERY = 256  # times k: from here on candidates are found first
 _CROWDED = 64  # where more than one item in so many is a candidate, the exact products of all cost less
 
@@ -207,10 +208,9 @@ def _check_unit_rows(name: str, rows: np.ndarray) -> None:
     if rows.ndim != 2:
         raise DataError(f"{name} must be (rows, dimensions), not of shape {rows.shape}.")
     lengths = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), _PRODUCT_TILE):
-        tile = rows[start : start + _PRODUCT_TILE]
-        squares = np.einsum("ij,ij->i", tile, tile, dtype=np.float32, casting="same_kind")
-        lengths[start : start + _PRODUCT_TILE] = np.sqrt(squares)
+    for tile in _blocks(len(rows), _PRODUCT_TILE):
+        _squared_lengths(np.ascontiguousarray(rows[tile], np.float32), out=lengths[tile])
+    np.sqrt(lengths, out=lengths)
     # Rows normalised in bfloat16 miss 1 by up to 0.4%; NaN fails the comparison as it must.
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
     if len(wrong):
@@ -221,9 +221,19 @@ def _check_unit_rows(name: str, rows: np.ndarray) -> None:
         )
 
 
+def _squared_lengths(rows: np.ndarray, out: np.ndarray) -> None:
+    """(n,) of (n, D), both float32 and contiguous; FAISS uses all cores, and takes too long to import for a few rows."""
+    if rows.size < _FEW_COORDINATES:
+        np.einsum("ij,ij->i", rows, rows, out=out)
+        return
+    import faiss
+
+    faiss.fvec_norms_L2sqr(faiss.swig_ptr(out), faiss.swig_ptr(rows), rows.shape[1], len(rows))
+
+
 def _on_grid(rows: np.ndarray) -> np.ndarray:
     """Coordinates in units of 2**-26, whole numbers as float64; to scale a float32 so is exact."""
-    scaled = rows.astype(np.float32) * np.float32(_GRID)
+    scaled = np.asarray(rows, np.float32) * np.float32(_GRID)
     return np.rint(scaled, out=scaled).astype(np.float64)
 
 

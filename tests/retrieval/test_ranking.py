@@ -203,6 +203,17 @@ def test_blocks_cover_the_queries_once():
     assert [(rows.start, rows.stop) for rows, _ in blocks] == [(0, 4), (4, 8), (8, 10)]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_one_wrong_row_of_a_large_gallery_is_found(dtype):
+    gallery = unit_rows(20_000, 128).astype(dtype)  # more than one tile, and enough that FAISS tells the lengths
+    rank(gallery[:2], gallery, 3)
+    gallery[[17, 19_999]] = [[np.nan], [0.5]] * gallery[[17, 19_999]]
+    with pytest.raises(DataError, match=r"2 of 20000 rows of gallery are not of unit length \(row 17 has length nan"):
+        rank(gallery[:2], gallery, 3)
+    with pytest.raises(DataError, match=r"1 of 3 rows of gallery .* \(row 2 has length 0.5"):
+        rank(gallery[:2], gallery[[0, 1, 19_999]], 1)
+
+
 def test_what_cannot_be_ranked_is_refused():
     rows = unit_rows(3, 4)
     with pytest.raises(UsageError, match="top-k must be at least 1"):
