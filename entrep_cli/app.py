@@ -48,7 +48,7 @@ from entrep_cli.errors import EntrepError, Interrupted
 # imports what it needs when it runs, so that `entrep --help` stays fast.
 PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     "Data": [
-        (synth.synth, "Draw a phantom dataset to try things on: entrep synth data/phantom"),
+        (synth.synth, "Draw a phantom dataset to try things on: entrep synth phantom"),
         (inspection.inspect, "What is wrong with a dataset, before training: entrep inspect"),
         (split.split, "Divide the images into train, val and test: entrep split"),
     ],
@@ -229,6 +229,12 @@ def _explained(error: Exception) -> EntrepError:
         return error
     if isinstance(error, OSError):
         return _from_os(error)
+    # By its name, for torch may never have been imported.
+    if type(error).__name__ == "OutOfMemoryError":
+        mend = "smaller batches (train: --set train.batch_size=16, or --set checkpointing=true; embed: --batch-size 32), or --device cpu"
+        return EntrepError("The GPU's memory is full.", mend=f"{mend}; `nvidia-smi` shows who else is on it")
+    if isinstance(error, MemoryError):
+        return EntrepError("The memory is full.", mend="smaller batches (--set train.batch_size=8; embed: --batch-size 8)")
     return EntrepError(f"{type(error).__name__}: {error}", mend="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened")
 
 

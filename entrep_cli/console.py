@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,14 +85,24 @@ def plain(text: str) -> None:
 def document(value: dict[str, Any]) -> None:
     """The command's one JSON document, in json mode only."""
     if mode == "json":
+        value = _with_null(value)
         # What the output's encoding cannot hold (half a surrogate pair of a file name, say) JSON can escape.
-        text = json.dumps(value, ensure_ascii=False, indent=2)
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
         try:
             text.encode(sys.stdout.encoding)
         except UnicodeEncodeError:
-            text = json.dumps(value, indent=2)
+            text = json.dumps(value, indent=2, allow_nan=False)
         # JSON escapes ASCII controls alone; a terminal obeys others too, and some turn the direction of a line.
         print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text), flush=True)
+
+
+def _with_null(value: Any) -> Any:
+    """`value` with null for each number that is none: a mean of nothing is NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _with_null(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_null(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def next_commands(*commands: str) -> None:

@@ -47,7 +47,7 @@ def data_dir(option: Path | None = None, *, of_split: bool = True) -> Path:
         raise DataError(
             what,
             where=folder,
-            mend="name it with --data FOLDER or ENTREP_DATA; `entrep synth data/phantom` makes one to try",
+            mend="name it with --data FOLDER or ENTREP_DATA; `entrep synth phantom` makes one to try",
         )
     return folder
 
@@ -128,6 +128,12 @@ def fingerprint(value: Any) -> str:
 
 
 # ---------------------------------------------------------------- runs
+
+
+def trained_on(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The images that a run has learned from, by the fingerprints of catalog and split and by the fold; None where it does not say."""
+    data, split = manifest.get("data", {}), manifest.get("split", {})
+    return {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
 
 
 @dataclass(frozen=True)
@@ -314,6 +320,16 @@ def _made(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def complete_runs() -> list[Run]:
+    """The complete runs in the runs folder, but for those whose manifest is damaged."""
+    found = []
+    for run in _complete(runs_dir()):
+        with contextlib.suppress(RunError):
+            run.manifest  # noqa: B018 - raises where it cannot be read
+            found.append(run)
+    return found
 
 
 def _complete(root: Path) -> list[Run]:

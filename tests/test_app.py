@@ -89,6 +89,12 @@ def test_an_error_says_what_where_and_the_mend(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_json_knows_no_nan(capfd):
+    console.set_mode("json")
+    console.document({"mean": float("nan"), "of": [(1.5, float("-inf")), {"n": 0, "ok": True}]})
+    assert json.loads(capfd.readouterr().out, parse_constant=pytest.fail) == {"mean": None, "of": [[1.5, None], {"n": 0, "ok": True}]}
+
+
 def test_json_errors_are_one_document(here, tmp_path):
     for arguments in (["--json", "split"], ["split", "--json"]):
         done = here(*arguments, "--data", str(tmp_path / "nowhere"))
@@ -201,6 +207,15 @@ def test_interrupt_is_130(monkeypatch, capsys):
         code, out, err = failing(monkeypatch, capsys, KeyboardInterrupt(), *flags)
         assert code == 130 and "Interrupted" in err
         assert (json.loads(out)["ok"] is False) if flags else not out
+
+
+def test_full_memory_is_no_bug_and_names_the_way_out(monkeypatch, capsys):
+    class OutOfMemoryError(RuntimeError):  # torch's own, by its name
+        pass
+
+    for error, said in ((OutOfMemoryError("CUDA out of memory. Tried to ..."), "train.batch_size"), (MemoryError(), "--batch-size 8")):
+        code, _, err = failing(monkeypatch, capsys, error)
+        assert code == 1 and "memory is full" in err and said in err and "bug" not in err
 
 
 def test_a_bug_names_itself(monkeypatch, capsys):

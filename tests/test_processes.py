@@ -125,6 +125,10 @@ def test_two_come_to_what_one_comes_to(tmp_path, monkeypatch):
         found = torch.load(tmp_path / f"gradients-{rank}.pt", weights_only=True)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
+    finished = [Path((tmp_path / f"finished-{rank}.txt").read_text()) for rank in (0, 1)]
+    assert finished[0] == (tmp_path / "runs" / "two").resolve()  # the other process has written into a copy, which is gone
+    assert finished[1].name == "two" and not finished[1].exists()
+
     curves = []
     for name in ("one", "two"):
         with open(tmp_path / "runs" / name / "metrics.csv", newline="") as file:

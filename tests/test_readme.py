@@ -22,6 +22,9 @@ def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch, capsy
     (python,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     for line in console.strip().splitlines():
         program, *arguments = shlex.split(line)
+        if program == "export":
+            monkeypatch.setenv(*arguments[0].split("="))
+            continue
         assert program == "entrep"
         with pytest.raises(SystemExit) as ended:
             main(arguments)

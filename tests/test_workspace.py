@@ -49,7 +49,7 @@ def test_where_data_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no dataset folder") as error:
         data_dir()
-    assert error.value.where == "data"
+    assert error.value.where == "data" and "`entrep synth phantom`" in error.value.mend  # in data/ it would be merged with what is there
     (tmp_path / "data").mkdir()
     (tmp_path / "mine").mkdir()
     assert data_dir() == Path("data")

@@ -12,6 +12,7 @@ from entrep_cli import processes
 from entrep_cli.app import main
 from entrep_cli.training.losses import multi_positive_contrast
 from entrep_cli.training.shares import average_gradients, gathered
+from entrep_cli.workspace import Run
 
 
 def contrast_gradients(part: slice) -> list[torch.Tensor]:
@@ -36,6 +37,13 @@ if __name__ == "__main__":
     assert processes.on_main(processes.rank) == 0
     assert processes.gather(processes.rank()) == ([0, 1] if processes.is_main() else None)
     torch.save(contrast_gradients(processes.part(5)), folder / f"gradients-{processes.rank()}.pt")
+    finish = Run.finish
+
+    def finish_aloud(run: Run, manifest: dict) -> None:
+        (folder / f"finished-{processes.rank()}.txt").write_text(str(run.folder.resolve()))
+        finish(run, manifest)
+
+    Run.finish = finish_aloud
     for line in lines:
         try:
             main(line)

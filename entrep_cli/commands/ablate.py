@@ -31,8 +31,9 @@ def ablate(
     ] = None,
     only: Annotated[
         Optional[list[str]],
-        typer.Option("--rows", help="Only rows whose key is this, as in 'all-*'; may be repeated.", show_default=False),
+        typer.Option("--rows", help="Only rows whose key (see --list) matches this, as 'all-*'; may be repeated.", show_default=False),
     ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the rows, their keys and how many trainings they are, and stop.")] = False,
     seed: options.RecipeSeed = None,
     seeds: Annotated[int, typer.Option(help="Trainings a row; their scores are averaged.", min=1)] = 3,
     on: options.On = "test",
@@ -76,8 +77,10 @@ def ablate(
         rows = [row for row in rows if row in named or row.key in refined]
         if not rows:
             raise UsageError(f"No row is called {' or '.join(only)}.", mend=f"--rows with one of: {', '.join(known)}")
+    if list_:
+        return _show_rows(paper, rows, sum(not row.refine for row in rows) * seeds * (folds or 1))
 
-    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.commands.options import say_catalog
     from entrep_cli.data.splits import read_catalog_and_split
 
     root = data_dir(data)
@@ -120,6 +123,14 @@ def ablate(
     console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
     told = {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "folds": folds}
     return {**told, "chance": chance, "rows": [row.as_dict() for row in found]}
+
+
+def _show_rows(paper: str, rows: list, n_trainings: int) -> dict[str, Any]:
+    names = {row.key: row.name for row in rows}
+    shown = [(row.key, row.name, names.get(row.against, "") if row.against else "") for row in rows]
+    console.table(f"Rows of {paper}: {n_trainings} trainings", ["key", "row", "compared with"], shown)
+    listed = [{"key": row.key, "name": row.name, "against": row.against} for row in rows]
+    return {"ablation": paper, "trainings": n_trainings, "rows": listed}
 
 
 def _cost(row) -> tuple[str, str]:

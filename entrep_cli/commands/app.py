@@ -33,7 +33,7 @@ def app(
     if missing:
         raise UsageError(
             f"The search page needs {' and '.join(missing)}.",
-            mend="`pip install 'entrep[app]'`, or in a checkout `pip install --editable '.[app]'`",
+            mend="pip install '.[app]', in the checkout",
         )
     if class_weight is not None:
         options.check_class_aware("soft", class_weight)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from entrep_cli import console
+from entrep_cli.machine.caches import KINDS
 
 
 def list_() -> dict[str, Any]:
@@ -34,7 +35,7 @@ def list_() -> dict[str, Any]:
 
 
 def clear(
-    kind: Annotated[Optional[str], typer.Argument(help="pixels, features, images (default: all).", show_default=False)] = None,
+    kind: Annotated[Optional[str], typer.Argument(help=f"{', '.join(KINDS)} (default: all).", show_default=False)] = None,
     older_than: Annotated[
         Optional[float],
         typer.Option("--older-than", help="Only what was written so many days ago.", min=0, metavar="DAYS", show_default=False),

@@ -37,7 +37,7 @@ def compare(
     baseline: Annotated[
         Optional[str], typer.Option(help="Compare all others with this run (default: each with each).", show_default=False)
     ] = None,
-    level: Annotated[float, typer.Option(help="Of significance; intervals hold the rest.")] = 0.05,
+    level: Annotated[float, typer.Option(help="Significance level; intervals cover 1 minus this.")] = 0.05,
     name: Annotated[
         Optional[str], typer.Option(help="Of the JSON and CSV under runs/comparisons (default: the part's).", show_default=False)
     ] = None,

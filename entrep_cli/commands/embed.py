@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -9,8 +11,8 @@ import typer
 
 from entrep_cli import console, processes
 from entrep_cli.commands import options
-from entrep_cli.errors import DataError, UsageError, together
-from entrep_cli.workspace import Run, data_dir, open_run
+from entrep_cli.errors import DataError, RunError, UsageError, together
+from entrep_cli.workspace import Run, data_dir, open_run, runs_dir
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
@@ -24,11 +26,11 @@ def embed(
     data: options.Data = None,
     run: options.RunName = None,
     folder: Annotated[
-        Optional[list[Path]], typer.Option("--folder", help="Another folder of images to embed; may be repeated.", show_default=False)
+        Optional[list[Path]], typer.Option("--folder", help="Another folder of images to embed, those right in it and without labels; may be repeated.", show_default=False)
     ] = None,
     device: options.Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of the towers: auto (that of what is kept; else, of a ViT, the machine's own), fp32, bf16, fp16.")
+        str, typer.Option(help="Number format of the towers: auto (as the images embedded before; else what a ViT is fastest in here), fp32, bf16, fp16.")
     ] = "auto",
     batch_size: Annotated[
         Optional[int], typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)
@@ -50,6 +52,9 @@ def embed(
     if engine == ONNX and (compile_ or precision != "auto"):
         raise UsageError("--precision and --compile are of the torch engine.", mend="leave them out, or --engine torch")
     root, opened = data_dir(data), open_run(run)
+    if not os.access(opened.folder, os.W_OK):
+        mend = f"copy it: `cp -r {shlex.quote(str(opened.folder))} {shlex.quote(str(runs_dir()))}/`, then --run {shlex.quote(opened.name)}"
+        raise RunError(f"Run {opened.name!r} may not be written to, and embeddings are kept in it.", where=opened.folder, mend=mend)
     missing = [str(place) for place in folder or () if not place.is_dir()]
     if missing:
         raise DataError("There is no such folder to embed.", faults=missing, mend="name folders of images with --folder")
@@ -83,16 +88,17 @@ def _sets(root: Path, folders: list[Path]) -> dict[str, Items]:
     """All that is to be embedded, by the names of the sets; DataError lists the faults of all."""
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.layouts import find_test_sets, read_test_folder
+    from entrep_cli.data.splits import split_groups
     from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 
     sets, faulty = {}, []
     try:
-        sets[TRAIN] = catalog_items(Catalog.read(root))
+        sets[TRAIN] = catalog_items(Catalog.read(root, groups=split_groups(root)))
     except DataError as error:
         faulty.append(error)
     for test_set in [*find_test_sets(root), *map(read_test_folder, folders)]:
         try:
-            sets[set_name(test_set, root)] = folder_items(test_set)
+            sets[set_name(test_set, root)] = folder_items(test_set, root)
         except DataError as error:
             faulty.append(error)
     if faulty:

@@ -27,7 +27,7 @@ def ensemble(
     probabilities, and a ranking by the weighted mean of their similarities. Weights and temperatures are found
     on validation; the test part is not touched. The runs stay where they are and are needed further on.
     """
-    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.commands.options import say_catalog
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.errors import UsageError
     from entrep_cli.experiments.ensemble import SCORES, build, check_members, finish, parse_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -24,9 +25,18 @@ RETRIEVALS_A_TABLE = 2  # more do not fit beside each other into 80 columns
 def evaluate(
     data: options.Data = None,
     run: options.RunName = None,
-    part: Annotated[str, typer.Option(help="train, val or test; queries: the test folder and its truth.")] = "test",
+    part: Annotated[
+        Optional[str], typer.Option(help="train, val or test (the default); queries: the test folder and its truth.", show_default=False)
+    ] = None,
     fold: Annotated[Optional[int], typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
-    mask_groups: options.MaskGroups = True,
+    mask_groups: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--mask-groups/--no-mask-groups",
+            help="Whether frames of the query's own group are left out of the answers (default: yes).",
+            show_default=False,
+        ),
+    ] = None,
     submission: Annotated[Optional[Path], typer.Option(help="Score this zip or JSON instead.", show_default=False)] = None,
     truth: Annotated[Optional[Path], typer.Option(help="The truth file of the submission.", show_default=False)] = None,
     track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
@@ -55,11 +65,16 @@ def evaluate(
             raise UsageError("--tta is for images, and a submission is answered already.", mend="leave it out; `entrep predict` has it")
         if truth is None or track is None:
             raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
+        for option, given in (("--part", part), ("--fold", fold), ("--mask-groups", mask_groups)):
+            if given is not None:
+                raise UsageError(f"{option} is of a part of the split, and a submission has its own queries.", mend="leave it out")
+        if run is not None and track != 1:
+            raise UsageError("--run tells what the class ids of track 1 mean, and these answers are images.", mend="leave it out")
         return _evaluate_submission(submission, truth, track, data, run)
     if truth is not None or track is not None:
         raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
     options.check_class_aware(class_aware, class_weight)
-    return _evaluate_part(part, fold, mask_groups, class_aware, class_weight, refine, tta, data, run, device)
+    return _evaluate_part(part or "test", fold, mask_groups is not False, class_aware, class_weight, refine, tta, data, run, device)
 
 
 def _evaluate_part(
@@ -80,11 +95,12 @@ def _evaluate_part(
     from entrep_cli.scoring.parts import finding_texts, score_part
 
     scored = open_scored(run_name, data_dir(data), part, fold=fold, flip=tta, device=device)
+    options.say_catalog(scored.catalog)
     opened, model, images, seen, notes = scored.run, scored.model, scored.images, scored.seen, list(scored.notes)
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (scored.catalog, scored.split))
     if aware["validation"] is not None and part == "val":
         notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
-    tuned = options.refinement_of(refine, opened, model, lambda: (scored.catalog, scored.split))
+    tuned = options.refinement_of(refine, opened, model, lambda: (scored.catalog, scored.split), flip=tta)
     if tuned is not None and part == "val":
         notes.append("the refinement was chosen on the validation part itself: these scores with it are too good")
     texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
@@ -94,7 +110,11 @@ def _evaluate_part(
         if n:
             notes.append(f"{rule}: {n} queries ({queries}) have no candidate of their predicted class; for them the whole part was ranked")
     title = scored.title
-    more = {"class_aware": {**aware, "fell_back": scores.fell_back}, **({} if tuned is None else {"refined": tuned.as_dict()})}
+    more = {
+        "mask_groups": mask_groups,
+        "class_aware": {**aware, "fell_back": scores.fell_back},
+        **({} if tuned is None else {"refined": tuned.as_dict()}),
+    }
     if hasattr(model, "decide_images"):
         from entrep_cli.methods.hybrid import show_stages  # only here: it brings the towers of open_clip, some seconds
 
@@ -102,7 +122,15 @@ def _evaluate_part(
         show_stages(f"What decided: {title}", more["stages"])
     more["calibration"], reliable = _calibration(scored, notes)
     found = (scores.classification, scores.retrieval)
-    return _show(title, scored.stem, images.taxonomy, *found, mask_groups, notes, scores.chance, more, reliable)
+    stem = scored.stem if mask_groups else scored.stem.with_name(f"{scored.stem.name}-unmasked")
+    document = _show(title, stem, images.taxonomy, *found, mask_groups, notes, scores.chance, more, reliable)
+    own = options.flags(run=opened.reference, data=data)
+    page = options.flags(part=part if part in ("val", "queries") else None, fold=fold, data=data)
+    all_classes = getattr(model.recipe, "target", "class") == "class"
+    console.next_commands(
+        f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if all_classes else 2}{own}"
+    )
+    return document
 
 
 def _calibration(scored: Scored, notes: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Interval]]]:
@@ -153,28 +181,33 @@ def _text_queries(scored: Scored, texts: list[str], rule: ClassRule, notes: list
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
     from entrep_cli.data.queries import known_images
     from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.submission.tracks import read_submission, track_of
+    from entrep_cli.submission.tracks import answer_labels, read_submission, track_of
     from entrep_cli.submission.truth import score_submission, truth_taxonomy
 
     name = track_of(track).name
     read = read_submission(submission)
     root = data_dir(data) if data is not None or data_dir_exists() else None
     known, taxonomy = known_images(root) if root is not None else ({}, None)
-    labels = {name: label for name, label in known.items() if label}
+    labels = answer_labels(known)
     if root is not None and not labels:
         console.warn(f"{root} holds no labelled dataset; training images among the answers have no known class")
     own = Run(submission.resolve().parent.parent)
-    if run_name is not None or (own.folder / MANIFEST).is_file():
+    # What the ids of track 1 mean the run says. The classes of images are the dataset's: a run may tell only regions apart.
+    if track == 1 and (run_name is not None or (own.folder / MANIFEST).is_file()):
         taxonomy = Taxonomy.from_dict((open_run(run_name) if run_name else own).manifest["taxonomy"])
     elif taxonomy is None:
         taxonomy = truth_taxonomy(truth, track)
-        console.warn(f"class ids are taken from the truth itself ({taxonomy.name}); name the run or the dataset to be sure")
-    scores = score_submission(read, truth, track, taxonomy, labels)
+        if track == 1:
+            console.warn(f"class ids are taken from the truth itself ({taxonomy.name}); name the run or the dataset to be sure")
+    scores = score_submission(read, truth, track, taxonomy, labels, root)
     folder = own.folder if (own.folder / MANIFEST).is_file() else runs_dir()
     title = f"{submission.name}, track {track}, {name}"
-    return _show(
+    document = _show(
         title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes, scores.chance
     )
+    if folder == own.folder:
+        console.next_commands(f"entrep report {shlex.quote(own.reference)}{options.flags(data=data)}")
+    return document
 
 
 def _show(

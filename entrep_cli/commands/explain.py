@@ -34,7 +34,7 @@ def explain(
     ] = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep explain data/phantom/test/imgs/030*.png
+    """Example: entrep explain phantom/test/imgs/030*.png
 
     Show where a model looks: every image as the model saw it, under the heat of what speaks for the class
     it predicts, for --class, or for a --text. Heat tells what the answer rests on, not whether it is right.

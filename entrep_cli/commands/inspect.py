@@ -91,6 +91,8 @@ def _show(found: Inspection, private: bool) -> None:
             ("groups", f"{groups['groups']}, {several}"),
             ("texts", ", ".join(f"{name} {n}" for name, n in counts["texts"].items() if n)),
         ]
+    if not private:
+        console.say(*(f"Note: {note}." for note in found.notes))
     # Sentences stand in one column: further columns of a table are numbers, aligned right.
     console.table("Dataset" if private else f"Dataset {found.root}", [""], [(f"{name:<9}{text}",) for name, text in rows])
     if counts.get("classes"):

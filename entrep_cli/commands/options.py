@@ -36,8 +36,9 @@ Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
 Groups = Annotated[
     str,
     typer.Option(
-        help="Images that must stay together: auto (groups.csv, else the patient id in names, and near-duplicates), "
-        "exam (likewise, by exam), none."
+        help="Images that must stay together: auto (groups.csv, else the patient id in names, and near-duplicates), exam (the same by "
+        r"exam, without near-duplicates), none, or as auto by a pattern whose one group is the patient in a file name, as '^(P\d+)_'.",
+        metavar="RULE",
     ),
 ]
 MaskGroups = Annotated[
@@ -52,7 +53,12 @@ Backbone = Annotated[
     Optional[str], typer.Option(help="The model by name: of open_clip for clip-lora, of timm for dinov2 and mics.", show_default=False)
 ]
 Weights = Annotated[
-    Optional[str], typer.Option(help="Start from: a weights file, a run, hub (if it is cached), or none (random).", show_default=False)
+    Optional[str],
+    typer.Option(
+        help="Start from: a weights file, a name of `entrep weights list`, hub (the backbone's own, if cached), none (random), "
+        "or a run (of dinov2, mics, prototype).",
+        show_default=False,
+    ),
 ]
 Tune = Annotated[Optional[str], typer.Option(help="What is learned: head, lora or full.", show_default=False)]
 LabelFraction = Annotated[
@@ -136,23 +142,53 @@ def class_rule(
     return ClassRule(mode, tuned.weight), {"mode": mode, "weight": tuned.weight, "validation": tuned.as_dict()}
 
 
-def refinement_of(text: str | None, run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]]) -> Tuned | None:
+def refinement_of(
+    text: str | None, run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]], *, flip: bool = False
+) -> Tuned | None:
     """What `--refine` means for a run, told aloud; None without it.
 
     Args:
         read: gives the catalog and the split of the run.
+        flip: for test-time augmentation, whose vectors are others.
     """
     if text is None:
         return None
     from entrep_cli.retrieval.refinement_choice import parse_steps, tuned_refinement
 
-    tuned = tuned_refinement(run, model, *read(), parse_steps(text))
+    tuned = tuned_refinement(run, model, *read(), parse_steps(text), flip=flip)
     chosen = [f"{step} {setting}" for step, setting in tuned.refinement.as_dict().items() if setting is not None and step != "shortlist"]
     (recall, mrr), (new_recall, new_mrr) = tuned.before, tuned.after
     better = f"Recall@1 by class {recall:.3f} -> {new_recall:.3f}, MRR {mrr:.3f} -> {new_mrr:.3f}"
     reason = better if chosen else f"Recall@1 by class {recall:.3f}, and no setting does better: the cosine decides alone"
     console.say(f"Refined by {', '.join(chosen) or 'nothing'} (chosen on {tuned.queries} validation images: {reason}).")
     return tuned
+
+
+def say_catalog(catalog: Catalog) -> None:
+    """Which dataset folder it is and what was found in it, aloud."""
+    classes = f"{len(catalog.taxonomy)} classes in {len(catalog.taxonomy.regions)} regions"
+    console.say(
+        f"Dataset: {catalog.root}",
+        f"Found: {'; '.join(catalog.layouts)}. {len(catalog)} images, {len(catalog.labelled)} labelled.",
+        f"Taxonomy: {catalog.taxonomy.name}, {classes}.",
+        *(f"Note: {note}." for note in catalog.notes),
+    )
+
+
+def say_near_duplicates(near: dict[str, Any]) -> None:
+    """What near-duplicates did to the groups and to the parts, aloud."""
+    if not near or not near["clusters"]:
+        return
+    found = f"Near-duplicates: {near['clusters']} clusters of {near['images']} images"
+    if not near["joining_clusters"]:
+        console.say(f"{found}, each within one group already.")
+        return
+    console.say(f"{found}; {near['joining_clusters']} of them ({near['joined_images']} images) joined groups that were apart.")
+    if near.get("straddling"):
+        console.say(
+            f"Without that {near['straddling']} clusters ({near['straddling_images']} images) would stand in several parts; "
+            f"{near['moved']} images stand in another part now."
+        )
 
 
 def flags(**given: object) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -22,8 +24,13 @@ def predict(
     queries: Annotated[
         Optional[Path], typer.Option(help="A folder of images, or a query file (default: the dataset's test folder).", show_default=False)
     ] = None,
-    gallery: Annotated[str, typer.Option(help="Where tracks 2 and 3 search: queries, test, train, all, or a folder.")] = "test",
-    top_k: options.TopK = 10,
+    gallery: Annotated[
+        Optional[str],
+        typer.Option(help="Where tracks 2 and 3 search: queries, test (the default), train, all, or a folder.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        Optional[int], typer.Option("--top-k", min=1, help="Tracks 2 and 3: how many answers to a query (default: 10).", show_default=False)
+    ] = None,
     tta: options.Tta = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Track 1: scores at the temperature that the run's validation images choose.")
@@ -61,6 +68,10 @@ def predict(
         raise UsageError("--calibrate is for class probabilities, the scores of track 1.", mend="leave it out")
     if mask_groups and track != 2:
         raise UsageError("--mask-groups masks the group of a query image in a gallery; it is for track 2.", mend="leave it out")
+    if track == 1 and (gallery is not None or top_k is not None):
+        option = "--gallery" if gallery is not None else "--top-k"
+        raise UsageError(f"{option} is for what is searched, in tracks 2 and 3; track 1 answers with a class.", mend="leave it out")
+    gallery, top_k = gallery or "test", top_k or 10
     if track == 1 and class_aware != "off":
         raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", mend="leave it out")
     options.check_class_aware(class_aware, class_weight)
@@ -72,6 +83,9 @@ def predict(
     out = out or opened.path("submissions", f"track{track}.zip")
     if out.suffix.lower() != ".zip":
         raise UsageError(f"A submission is a zip, not {out.name!r}.", mend=f"--out {out.with_suffix('.zip')}")
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    if not os.access(place, os.W_OK):
+        raise UsageError("The submission may not be written there.", where=place, mend=f"write it elsewhere, as with --out {out.name}")
     # Queries of one's own need no dataset, unless its training images are the gallery.
     needed = queries is None or data is not None or gallery in ("train", "all") or data_dir_exists()
     root = data_dir(data) if needed else None
@@ -88,11 +102,14 @@ def predict(
             f"Run {opened.name!r} cannot answer track 1: it tells regions, or the classes of one region, apart ({target}).",
             mend="name a run that knows all classes",
         )
+    reads = bool(getattr(model, "has_text_tower", False))
+    if track == 3 and not reads:
+        model.embed_texts([name])  # says why it cannot, before any image is embedded
     if tta:
         check_flip(model.taxonomy)
     temperature = run_temperature(opened, model, lambda: read_catalog_and_split(data_dir(data)), flip=tta) if calibrate else None
     rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))
-    tuned = options.refinement_of(refine, opened, model, lambda: read_catalog_and_split(data_dir(data)))
+    tuned = options.refinement_of(refine, opened, model, lambda: read_catalog_and_split(data_dir(data)), flip=tta)
     found = answer_track(
         opened,
         model,
@@ -132,14 +149,22 @@ def predict(
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
     decided = _decided(model, found, out) if track == 1 and hasattr(model, "decide_images") else None
     truth = found.folder / track_of(track).truth_file
-    if truth.is_file():
-        console.next_commands(f"entrep evaluate{options.flags(data=data, submission=out, truth=truth, track=track)}")
+    able = [n for n, can in ((1, target == "class"), (2, True), (3, reads)) if can and (found.folder / track_of(n).query_file).is_file()]
+    left = [n for n in able if n != track and not opened.path("submissions", f"track{n}.zip").exists()]
+    more = options.flags(run=opened.reference, queries=None if queries is None else found.folder, data=data)
+    console.next_commands(
+        *([f"entrep evaluate{options.flags(data=data, submission=out, truth=truth, track=track)}"] if truth.is_file() else []),
+        *(f"entrep predict --track {n}{more}" for n in left),
+        f"# then upload {shlex.quote(str(out))}",
+    )
     return {
         "run": opened.name,
         "track": track,
         "submission": str(out),
         "ranked": str(out.with_suffix(".csv")),
         "queries": len(found.queries),
+        "gallery": None if track == 1 else gallery,
+        "mask_groups": mask_groups,
         "class_aware": {**aware, "fell_back": found.fell_back},
         "refined": None if tuned is None else tuned.as_dict(),
         "template": template,

@@ -68,7 +68,7 @@ def pretrain(
         console.plain(recipe_toml(settings))
         return {"recipe": settings.model_dump(mode="json", exclude_none=True)}
 
-    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.commands.options import say_catalog
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.splits import read_catalog_and_split, split_path
     from entrep_cli.experiments.mics import RunPictures, loss_rows

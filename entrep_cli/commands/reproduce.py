@@ -38,7 +38,7 @@ def reproduce(
     complete is scored again and not trained again; an interrupted one goes on. Where the published
     weights are not on this machine, the tables say "not run".
     """
-    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.commands.options import say_catalog
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.splits import make_split, read_split, split_path, write_split
     from entrep_cli.experiments.foregut import score_foregut

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -14,7 +14,9 @@ from entrep_cli.workspace import data_dir
 
 def split(
     data: options.Data = None,
-    ratios: Annotated[str, typer.Option(help="Train, val and test; test may be 0.")] = "80/10/10",
+    ratios: Annotated[
+        Optional[str], typer.Option(help="Train, val and test; test may be 0 (default: 80/10/10).", show_default=False)
+    ] = None,
     folds: Annotated[int, typer.Option(help="Make this many folds instead (3 or more).", min=0)] = 0,
     seed: options.Seed = 0,
     groups: options.Groups = "auto",
@@ -28,23 +30,31 @@ def split(
     stand in two parts; with --groups auto nor do near-duplicates. Writes runs/split.csv; the same command
     gives the same bytes.
     """
+    if folds and ratios is not None:
+        raise UsageError("Folds are all of one size: --ratios are of train, val and test.", mend="give --folds or --ratios")
+    ratios = "80/10/10" if ratios is None else ratios
     try:
         shares = [float(part) for part in ratios.replace(",", "/").split("/")]
     except ValueError:
         raise UsageError(f"--ratios {ratios!r} are not numbers.", mend="--ratios 80/10/10") from None
-    if groups not in ("auto", "exam", "none"):
-        raise UsageError(f"There is no way {groups!r} to group images.", mend="--groups auto, exam or none")
     from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.splits import make_split, moved_by_near_duplicates, write_split
+    from entrep_cli.data.splits import make_split, moved_by_near_duplicates, runs_left_behind, write_split
 
     root = data_dir(data, of_split=False)
     catalog = Catalog.read(root, groups=groups)
-    say_catalog(catalog)
+    options.say_catalog(catalog)
     settings = {"ratios": shares, "folds": folds, "seed": seed, "small_to_train": small_to_train}
     made = make_split(catalog, **settings)
+    left, again = runs_left_behind(made)
     path = write_split(made, root)
     near = {**(made.near_duplicates or {}), **moved_by_near_duplicates(catalog, made, **settings)}
-    say_near_duplicates(near)
+    options.say_near_duplicates(near)
+    if left:
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        console.warn(
+            f"{len(left)} run{'s were' if len(left) > 1 else ' was'} trained on the split that was here ({shown}), and can be scored on it "
+            f"alone. To have it back: `{again}`"
+        )
 
     counts = made.counts(catalog)
     rows = [(name, *row.values(), sum(row.values())) for name, row in counts.items()]
@@ -68,29 +78,3 @@ def split(
         "catalog": catalog.fingerprint,
         **({"near_duplicates": near} if near else {}),
     }
-
-
-def say_near_duplicates(near: dict[str, Any]) -> None:
-    """What near-duplicates did to the groups and to the parts, aloud."""
-    if not near or not near["clusters"]:
-        return
-    found = f"Near-duplicates: {near['clusters']} clusters of {near['images']} images"
-    if not near["joining_clusters"]:
-        console.say(f"{found}, each within one group already.")
-        return
-    console.say(f"{found}; {near['joining_clusters']} of them ({near['joined_images']} images) joined groups that were apart.")
-    if near.get("straddling"):
-        console.say(
-            f"Without that {near['straddling']} clusters ({near['straddling_images']} images) would stand in several parts; "
-            f"{near['moved']} images stand in another part now."
-        )
-
-
-def say_catalog(catalog) -> None:
-    """What was found in the dataset folder, aloud."""
-    classes = f"{len(catalog.taxonomy)} classes in {len(catalog.taxonomy.regions)} regions"
-    console.say(
-        f"Found: {'; '.join(catalog.layouts)}. {len(catalog)} images, {len(catalog.labelled)} labelled.",
-        f"Taxonomy: {catalog.taxonomy.name}, {classes}.",
-        *(f"Note: {note}." for note in catalog.notes),
-    )

@@ -17,7 +17,7 @@ def synth(
     test_images: Annotated[int, typer.Option(help="Test images.", min=7)] = 210,
     seed: options.Seed = 0,
 ) -> dict[str, Any]:
-    """Example: entrep synth data/phantom
+    """Example: entrep synth phantom
 
     Draw a phantom ENT dataset in the contest's layout: training images with labels and texts, test
     queries of the three tracks, and their truth. It is a test bench, not medicine: good for trying

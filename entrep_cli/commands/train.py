@@ -74,7 +74,7 @@ def train(
         console.plain(recipe_toml(settings))
         return {"recipe": settings.model_dump(mode="json", exclude_none=True)}
 
-    from entrep_cli.commands.split import say_catalog
+    from entrep_cli.commands.options import say_catalog
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.experiments.folds import check_folds, train_folds
     from entrep_cli.methods.runs import train_run
@@ -91,7 +91,7 @@ def train(
         if folds:
             _, found = train_folds(catalog, split, settings, run, device=device, precision=precision, resume=resume)
             return _show_folds(run, found, data)
-        _, manifest = train_run(catalog, split, settings, run, device=device, precision=precision, fold=fold, resume=resume)
+        model, manifest = train_run(catalog, split, settings, run, device=device, precision=precision, fold=fold, resume=resume)
     except BaseException as error:
         if processes.is_main():
             run.remove_if_empty()
@@ -107,8 +107,10 @@ def train(
         list(manifest["validation"].items()),
     )
     place = options.flags(data=data, run=run.name)
-    track = 1 if getattr(settings, "target", "class") == "class" else 2  # a coarse model or an expert has no classes to submit
-    console.next_commands(*(f"entrep {command}{place}" for command in ("evaluate", "embed", f"predict --track {track}")))
+    of_class = getattr(settings, "target", "class") == "class"  # a coarse model or an expert has no classes to submit
+    tracks = [*([1] if of_class else []), 2, *([3] if getattr(model, "has_text_tower", False) else [])]
+    commands = ["evaluate", "embed", *(f"predict --track {track}" for track in tracks)]
+    console.next_commands(*(f"entrep {command}{place}" for command in commands))
     return {"run": run.name, "folder": str(run.folder), **manifest}
 
 

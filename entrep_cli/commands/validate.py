@@ -26,6 +26,10 @@ def validate(
         Optional[Path],
         typer.Option(help="The query file, or the folder that holds it (default: the dataset's test folder).", show_default=False),
     ] = None,
+    gallery: Annotated[
+        Optional[str],
+        typer.Option(help="What tracks 2 and 3 may answer, as for predict (default: any image that is known).", show_default=False),
+    ] = None,
     data: options.Data = None,
     run: Annotated[
         Optional[str],
@@ -51,9 +55,10 @@ def validate(
     from entrep_cli.data.queries import known_images, lies_alone, named_test_set, only_test_set
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.submission import suspicions
+    from entrep_cli.submission.archive import bare_name
     from entrep_cli.submission.checks import check_submission, plain_faults
     from entrep_cli.submission.mending import check_out, mend_submission, write_mended
-    from entrep_cli.submission.tracks import read_queries, track_of
+    from entrep_cli.submission.tracks import answer_labels, read_queries, track_of
 
     wanted = track_of(track)
     if out is not None and not fix:
@@ -64,29 +69,38 @@ def validate(
         raise UsageError("--run and --truth are two things to compare with.", mend="leave one of them out")
     if run is not None and track == 3:
         raise UsageError("A run knows the classes of images, and the queries of track 3 are texts.", mend=f"--truth {wanted.truth_file}")
-    root = data_dir(data) if data is not None or queries is None and data_dir_exists() else None
+    if gallery is not None and track == 1:
+        raise UsageError("--gallery is what tracks 2 and 3 answer; the answers of track 1 are class ids.", mend="leave it out")
+    root = data_dir(data) if data is not None or data_dir_exists() else None
     tests = find_test_sets(root) if root else []
     file_named = queries is not None and queries.is_file()
-    if file_named and lies_alone(queries):
-        test_set = None
+    if queries is None:
+        # Of several test folders the queries of one are meant, and which one must be told.
+        test_set = only_test_set(root) if len(tests) > 1 else next(iter(tests), None)
     else:
-        test_set = named_test_set(queries) if queries else tests[0] if len(tests) == 1 else None
+        test_set = None if file_named and lies_alone(queries) else named_test_set(queries)
     path = queries if file_named else test_set.queries.get(track) if test_set else None
     asked = read_queries(path, track, known_names=test_set.images if test_set else None, warn=console.warn) if path else None
-    labels, taxonomy = known_images(root) if root is not None else ({}, None)
-    # Which gallery the boards search is not stated: any image of the dataset may be answered.
-    gallery = set(labels).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    images, taxonomy = known_images(root) if root is not None else ({}, None)
+    if gallery is None:
+        # Which gallery the boards search is not stated: any image of the dataset may be answered.
+        names = set(map(bare_name, images)).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    else:
+        from entrep_cli.submission.answers import gallery_names
+
+        names = gallery_names(gallery, test_set or only_test_set(data_dir(data)), images, asked if track == 2 and asked else ())
     taxonomy = taxonomy or Taxonomy.entrep()
-    known = {"queries": asked, "gallery": gallery, "classes": {c.name: c.id for c in taxonomy.classes}}
+    known = {"queries": asked, "gallery": names, "classes": {c.name: c.id for c in taxonomy.classes}}
     report = check_submission(file, track, **known)
     mending = mend_submission(file, track, **known)
 
     rows = [
         ("file", file),
-        ("checked against", root or queries or f"no dataset; the classes of {taxonomy.name}"),
+        ("checked against", ", ".join(map(str, filter(None, (queries, root)))) or f"no dataset; the classes of {taxonomy.name}"),
         ("entries", "unreadable" if report.n_entries is None else report.n_entries),
         ("faults", len(report.faults)),
-        ("valid", "yes" if report.ok else "NO"),
+        ("valid", "NO" if not report.ok else "as far as was checked" if report.skipped else "yes"),
+        *(("not checked", what) for what in report.skipped),
     ]
     suspicion = suspicions.count_from_one(mending.answers.values(), taxonomy) if track == 1 else None
     compared = None
@@ -105,7 +119,7 @@ def validate(
             by, taxonomy = f"run {opened.name}", model.taxonomy
             expected, named = suspicions.expected_by_run(opened, model, seen, root), {}
         # Training images may be answered too, and their labels are known.
-        expected = suspicions.ids_of(labels, taxonomy) | expected
+        expected = suspicions.ids_of(answer_labels(images), taxonomy) | expected
         pairs = suspicions.class_pairs(mending.answers, track, expected, named)
         compared = {"by": by, "compared": len(pairs), "agree": sum(given == meant for given, meant in pairs)}
         rows.append((f"agree with {by}", f"{compared['agree']} of {len(pairs)}"))
@@ -135,12 +149,14 @@ def validate(
         ]
         console.table("Corrected copy", ["", ""], fixed)
     elif mending.certain:
-        more = options.flags(track=track, queries=queries, data=data)
+        more = options.flags(track=track, queries=queries, gallery=gallery, data=data)
         console.next_commands(f"entrep validate {shlex.quote(str(file))}{more} --fix")
+    if (report.ok or written) and not report.skipped:
+        console.say(f"It can be uploaded as it is: {written or file}")
     return {
         **report.as_dict(),
         "ok": report.ok or written is not None,
-        "valid": report.ok,
+        "valid": None if report.ok and report.skipped else report.ok,  # None: no fault, but not all was checked
         "fixable": mending.certain,
         "compared": compared,
         "suspicions": [] if suspicion is None else [suspicion.as_dict()],

@@ -7,29 +7,32 @@ into the dataset folder.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from entrep_cli.data.duplicates import UnionFind, clusters_of, find_duplicates
 from entrep_cli.data.files import odd_names
 from entrep_cli.data.frames import pd
-from entrep_cli.data.layouts import Row, Source, read_sources
+from entrep_cli.data.layouts import Row, Source, read_sources, taxonomy_of
 from entrep_cli.data.pixels import probe_images
-from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, fold
-from entrep_cli.errors import DataError
+from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import fingerprint
 
 # Public-release names: `<patient id>_<18 digits of the exam>_...` (challenge.md, Training data).
 _PATIENT_EXAM = re.compile(r"^(?P<exam>(?P<patient>[^_/]+)_\d{18})_")
 
-GroupRule = Literal["auto", "exam", "none"]
+GroupRule = str  # "auto", "exam", "none", or a regular expression; see `Catalog.read`
+RULES = ("auto", "exam", "none")
+GROUPS_MEND = "write groups.csv (image,group), or split with --groups REGEX"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Catalog:
         aliases: other names of an image whose pixels stand in the dataset more than once.
         group_rule: how the groups were found; see `read`.
         near_duplicates: what near-duplicates added to the groups; None where they were not looked for.
+        root: the dataset folder; None where it was not read from one.
     """
 
     frame: pd.DataFrame
@@ -89,6 +93,7 @@ class Catalog:
     aliases: dict[str, str] | None = None
     group_rule: GroupRule = "auto"
     near_duplicates: NearDuplicates | None = None
+    root: Path | None = None
 
     @classmethod
     def read(cls, root: Path, *, groups: GroupRule = "auto", near_duplicates: bool = True) -> Catalog:
@@ -97,12 +102,14 @@ class Catalog:
         Args:
             groups: `auto`: from `groups.csv`, else the patient id in the name, and near-duplicates and
                 mirrored copies are of one group; `exam`: from `groups.csv`, else the exam in the name;
-                `none`: every image for itself.
+                `none`: every image for itself. Anything else is a regular expression of one capture group:
+                as `auto`, but a file name that it matches is of the group that it captures.
             near_duplicates: False leaves them out of `auto`, as splits did that know nothing of them.
 
         Raises:
             DataError: all faults of all sources at once: missing and unreadable images, unknown
                 classes, names that clash, pictures that contradict each other.
+            UsageError: `groups` is no rule, as `group_pattern`.
         """
         catalog, faults = cls.examine(root, groups=groups, near_duplicates=near_duplicates)
         lines = [line for of_kind in faults.values() for line in of_kind]
@@ -125,10 +132,18 @@ class Catalog:
         there is no fault. For the arguments see `read`.
 
         Raises:
-            DataError: nothing of a known layout is there.
+            DataError: nothing of a known layout is there, or `groups` matches none of its names.
+            UsageError: `groups` is no rule, as `group_pattern`.
         """
+        pattern = group_pattern(groups)
         sources = read_sources(root)
         rows = [(source, row) for source in sources for row in source.rows]
+        if pattern and rows and not any(_captured(pattern, row.image) for _, row in rows):
+            raise DataError(
+                f"The pattern {groups!r} finds a group in none of {len(rows)} file names.",
+                where=root,
+                mend=f"--groups with one that fits the names, as {rows[0][1].path.name!r}; or write groups.csv (image,group)",
+            )
         labels = [row.label for _, row in rows if row.label]
         probes, unreadable = probe_images([row.path for _, row in rows])
         faults = {
@@ -138,7 +153,7 @@ class Catalog:
             "classes": [],
         }
         try:
-            taxonomy = choose_taxonomy(labels, _taxonomy_folder(root, sources))
+            taxonomy = taxonomy_of(root, sources)
             faults["classes"] += _class_faults(rows, taxonomy)
         except DataError as error:
             taxonomy = Taxonomy.derive(labels or ["none"])  # only to look for further faults
@@ -150,11 +165,12 @@ class Catalog:
         if not merged:
             return None, faults
         merged.sort(key=lambda record: record["image"])
-        whole = groups == "auto" and near_duplicates and not any(faults.values())
+        alone = unknown_groups(merged) if groups != "none" else ""
+        whole = groups not in ("exam", "none") and near_duplicates and not any(faults.values())
         joined = _join_near_duplicates(merged) if whole else None
         layouts = tuple(f"{s.layout} in {_place(s.folder, root)}" for s in sources)
-        notes = (*(note for s in sources for note in s.notes), *notes)
-        return cls(pd.DataFrame.from_records(merged), taxonomy, layouts, notes, aliases, groups, joined), faults
+        notes = (*(note for s in sources for note in s.notes), *notes, *([f"{alone}; {GROUPS_MEND}"] if alone else []))
+        return cls(pd.DataFrame.from_records(merged), taxonomy, layouts, notes, aliases, groups, joined, root), faults
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -165,7 +181,7 @@ class Catalog:
         return self._where(self.frame["label"] != "")
 
     def subset(self, images: Iterable[str]) -> Catalog:
-        """These images, in catalog order; RunError is for callers that know what is missing."""
+        """These images, in catalog order; names of no image are passed over."""
         return self._where(self.frame["image"].isin(set(images)))
 
     @property
@@ -219,9 +235,56 @@ def finding_relevance(query_findings: Iterable, gallery_findings: Iterable) -> n
 
 
 def name_group(name: str, rule: GroupRule) -> str:
-    """The patient (`auto`) or exam key in a file name of the public release; "" where there is none."""
+    """The group in a file name: what a pattern captures, else the patient or exam key of the public release; "" where there is none."""
+    if (pattern := group_pattern(rule)) and (captured := _captured(pattern, name)):
+        return captured
     match = _PATIENT_EXAM.match(Path(name).name)
     return "" if match is None or rule == "none" else match["exam" if rule == "exam" else "patient"]
+
+
+@functools.cache
+def group_pattern(rule: GroupRule) -> re.Pattern[str] | None:
+    """The regular expression that a rule is; None of `auto`, `exam` and `none`.
+
+    Raises:
+        UsageError: it is none, or has not exactly one capture group.
+    """
+    if rule in RULES:
+        return None
+    mend = r"--groups auto, exam, none, or a regular expression with one capture group, as '^(P\d+)_' of names such as P12_a.png"
+    try:
+        pattern = re.compile(rule)
+    except (re.error, OverflowError) as error:
+        raise UsageError(f"There is no way {rule!r} to group images, and it is no regular expression: {error}.", mend=mend) from None
+    if pattern.groups != 1:
+        what = f"There is no way {rule!r} to group images; as a regular expression it has {pattern.groups} capture groups instead of one."
+        raise UsageError(what, mend=mend)
+    return pattern
+
+
+def _captured(pattern: re.Pattern[str], name: str) -> str:
+    match = pattern.search(Path(name).name)  # the file's own name: one folder holds many exams
+    return match[1] or "" if match else ""
+
+
+def unknown_groups(records: Iterable[Mapping[str, Any]]) -> str:
+    """What it means that most labelled images are a group of their own for want of a better one; "" where they are not.
+
+    Args:
+        records: with `image`, `label` and `group`, before near-duplicates join groups.
+    """
+    labelled = [record for record in records if record["label"]]
+    alone = sum(record["group"] == _own_group(record["image"]) for record in labelled)
+    if 2 * alone <= len(labelled):
+        return ""
+    what = f"no exam or patient is known of {alone:,} of {len(labelled):,} labelled images"
+    why = "frames of one may stand in two parts, and intervals are over images"
+    return f"{what}: {why}"
+
+
+def _own_group(image: str) -> str:
+    """The group of an image without one; its name cannot be another's group key."""
+    return f"image:{image}"
 
 
 def _record(source: Source, row: Row, probe: tuple[str, int, int], region: str, groups: GroupRule) -> dict:
@@ -273,8 +336,7 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], 
         first["findings"] = tuple(dict.fromkeys((*first["findings"], *record["findings"])))
     faults += [f"{name}: {len(d)} different pictures have this name" for name, d in by_name.items() if len(d) > 1]
     for record in by_digest.values():
-        # An image of no group is a group of its own; its name cannot be another's group key.
-        record["group"] = same_group.find(record["group"]) if record["group"] else f"image:{record['image']}"
+        record["group"] = same_group.find(record["group"]) if record["group"] else _own_group(record["image"])
     notes = [f"pixel for pixel copies of other images, counted once: {copies}"] if copies else []
     return list(by_digest.values()), aliases, notes, faults
 
@@ -312,12 +374,6 @@ def _class_faults(rows: list[tuple[Source, Row]], taxonomy: Taxonomy) -> list[st
             + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(taxonomy.names)}, or those of a taxonomy.toml")
         )
     return faults
-
-
-def _taxonomy_folder(root: Path, sources: list[Source]) -> Path:
-    """Where `taxonomy.toml` is looked for: the dataset folder, else beside the labels."""
-    places = (source.folder for source in sources)
-    return next((place for place in (root, *places) if (place / "taxonomy.toml").is_file()), root)
 
 
 def _place(path: Path, root: Path) -> str:

@@ -125,7 +125,7 @@ def close_hashes(hashes: np.ndarray, others: np.ndarray, bits: int) -> tuple[np.
 
 @dataclass(frozen=True)
 class FineStructure:
-    """What a picture shows between coarse shading and noise, inside the lit view.
+    """What pictures show between coarse shading and noise, inside the lit view; 20 kB a picture, so for some at a time.
 
     Attributes:
         values: (N, 64, 64) float32 of local contrast 1, 0 outside of `inside`.
@@ -138,19 +138,13 @@ class FineStructure:
     texture: np.ndarray
 
     @classmethod
-    def of(cls, thumbnails: np.ndarray, what: str = "") -> FineStructure:
-        """Band-pass of Gaussians of 0.7 and 2.5 pixels, weighted by the view, over its local contrast.
-
-        Args:
-            what: is shown as progress; nothing without it.
-        """
+    def of(cls, thumbnails: np.ndarray) -> FineStructure:
+        """Band-pass of Gaussians of 0.7 and 2.5 pixels, weighted by the view, over its local contrast."""
         shape = thumbnails.shape
         made = cls(np.empty(shape, np.float32), np.empty(shape, bool), np.empty(len(thumbnails), np.float32))
-        with console.progress(what, len(thumbnails) if what else 0) as advance:
-            for start in range(0, len(thumbnails), _CACHED):
-                rows = slice(start, min(start + _CACHED, len(thumbnails)))
-                made.values[rows], made.inside[rows], made.texture[rows] = cls._block(thumbnails[rows])
-                advance(rows.stop - start)
+        for start in range(0, len(thumbnails), _CACHED):
+            rows = slice(start, start + _CACHED)
+            made.values[rows], made.inside[rows], made.texture[rows] = cls._block(thumbnails[rows])
         return made
 
     @staticmethod
@@ -172,38 +166,6 @@ class FineStructure:
         values -= (values.sum((1, 2)) / area)[:, None, None]
         return values * inside, inside > 0, texture
 
-    @property
-    def mirrored(self) -> FineStructure:
-        return FineStructure(self.values[:, :, ::-1], self.inside[:, :, ::-1], self.texture)
-
-    def agreement(self, rows: np.ndarray, other: FineStructure, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How the pairs (rows[i], columns[i]) lie on each other best, by the signs of their values.
-
-        A pair of which less than half of the smaller view overlaps has 0.
-
-        Returns:
-            (P,) share of the overlapping pixels with the same sign, and the shift (P,), (P,) in pixels.
-        """
-        n = len(rows)
-        share, best = np.zeros(n, np.float32), np.zeros(n, np.int64)
-        order = np.argsort(columns, kind="stable")  # pairs of one picture side by side: it is shifted once
-        for start in range(0, n, _BLOCK):
-            pairs = order[start : start + _BLOCK]
-            left, left_of = np.unique(rows[pairs], return_inverse=True)
-            right, right_of = np.unique(columns[pairs], return_inverse=True)
-            signs, inside = _bits(self.values[left] > 0), _bits(self.inside[left])
-            others, others_in = _bits(_shifted(other.values[right] > 0)), _bits(_shifted(other.inside[right]))
-            area = np.bitwise_count(inside).sum(1, dtype=np.int32)[left_of]
-            least = np.minimum(area, np.bitwise_count(others_in[:, _CENTRE]).sum(1, dtype=np.int32)[right_of]) / 2
-            for k in range(len(_SHIFTS)):
-                both = inside[left_of] & others_in[right_of, k]
-                overlap = np.bitwise_count(both).sum(1, dtype=np.int32)
-                differ = np.bitwise_count((signs[left_of] ^ others[right_of, k]) & both).sum(1, dtype=np.int32)
-                found = np.where((overlap >= least) & (overlap > 0), 1 - differ / np.maximum(overlap, 1), 0)
-                better = found > share[pairs]
-                share[pairs[better]], best[pairs[better]] = found[better], k
-        return share, *np.array(_SHIFTS)[best].reshape(-1, 2).T
-
     def correlation(self, rows: np.ndarray, other: FineStructure, columns: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
         """(P,) correlation of pairs where both are inside, the second moved by so many pixels."""
         found = np.zeros(len(rows), np.float32)
@@ -219,6 +181,76 @@ class FineStructure:
             power = ((one * two_in) ** 2).sum((1, 2)) * ((two * one_in) ** 2).sum((1, 2))
             found[part] = (one * two).sum((1, 2)) / np.sqrt(np.maximum(power, 1e-12))
         return found
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Of the fine structure of pictures, where it is bright, a bit a pixel: 1 kB a picture.
+
+    Attributes:
+        signs: (N, 64) uint64, a row of the picture each: whether a value is above 0.
+        inside: (N, 64) uint64, likewise: whether the pixel is inside.
+        texture: (N,) float32, as of `FineStructure`.
+    """
+
+    signs: np.ndarray
+    inside: np.ndarray
+    texture: np.ndarray
+
+    @classmethod
+    def of(cls, thumbnails: np.ndarray, what: str = "") -> Outlines:
+        """Of (N, 64, 64) thumbnails; `what` is shown as progress, nothing without it."""
+        n = len(thumbnails)
+        made = cls(np.empty((n, SIDE), np.uint64), np.empty((n, SIDE), np.uint64), np.empty(n, np.float32))
+        with console.progress(what, n if what else 0) as advance:
+            for start in range(0, n, _CACHED):
+                rows = slice(start, min(start + _CACHED, n))
+                made._set(rows, FineStructure.of(thumbnails[rows]))
+                advance(rows.stop - start)
+        return made
+
+    @classmethod
+    def of_structure(cls, structure: FineStructure) -> Outlines:
+        n = len(structure.texture)
+        made = cls(np.empty((n, SIDE), np.uint64), np.empty((n, SIDE), np.uint64), np.empty(n, np.float32))
+        made._set(slice(n), structure)
+        return made
+
+    def _set(self, rows: slice, structure: FineStructure) -> None:
+        self.signs[rows], self.inside[rows] = _bits(structure.values > 0), _bits(structure.inside)
+        self.texture[rows] = structure.texture
+
+    @property
+    def mirrored(self) -> Outlines:
+        return Outlines(_reversed(self.signs), _reversed(self.inside), self.texture)
+
+    def agreement(self, rows: np.ndarray, other: Outlines, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How the pairs (rows[i], columns[i]) lie on each other best, by the signs of their values.
+
+        A pair of which less than half of the smaller view overlaps has 0.
+
+        Returns:
+            (P,) share of the overlapping pixels with the same sign, and the shift (P,), (P,) in pixels.
+        """
+        n = len(rows)
+        share, best = np.zeros(n, np.float32), np.zeros(n, np.int64)
+        order = np.argsort(columns, kind="stable")  # pairs of one picture side by side: it is shifted once
+        for start in range(0, n, _BLOCK):
+            pairs = order[start : start + _BLOCK]
+            left, left_of = np.unique(rows[pairs], return_inverse=True)
+            right, right_of = np.unique(columns[pairs], return_inverse=True)
+            signs, inside = self.signs[left], self.inside[left]
+            others, others_in = _bits(_shifted(_flags(other.signs[right]))), _bits(_shifted(_flags(other.inside[right])))
+            area = np.bitwise_count(inside).sum(1, dtype=np.int32)[left_of]
+            least = np.minimum(area, np.bitwise_count(others_in[:, _CENTRE]).sum(1, dtype=np.int32)[right_of]) / 2
+            for k in range(len(_SHIFTS)):
+                both = inside[left_of] & others_in[right_of, k]
+                overlap = np.bitwise_count(both).sum(1, dtype=np.int32)
+                differ = np.bitwise_count((signs[left_of] ^ others[right_of, k]) & both).sum(1, dtype=np.int32)
+                found = np.where((overlap >= least) & (overlap > 0), 1 - differ / np.maximum(overlap, 1), 0)
+                better = found > share[pairs]
+                share[pairs[better]], best[pairs[better]] = found[better], k
+        return share, *np.array(_SHIFTS)[best].reshape(-1, 2).T
 
 
 _SHIFTS = [(y, x) for y in range(-_SHIFT, _SHIFT + 1) for x in range(-_SHIFT, _SHIFT + 1)]
@@ -254,24 +286,24 @@ class Pairs:
         return Pairs(self.first[chosen], self.second[chosen], self.bits[chosen], self.likeness[chosen])
 
 
-def find_near(thumbnails: np.ndarray, structure: FineStructure | None = None) -> Pairs:
+def find_near(thumbnails: np.ndarray, outlines: Outlines | None = None) -> Pairs:
     """Near-duplicates among (N, 64, 64) thumbnails; flat and dark ones are like nothing.
 
     Args:
-        structure: of the thumbnails, where it is at hand.
+        outlines: of the thumbnails, where they are at hand.
     """
-    return _search(thumbnails, structure or FineStructure.of(thumbnails), False, NEAR_BITS, NEAR_CORRELATION)
+    return _search(thumbnails, outlines or Outlines.of(thumbnails), False, NEAR_BITS, NEAR_CORRELATION)
 
 
-def find_mirrored(thumbnails: np.ndarray, structure: FineStructure | None = None) -> Pairs:
+def find_mirrored(thumbnails: np.ndarray, outlines: Outlines | None = None) -> Pairs:
     """Pairs of which one is the other flipped left to right, and is more like it flipped than as it stands.
 
     For the arguments see `find_near`.
     """
-    structure = structure or FineStructure.of(thumbnails)
-    found = _search(thumbnails, structure, True, MIRROR_BITS, MIRROR_CORRELATION)
-    _, down, right = structure.agreement(found.first, structure, found.second)
-    direct = structure.correlation(found.first, structure, found.second, down, right)
+    outlines = outlines or Outlines.of(thumbnails)
+    found = _search(thumbnails, outlines, True, MIRROR_BITS, MIRROR_CORRELATION)
+    _, down, right = outlines.agreement(found.first, outlines, found.second)
+    direct = _correlation(thumbnails, found, False, down, right)
     return found.take(found.likeness > direct + 0.1)
 
 
@@ -286,29 +318,42 @@ def find_alike(vectors: np.ndarray, *, cosine: float = NEAR_COSINE) -> Pairs:
     return _pairs(found)
 
 
-def _search(thumbnails: np.ndarray, structure: FineStructure, mirrored: bool, bits: int, correlation: float) -> Pairs:
+def _search(thumbnails: np.ndarray, outlines: Outlines, mirrored: bool, bits: int, correlation: float) -> Pairs:
     """Pairs i < j, the second flipped if `mirrored`, that pass both checks.
 
     The checks go from the cheap to the dear: hashes of all pairs, signs of those, correlation of what is left.
     A pair that fails by little is looked at again with one of the two enlarged, as after a crop.
     """
-    textured = np.flatnonzero(structure.texture >= MIN_TEXTURE)
+    textured = np.flatnonzero(outlines.texture >= MIN_TEXTURE)
     hashes = perceptual_hashes(thumbnails)[textured]
     others = perceptual_hashes(thumbnails[:, :, ::-1])[textured] if mirrored else hashes
     rows, columns, distance = close_hashes(hashes, others, bits)
     pairs = _pairs([(textured[rows], textured[columns], distance, np.zeros(len(rows)))])
-    other = structure.mirrored if mirrored else structure
-    share, down, right = structure.agreement(pairs.first, other, pairs.second)
+    share, down, right = outlines.agreement(pairs.first, outlines.mirrored if mirrored else outlines, pairs.second)
     keep = share >= _SIGNS_AGREE
     pairs, down, right = pairs.take(keep), down[keep], right[keep]
-    likeness = structure.correlation(pairs.first, other, pairs.second, down, right)
+    likeness = _correlation(thumbnails, pairs, mirrored, down, right)
     again = np.flatnonzero((likeness < correlation) & (likeness >= correlation - 0.25))
     for enlarge_first in (False, True) if len(again) else ():
         first, rows = _chosen(thumbnails, pairs.first[again], enlarge_first, False)
         second, columns = _chosen(thumbnails, pairs.second[again], not enlarge_first, mirrored)
-        _, down, right = first.agreement(rows, second, columns)
+        _, down, right = Outlines.of_structure(first).agreement(rows, Outlines.of_structure(second), columns)
         likeness[again] = np.maximum(likeness[again], first.correlation(rows, second, columns, down, right))
     return Pairs(pairs.first, pairs.second, pairs.bits, likeness).take(likeness >= correlation)
+
+
+def _correlation(thumbnails: np.ndarray, pairs: Pairs, mirrored: bool, down: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(P,) correlation of the pairs, the second flipped if `mirrored` and moved by so many pixels.
+
+    The structure is worked out again for the pictures of some pairs at a time: kept of all pictures it would be most of the memory.
+    """
+    found = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        first, rows = _chosen(thumbnails, pairs.first[some], False, False)
+        second, columns = _chosen(thumbnails, pairs.second[some], False, mirrored)
+        found[some] = first.correlation(rows, second, columns, down[some], right[some])
+    return found
 
 
 def _chosen(thumbnails: np.ndarray, rows: np.ndarray, enlarge: bool, mirrored: bool) -> tuple[FineStructure, np.ndarray]:
@@ -334,6 +379,17 @@ def _pairs(blocks: list[tuple[np.ndarray, ...]]) -> Pairs:
 def _bits(flags: np.ndarray) -> np.ndarray:
     """(..., 64, 64) bool as (..., 64) uint64."""
     return np.packbits(flags, axis=-1).view(np.uint64)[..., 0]
+
+
+def _flags(bits: np.ndarray) -> np.ndarray:
+    """(..., 64) uint64 as (..., 64, 64) bool."""
+    return np.unpackbits(np.ascontiguousarray(bits)[..., None].view(np.uint8), axis=-1).view(bool)
+
+
+def _reversed(bits: np.ndarray) -> np.ndarray:
+    """(N, 64) uint64, each picture flipped left to right."""
+    blocks = [_bits(_flags(bits[start : start + _BLOCK])[..., ::-1]) for start in range(0, len(bits), _BLOCK)]
+    return np.concatenate([np.zeros((0, SIDE), np.uint64), *blocks])
 
 
 def _shifted(flags: np.ndarray) -> np.ndarray:
@@ -386,8 +442,8 @@ def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "
     except (OSError, ValueError, TypeError, KeyError):
         pass
     (thumbnails,) = measure_images(paths, digests, [THUMBNAIL], what)
-    structure = FineStructure.of(thumbnails, f"Comparing {what}")
-    found = Alike(find_near(thumbnails, structure), find_mirrored(thumbnails, structure))
+    outlines = Outlines.of(thumbnails, f"Comparing {what}")
+    found = Alike(find_near(thumbnails, outlines), find_mirrored(thumbnails, outlines))
     rows = {f.name: list(zip(*(column.tolist() for column in astuple(getattr(found, f.name))))) for f in fields(found)}
     with contextlib.suppress(OSError):
         write_text_atomic(path, json.dumps(rows))

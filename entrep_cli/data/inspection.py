@@ -5,15 +5,16 @@ Whatever is wrong with the data becomes a remark; nothing is raised for it, and 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.catalog import Catalog, unknown_groups
 from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates
 from entrep_cli.data.frames import pd
 from entrep_cli.data.label_errors import PIXEL_FEATURES, label_suspects, out_of_fold
@@ -22,7 +23,20 @@ from entrep_cli.data.leaks import TRAIN, Picture
 from entrep_cli.data.measures import measure_images
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.quality import QUALITY, file_mode, quality_frame
-from entrep_cli.data.remarks import Remark, chained, counted, of_copies, of_embeddings, of_files, of_leaks, of_quality, of_split, place_of
+from entrep_cli.data.remarks import (
+    Remark,
+    chained,
+    counted,
+    of_copies,
+    of_embeddings,
+    of_files,
+    of_groups,
+    of_leaks,
+    of_quality,
+    of_split,
+    place_of,
+)
+from entrep_cli.data.splits import split_groups
 from entrep_cli.data.text_checks import looks_torn, of_texts
 from entrep_cli.errors import DataError
 
@@ -36,6 +50,7 @@ class Inspection:
     Attributes:
         root: the dataset folder.
         layouts: "contest in train" and so on.
+        notes: on how the files were read, one line each.
         taxonomy: its name.
         counts: of images: all, labelled, and by class, region, language of the texts, part, size, mode.
         groups: number of groups, those with several images, the largest.
@@ -50,6 +65,7 @@ class Inspection:
 
     root: Path
     layouts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     taxonomy: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
@@ -83,6 +99,7 @@ class Inspection:
             "ok": self.ok,
             "data": "" if private else str(self.root),
             "layouts": [layout.split(" in ")[0] if private else layout for layout in self.layouts],
+            "notes": [] if private else list(self.notes),
             "taxonomy": self.taxonomy,
             "counts": counts,
             "groups": self.groups,
@@ -131,18 +148,23 @@ def inspect_dataset(
         read_queries: as `submission.tracks.read_queries`, to check query files by; it lies above this module.
     """
     remarks: list[Remark] = []
-    catalog = None
+    catalog, notes = None, ()
     try:
-        catalog, faults = Catalog.examine(root, near_duplicates=False)
+        catalog, faults = Catalog.examine(root, groups=split_groups(root), near_duplicates=False)
         remarks += of_files(faults)
     except DataError as error:
         remarks.append(Remark("no dataset", "must mend", error.what, error.mend or "", tuple(error.faults)))
+    if catalog is not None:
+        unknown = unknown_groups(catalog.frame.to_dict("records"))
+        remarks += of_groups(unknown)
+        notes = tuple(note for note in catalog.notes if not unknown or not note.startswith(unknown))
+        catalog = _with_unique_names(catalog, root)
     test_sets = _test_sets(root, remarks)
     remarks += _of_queries(test_sets, read_queries)
     pictures = [*_training_pictures(catalog), *_test_pictures(root, test_sets, remarks)]
-    by_key = {p.key: p for p in pictures}
+    keys = [p.key for p in pictures]
+    by_key = dict(zip(keys, pictures))
     alike, quality = _measured(pictures)
-    keys = list(by_key)
     clusters = clusters_of(keys, alike.near)
     mirrored = [(keys[a], keys[b]) for a, b in alike.mirrored]
     remarks += of_quality(quality)
@@ -160,6 +182,7 @@ def inspect_dataset(
     return Inspection(
         root=root,
         layouts=catalog.layouts if catalog is not None else (),
+        notes=notes,
         taxonomy=catalog.taxonomy.name if catalog is not None else "",
         counts=_counts(catalog, pictures, quality),
         groups=_groups(catalog),
@@ -174,6 +197,14 @@ def inspect_dataset(
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def _with_unique_names(catalog: Catalog, root: Path) -> Catalog:
+    """The catalog in which pictures that share a name, which is a fault, are called by their places in the dataset."""
+    frame = catalog.frame
+    shared = frame["image"].duplicated(keep=False)
+    places = [os.path.relpath(path, root) if clash else name for name, path, clash in zip(frame["image"], frame["path"], shared)]
+    return replace(catalog, frame=frame.assign(image=places))
 
 
 def _training_pictures(catalog: Catalog | None) -> list[Picture]:
@@ -289,7 +320,7 @@ def _counts(catalog: Catalog | None, pictures: Sequence[Picture], quality: pd.Da
     if quality is not None:
         counts["modes"] = dict(Counter(mode or "RGB" for mode in quality["mode"]).most_common())
         counts["grey_pictures"] = int((quality["colour"] < 2).sum())
-        counts["view"] = round(float(quality["view"].median()), 3)
+        counts["view"] = round(float(quality["view"].median()), 3) if len(quality) else None
     if catalog is not None:
         frame = catalog.frame
         en, vi = frame["text_en"] != "", frame["text_vi"] != ""

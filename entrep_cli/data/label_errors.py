@@ -62,7 +62,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
         labels: (N,) class indices. groups: (N,).
 
     Raises:
-        DataError: fewer than two groups, or a single class: there is nothing to learn from.
+        DataError: fewer than four groups, or a single class: there is nothing to learn from.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold

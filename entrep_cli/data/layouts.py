@@ -6,19 +6,21 @@ mended, and notes to be said aloud. Nothing is decoded here, and nothing is ever
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from entrep_cli.data.files import Names, Table, Tree, odd_names, read_json, read_table, scan
-from entrep_cli.data.files import read_text as read_text  # callers find it here too
 from entrep_cli.data.images import SUFFIXES
+from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
 from entrep_cli.data.texts import fold
 from entrep_cli.errors import DataError
 
 IMAGE_FOLDERS = ("imgs", "images")
 QUERY_FILES = {1: "cls.csv", 2: "i2i.csv", 3: "t2i.csv"}
 HELD_OUT = ("test", "val", "valid", "validation")
+CLASS_FOLDERS = "class folders"
 # How class folders of two modalities end: white light, and the narrow-band images of the same names (MICS).
 WHITE, NARROW = "_WLI", "_NBI"
 COLUMNS = {
@@ -79,7 +81,7 @@ def read_sources(root: Path) -> list[Source]:
     tree = scan(root)
     sources: list[Source] = []
     taken: set[Path] = set()  # folders whose images have been told of
-    unread: list[str] = []
+    unread: list[Source] = []
     for folder, (_, files) in tree.items():
         for marker, reader, prefer in (
             ("cls.json", _read_contest, IMAGE_FOLDERS),
@@ -99,19 +101,38 @@ def read_sources(root: Path) -> list[Source]:
                 try:
                     table = read_table(folder / name)
                 except DataError as error:
-                    unread.append(f"{(folder / name).relative_to(root)}: {error.what}")
+                    unread.append(Source("CSV", folder / name, faults=[error.what]))
                     continue
                 columns = _label_columns(table)
                 if columns:
                     sources.append(_read_csv(root, folder / name, table, columns, tree))
                     taken |= {row.path.parent for row in sources[-1].rows}
-    sources += _read_class_folders(root, tree, taken)
+    sources += _read_class_folders(root, tree, taken, [source for source in sources if not _held_out(source, root)])
     if not sources:
         raise _no_dataset(root, tree, unread)
+    sources += [source for source in unread if _may_be_labels(source.folder)]
     _leave_out_held_out(sources, root)
     for source in sources:
         _apply_groups_file(source, root)
     return sources
+
+
+def taxonomy_of(root: Path, sources: Sequence[Source]) -> Taxonomy:
+    """The classes of a dataset: as its `taxonomy.toml` says, else its label files, else its class folders.
+
+    The name of a folder may say where images come from instead of what they show: beside label files it makes no class.
+
+    Raises:
+        DataError: a `taxonomy.toml` that does not hold.
+    """
+    told = [source for source in sources if source.layout != CLASS_FOLDERS and _labels([source])] or sources
+    return choose_taxonomy(_labels(told), taxonomy_folder(root, told))
+
+
+def taxonomy_folder(root: Path, sources: Sequence[Source]) -> Path | None:
+    """Where `taxonomy.toml` lies: in the dataset folder, else beside the labels; None where there is none."""
+    places = (root, *(source.folder for source in sources))
+    return next((place for place in places if (place / "taxonomy.toml").is_file()), None)
 
 
 def find_test_sets(root: Path) -> list[TestSet]:
@@ -233,14 +254,17 @@ def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tre
     return source
 
 
-def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterable[Source]:
+def _read_class_folders(root: Path, tree: Tree, taken: set[Path], beside: Sequence[Source]) -> Iterable[Source]:
     """One class a folder; of `<class>_WLI/` and `<class>_NBI/` the white-light images are the rows.
 
     Their partners are found again by `data.modalities`. Narrow-band folders without any white light in
-    the dataset are classes like others.
+    the dataset are classes like others. Beside label files, the sources `beside`, a folder that is named after
+    none of their classes is left out, and they note it.
     """
     sources: dict[Path, Source] = {}
     folders: list[Names] = []
+    known = _known_classes(root, beside)
+    strangers: list[Names] = []
     for folder, (_, files) in tree.items():
         names = Names(folder, files)
         # A folder called `test` or `images` says what its images are for, not what they show.
@@ -251,9 +275,12 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterable[So
     paired = any(ending == fold(WHITE) for *_, ending in modalities)
     for names in folders:
         folder = names.folder
-        source = sources.setdefault(folder.parent, Source("class folders", folder.parent))
-        source.faults += names.clashes()
         label, ending = split_modality(folder.name) if paired else (folder.name, "")
+        if known and label not in known:
+            strangers.append(names)
+            continue
+        source = sources.setdefault(folder.parent, Source(CLASS_FOLDERS, folder.parent))
+        source.faults += names.clashes()
         if ending == NARROW:
             if (folder.parent, fold(label), fold(WHITE)) not in modalities:
                 source.faults.append(f"{folder.name}/ has no {label}{WHITE}/ beside it")
@@ -261,6 +288,11 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path]) -> Iterable[So
         source.rows += [Row((folder / name).relative_to(root).as_posix(), folder / name, label) for name in names.files]
         if ending == WHITE:
             _check_pairs(source, label, names, modalities.get((folder.parent, fold(label), fold(NARROW))))
+    if strangers:
+        places = [f"{names.folder.relative_to(root)}/" for names in strangers]
+        shown = ", ".join(places[:3]) + (f" and {len(places) - 3} other folders" if len(places) > 3 else "")
+        why = "named after no class of the label files"
+        beside[0].notes.append(f"{_images(sum(len(names.files) for names in strangers))} in {shown} left out: {why}")
     return sources.values()
 
 
@@ -288,6 +320,31 @@ def _label_columns(table: Table) -> dict[str, str]:
         if any(alias in table.columns for alias in aliases)
     }
     return columns if {"image", "label"} <= set(columns) else {}
+
+
+def _may_be_labels(path: Path) -> bool:
+    """Whether the header of a CSV that cannot be read names images and labels: whoever wrote it wants it read."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(10_000)
+    except OSError:
+        return True  # nobody knows
+    # In UTF-16 a Latin letter is itself and a zero byte.
+    text = line.replace(b"\0", b"").decode("ascii", "ignore").casefold()
+    return bool(_label_columns(Table(tuple(name.strip("\"' ") for name in re.split(r"[,;\t]", text.strip())))))
+
+
+def _labels(sources: Iterable[Source]) -> list[str]:
+    return [row.label for source in sources for row in source.rows if row.label]
+
+
+def _known_classes(root: Path, sources: Sequence[Source]) -> set[str]:
+    """The classes of label files; empty where nothing has a label."""
+    labels = set(_labels(sources))
+    try:
+        return set(taxonomy_of(root, sources).names) if labels else labels
+    except DataError:  # of a taxonomy that does not hold; whoever reads it says so
+        return labels
 
 
 def _add_unlabelled(source: Source, rows: dict[str, Row], names: Names, file: str) -> None:
@@ -323,14 +380,14 @@ def _check_pairs(source: Source, label: str, white: Names, narrow: Names | None)
 
 def _leave_out_held_out(sources: list[Source], root: Path) -> None:
     """Labelled images in test/ or val/ are not for training where others are."""
-
-    def held_out(source: Source) -> bool:
-        return any(part.lower().removesuffix(".csv") in HELD_OUT for part in source.folder.relative_to(root).parts)
-
-    held = [source for source in sources if held_out(source)]
+    held = [source for source in sources if _held_out(source, root)]
     for source in held if len(held) < len(sources) else ():
         source.notes = [f"{_images(len(source.rows))} in {source.folder.relative_to(root)} left out of the training images"]
         source.rows, source.faults = [], []
+
+
+def _held_out(source: Source, root: Path) -> bool:
+    return any(part.lower().removesuffix(".csv") in HELD_OUT for part in source.folder.relative_to(root).parts)
 
 
 def _apply_groups_file(source: Source, root: Path) -> None:
@@ -373,9 +430,9 @@ def _apply_groups_file(source: Source, root: Path) -> None:
         source.notes.append(f"groups.csv names {_images(unknown)} that this source does not have")
 
 
-def _no_dataset(root: Path, tree: Tree, unread: list[str]) -> DataError:
+def _no_dataset(root: Path, tree: Tree, unread: Sequence[Source]) -> DataError:
     found = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
-    mend = "name the folder that holds one of these with --data; `entrep synth data/phantom` makes one to try"
+    mend = "name the folder that holds one of these with --data; `entrep synth phantom` makes one to try"
     above = root.absolute().parent
     if any((above / name).is_file() for name in ("cls.json", "data.json")):
         mend = f"the folder above has labels: --data {above}"
@@ -387,7 +444,7 @@ def _no_dataset(root: Path, tree: Tree, unread: list[str]) -> DataError:
             "public release: data.json beside images/",
             f"class folders: one folder of images a class, or two, <class>{WHITE}/ and <class>{NARROW}/",
             "CSV: a header with the columns image and label",
-            *(f"could not be read: {fault}" for fault in unread),
+            *(f"could not be read: {source.folder.relative_to(root)}: {fault}" for source in unread for fault in source.faults),
         ],
         mend=mend,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from entrep_cli.data.duplicates import Alike, clusters_of
+from entrep_cli.data.duplicates import Alike
 from entrep_cli.data.layouts import TestSet
 from entrep_cli.data.texts import fold
 
@@ -114,8 +114,3 @@ def straddling(sets: Mapping[str, Sequence[str]], part_of: Mapping[str, str]) ->
         if len(parts) > 1:
             found[name] = parts
     return found
-
-
-def clusters(pictures: Sequence[Picture], pairs) -> list[tuple[str, ...]]:
-    """The keys of pictures that pairs of rows connect."""
-    return clusters_of([p.key for p in pictures], pairs)

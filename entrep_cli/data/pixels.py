@@ -17,6 +17,7 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.data.images import ImageError, Preprocess, pixel_digest, raise_image_faults, read_image
+from entrep_cli.limits import allowed_processors
 from entrep_cli.workspace import atomic_path, cache_dir, fingerprint, write_text_atomic
 
 
@@ -204,6 +205,4 @@ def map_threads(function: Callable, items: Sequence) -> Iterator:
 
 def _n_threads() -> int:
     # No fewer beside a model: it is the reader that must not be waited for, and threads with nothing left to read sleep.
-    from entrep_cli.machine.hardware import allowed_processors
-
     return min(8, allowed_processors())

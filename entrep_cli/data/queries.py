@@ -6,8 +6,8 @@ from pathlib import Path
 
 from entrep_cli.data.files import read_table
 from entrep_cli.data.images import SUFFIXES
-from entrep_cli.data.layouts import IMAGE_FOLDERS, TestSet, find_test_sets, read_sources, read_test_folder
-from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+from entrep_cli.data.layouts import IMAGE_FOLDERS, TestSet, find_test_sets, read_sources, read_test_folder, taxonomy_folder, taxonomy_of
+from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
 
@@ -92,7 +92,5 @@ def known_images(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
     except DataError:
         sources = []  # nothing but test images
     images = {row.image: row.label for source in sources for row in source.rows}
-    labels = [label for label in images.values() if label]
-    # As in `Catalog.read`: the dataset folder's own taxonomy, else the one beside the labels.
-    folder = next((f for f in (root, *(s.folder for s in sources)) if (f / "taxonomy.toml").is_file()), None)
-    return images, choose_taxonomy(labels, folder) if labels or folder else None
+    known = any(images.values()) or taxonomy_folder(root, sources)
+    return images, taxonomy_of(root, sources) if known else None

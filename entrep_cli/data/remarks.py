@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from entrep_cli.data import leaks
-from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.catalog import GROUPS_MEND, Catalog
 from entrep_cli.data.duplicates import Alike, clusters_of, find_alike
 from entrep_cli.data.frames import pd
 from entrep_cli.data.layouts import TestSet
@@ -100,7 +100,12 @@ def of_quality(frame: pd.DataFrame) -> list[Remark]:
     return found
 
 
-# ---------------------------------------------------------------- copies
+# ---------------------------------------------------------------- groups and copies
+
+
+def of_groups(unknown: str) -> list[Remark]:
+    """That exams and patients are not known, as `unknown_groups` says it."""
+    return [Remark("unknown groups", "note", f"{unknown[0].upper()}{unknown[1:]}.", GROUPS_MEND)] if unknown else []
 
 
 def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clusters, mirrored: Sequence[tuple[str, str]]) -> list[Remark]:

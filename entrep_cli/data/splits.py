@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from entrep_cli.data.catalog import Catalog, GroupRule
+from entrep_cli.data.catalog import RULES, Catalog, GroupRule
 from entrep_cli.data.duplicates import RULE
 from entrep_cli.errors import DataError, EntrepError, RunError, UsageError
-from entrep_cli.workspace import SPLIT, file_sha256, fingerprint, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import SPLIT, complete_runs, file_sha256, fingerprint, runs_dir, trained_on, write_json_atomic, write_text_atomic
 
 PARTS = ("train", "val", "test")
 
@@ -31,6 +32,7 @@ class Split:
         seed, ratios, group_rule: how it was made.
         catalog: fingerprint of the data it was made from.
         near_duplicates: how many were found and joined to groups; None where they were not looked for.
+        small_to_train: as for `make_split`.
     """
 
     assignment: dict[str, str]
@@ -40,6 +42,7 @@ class Split:
     catalog: str
     group_rule: GroupRule = "auto"
     near_duplicates: dict[str, int | str] | None = None
+    small_to_train: bool = False
 
     @property
     def parts(self) -> list[str]:
@@ -48,7 +51,7 @@ class Split:
     @property
     def fingerprint(self) -> str:
         """Changes when an image stands in another part."""
-        return fingerprint(sorted(self.assignment.items()))
+        return _fingerprint(self.assignment)
 
     def counts(self, catalog: Catalog) -> dict[str, dict[str, int]]:
         """Images of each class in each part."""
@@ -118,7 +121,8 @@ def make_split(
     assignment = {image: names[p] for image, p in zip(catalog.images, part_of)}
     joined = catalog.near_duplicates
     near = None if joined is None else {"rule": RULE, **joined.as_dict()}
-    return Split(assignment, folds, seed, tuple(float(r) for r in ratios), catalog.fingerprint, catalog.group_rule, near)
+    shares = tuple(float(r) for r in ratios)
+    return Split(assignment, folds, seed, shares, catalog.fingerprint, catalog.group_rule, near, small_to_train)
 
 
 def moved_by_near_duplicates(catalog: Catalog, split: Split, **settings: Any) -> dict[str, int]:
@@ -273,6 +277,7 @@ def write_split(split: Split, data: Path | None = None) -> Path:
             "ratios": list(split.ratios),
             "folds": split.folds,
             "groups": split.group_rule,
+            "small_to_train": split.small_to_train,
             "catalog": split.catalog,
             "sha256": file_sha256(path),
             **({"near_duplicates": split.near_duplicates} if split.near_duplicates else {}),
@@ -280,6 +285,48 @@ def write_split(split: Split, data: Path | None = None) -> Path:
         },
     )
     return path
+
+
+def split_command(made: Mapping[str, Any], data: str | Path | None = None) -> str:
+    """The command that makes a split again.
+
+    Args:
+        made: how it was made, as `split.json` or a run's manifest tells of its split.
+        data: the dataset folder, where it is to be named.
+    """
+    shares = "/".join(str(share).removesuffix(".0") for share in made["ratios"])
+    options = {
+        **({"folds": made["folds"]} if made["folds"] else {"ratios": shares}),
+        "seed": made["seed"],
+        "groups": None if made.get("groups", "auto") == "auto" else made["groups"],
+        "data": data,
+    }
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["entrep", "split", *words, *(["--small-to-train"] if made.get("small_to_train") else [])])
+
+
+def runs_left_behind(new: Split) -> tuple[list[str], str]:
+    """The complete runs made on the split on disk, which `new` is to replace, and the command that makes it again.
+
+    None where the new one puts every image into the same part.
+    """
+    try:
+        made, old = _read_manifest(), _fingerprint(_read_assignment())
+        command = split_command(made, made.get("data"))
+    except (RunError, OSError, ValueError, TypeError):  # there is none, or it is damaged
+        return [], ""
+    runs = [] if old == new.fingerprint else complete_runs()
+    return sorted(run.name for run in runs if trained_on(run.manifest)["split"] == old), command
+
+
+def split_groups(root: Path) -> GroupRule:
+    """How names tell groups in a dataset folder: by the pattern that it was split with, else `auto`."""
+    try:
+        made = _read_manifest()
+        of_this = Path(made["data"]).resolve() == root.resolve()
+    except (RunError, KeyError, TypeError):  # none, or it does not say of what
+        return "auto"
+    return made["groups"] if of_this and made["groups"] not in RULES else "auto"
 
 
 def read_catalog_and_split(root: Path) -> tuple[Catalog, Split]:
@@ -298,9 +345,7 @@ def read_split(catalog: Catalog) -> Split:
     path, made = split_path(), _read_manifest()
     if file_sha256(path) != made["sha256"]:
         raise RunError("The split was changed after it was made.", where=path, mend="make it again: `entrep split`")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    assignment = dict(rows[1:])
+    assignment = _read_assignment()
     if made["catalog"] != catalog.fingerprint:
         there = set(catalog.labelled.images)
         gone, new = len(set(assignment) - there), len(there - set(assignment))
@@ -310,8 +355,17 @@ def read_split(catalog: Catalog) -> Split:
             where=path,
             mend="make it again: `entrep split` (with the same --data and --groups as now)",
         )
-    near = made.get("near_duplicates")
-    return Split(assignment, made["folds"], made["seed"], tuple(made["ratios"]), made["catalog"], made["groups"], near)
+    near, small = made.get("near_duplicates"), made.get("small_to_train", False)
+    return Split(assignment, made["folds"], made["seed"], tuple(made["ratios"]), made["catalog"], made["groups"], near, small)
+
+
+def _fingerprint(assignment: Mapping[str, str]) -> str:
+    return fingerprint(sorted(assignment.items()))
+
+
+def _read_assignment() -> dict[str, str]:
+    with open(split_path(), encoding="utf-8", newline="") as file:
+        return dict(list(csv.reader(file))[1:])
 
 
 def _read_manifest() -> dict:
@@ -333,9 +387,7 @@ def read_assignment(images: Iterable[str]) -> tuple[dict[str, str], dict] | None
     However it was made and whatever has changed since; None where there is none, or it is of other images.
     """
     try:
-        made = _read_manifest()
-        with open(split_path(), encoding="utf-8", newline="") as file:
-            assignment = dict(list(csv.reader(file))[1:])
+        made, assignment = _read_manifest(), _read_assignment()
     except (RunError, OSError, ValueError):
         return None
     known = set(images)

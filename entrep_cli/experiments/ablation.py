@@ -99,7 +99,7 @@ class Ablation:
 
 
 ABLATIONS = {
-    "best": Ablation("clip-lora", "mobilenetv2-clip", "entrep_cli.experiments.best:rows"),
+    "best": Ablation("clip-lora", "best", "entrep_cli.experiments.best:rows"),
     "mlcf": Ablation("clip-lora", "mlcf", "entrep_cli.experiments.mlcf:rows"),
     "mics": Ablation("mics", "mics", "entrep_cli.experiments.mics:rows"),
 }

@@ -33,10 +33,8 @@ from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.sets import part_embeddings
 from entrep_cli.scoring.calibration import calibration_sample, with_temperature
-from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.intervals import Interval
-from entrep_cli.scoring.parts import PartScores, score_part
-from entrep_cli.scoring.retrieval import RetrievalScores
+from entrep_cli.scoring.parts import PartScores, joined_parts, score_part
 from entrep_cli.scoring.temperature import run_temperature
 from entrep_cli.workspace import Run, write_json_atomic, write_text_atomic
 
@@ -137,12 +135,11 @@ def train_folds(
 
 def cross_validated(held: Sequence[Held]) -> CrossValidation:
     """Scores fold by fold, and pooled over the images of all folds."""
-    names = held[0].images.taxonomy.names
+    whole = joined_parts([own.scores for own in held])
     targets, groups = (np.concatenate([getattr(own.images, key) for own in held]) for key in ("targets", "groups"))
     probabilities = [own.probabilities for own in held]
     calibrated = [with_temperature(own.probabilities, own.temperature) for own in held]
-    whole = ClassificationScores(targets, np.concatenate(probabilities).argmax(axis=1), names, groups)
-    pooled: dict[str, Interval] = {key: i for key, i in whole.sample.intervals().items() if key != "weighted F1"}
+    pooled: dict[str, Interval] = {key: i for key, i in whole.classification.sample.intervals().items() if key != "weighted F1"}
     folds = {key: [own.scores.classification.sample.intervals(resamples=0)[key].value for own in held] for key in pooled}
     for kind, rows in (("", probabilities), (", calibrated", calibrated)):
         pooled |= {f"{key}{kind}": i for key, i in calibration_sample(np.concatenate(rows), targets, groups).intervals().items()}
@@ -150,7 +147,7 @@ def cross_validated(held: Sequence[Held]) -> CrossValidation:
         folds |= {f"{key}{kind}": [own[key].value for own in each] for key in each[0]}
     by_class = [own.scores.retrieval["class"] for own in held]
     if all(scores.scored.any() for scores in by_class):
-        pooled |= _joined(by_class, groups).means
+        pooled |= whole.retrieval["class"].means
         each = [scores.sample.intervals(resamples=0) for scores in by_class]
         folds |= {key: [own[key].value for own in each] for key in each[0]}
     return CrossValidation(folds, pooled, len(targets))
@@ -163,11 +160,6 @@ def _held(part: Run, model: Model, catalog: Catalog, split: Split, fold: int) ->
     seen: Embeddings = part_embeddings(part, model, images, catalog)
     temperature = run_temperature(part, model, lambda: (catalog, split)).value
     return Held(images, np.asarray(seen.probabilities), temperature, score_part(images, seen), seen.vectors.shape[1])
-
-
-def _joined(scores: Sequence[RetrievalScores], groups: np.ndarray) -> RetrievalScores:
-    columns = (np.concatenate([getattr(own, key) for own in scores]) for key in ("first_rank", "average_precision", "n_relevant"))
-    return RetrievalScores(*columns, scores[0].relevance, groups)
 
 
 def _predictions(held: Sequence[Held]) -> str:

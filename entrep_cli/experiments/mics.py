@@ -160,7 +160,7 @@ def _features(encoders: tuple[Backbone, Backbone], part: Catalog, recipe: MicsPr
     with console.progress("Features for the probe", len(part)) as advance:
         for batch in batched(pixels, recipe.pretraining.train.batch_size):
             seen = batch.to(device)
-            found.append(torch.cat([white(seen), narrow(pseudo_nbi(seen))], dim=1).double().cpu())
+            found.append(torch.cat([white(seen), narrow(pseudo_nbi(seen))], dim=1).cpu().double())
             advance(len(batch))
     return torch.cat(found).numpy()
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from entrep_cli import console
+from entrep_cli.data.splits import split_command
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.experiments.scored import Scored, texts_for
 from entrep_cli.methods.ensemble import INSIDE, MEMBERS
@@ -139,10 +140,7 @@ def remade(manifest: Mapping[str, Any], place: str, name: str, flags: str, membe
     """
     split, commands = manifest.get("split", {}), []
     if split.get("fingerprint"):
-        ratios = "/".join(f"{share:g}" for share in split["ratios"])
-        how = f"--folds {split['folds']}" if split.get("folds") else f"--ratios {ratios}"
-        groups = f" --groups {split['groups']}" if split.get("groups", "auto") != "auto" else ""
-        commands.append(f"entrep split {how} --seed {split['seed']}{groups}{flags}")
+        commands.append(split_command(split) + flags)
     if members and not members[0].startswith(INSIDE):
         commands.append(f"entrep ensemble {shlex.join(members)} --weights {weights} --name {shlex.quote(name + '-again')}{flags}")
         return tuple(commands)

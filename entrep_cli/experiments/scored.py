@@ -7,7 +7,7 @@ from pathlib import Path
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.queries import only_test_set
-from entrep_cli.data.splits import Split, read_catalog_and_split
+from entrep_cli.data.splits import Split, read_catalog_and_split, split_command
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Model
 from entrep_cli.methods.runs import in_classes_of
@@ -68,16 +68,18 @@ def open_scored(
     Args:
         run_name: as for `open_run`.
         part: `train`, `val`, `test` of the split, or `queries`.
-        fold: another fold than the run's own, which is told in the notes.
+        fold: another fold than the run's own, which is told in the notes; the queries are of none.
         flip: test-time augmentation, as for `embed_items`.
 
     Raises:
         RunError: the run was trained on other data or another split, or among its folds has learned from all
             parts; or the part is empty.
-        UsageError: no such part, or a flip that is not known for every class.
+        UsageError: no such part, a fold of the queries, or a flip that is not known for every class.
     """
     if part not in ("train", *PARTS):
         raise UsageError(f"There is no part {part!r}.", mend="--part train, val, test or queries")
+    if part == QUERIES and fold is not None:
+        raise UsageError("--fold chooses among the images of the split, and the queries are none of them.", mend="leave it out")
     run = open_run(run_name)
     catalog, split = read_catalog_and_split(root)
     check_trained_on(run, catalog, split, part)
@@ -103,7 +105,7 @@ def check_trained_on(run: Run, catalog: Catalog, split: Split, part: str) -> Non
         raise RunError(
             f"Run {run.name!r} was trained on another split: its training images may stand in the {part} part of this one.",
             where=run.folder,
-            mend="make the same split again (its settings are in run.json), or train again",
+            mend=f"make the same split again: `{split_command(manifest['split'], catalog.root)}`; or train again",
         )
     if learned_from_all_folds(run) and part != QUERIES:
         raise RunError(
@@ -127,7 +129,7 @@ def scored_part(catalog: Catalog, split: Split, root: Path, on: str, fold: int |
         RunError: it is empty; DataError: no truth, or images that cannot be read.
     """
     if on == QUERIES:
-        return labelled_test(only_test_set(root), catalog.taxonomy)
+        return labelled_test(only_test_set(root), catalog.taxonomy, root)
     part = catalog.subset(split.images(on, fold))
     if not len(part):
         raise RunError(f"The {on} part is empty.", mend="choose another, or split again")
@@ -139,7 +141,7 @@ def seen_by(run: Run, model: Model, part: Catalog, catalog: Catalog, root: Path,
     if on != QUERIES:
         return part_embeddings(run, model, part, catalog, flip=flip)
     test_set = only_test_set(root)
-    return embeddings_of(run, set_name(test_set, root), folder_items(test_set), model, flip=flip).named(part.images)
+    return embeddings_of(run, set_name(test_set, root), folder_items(test_set, root), model, flip=flip).named(part.images)
 
 
 def texts_for(model: Model, part: Catalog) -> TextQueries | None:

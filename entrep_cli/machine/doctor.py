@@ -41,7 +41,7 @@ def examine(area: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         return list(look())
     except Exception as error:
         what = error.what if isinstance(error, EntrepError) else f"{type(error).__name__}: {first_line(error)}"
-        advice = "ENTREP_DEBUG=1 entrep demo" if area == "self-test" else "pip install --force-reinstall entrep"
+        advice = "ENTREP_DEBUG=1 entrep demo" if area == "self-test" else "pip install --force-reinstall ., in the checkout"
         return [Finding(area, "fault", what, advice)]
 
 

@@ -47,6 +47,7 @@ class Fit:
         weights: where the base weights came from.
         parameters: how many learned.
         seconds: of training, those of an interrupted sitting included.
+        precision: in which it computed, where that is not the one it was asked for.
     """
 
     validation: dict[str, float]
@@ -54,6 +55,7 @@ class Fit:
     weights: dict[str, Any]
     parameters: int = 0
     seconds: float = 0.0
+    precision: str | None = None
 
 
 class Model(Protocol):

@@ -236,6 +236,7 @@ class ClipLora(nn.Module):
         lost = [name for name in differing.missing_keys if name not in model.from_base]
         if lost or differing.unexpected_keys:
             raise RuntimeError(f"its tensors are not those of the recipe: {', '.join([*lost, *differing.unexpected_keys][:4])}")
+        model.backbone.pretrained_text = "text" in run.manifest["weights"].get("towers", ())
         model.has_text_tower = _reads_texts(recipe, run.manifest["weights"])
         if recipe.tune == "lora":
             merged(model.backbone)

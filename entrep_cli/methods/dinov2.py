@@ -9,10 +9,9 @@ the same cached features, whichever comes first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +26,8 @@ from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.methods.dinov2_training import fit_full, fit_head
+from entrep_cli.methods.runs import warn_of_leaks
+from entrep_cli.models.attention_maps import has_tokens
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
 from entrep_cli.models.checkpointing import set_checkpointing
 from entrep_cli.models.heads import Head, HeadSettings
@@ -34,13 +35,7 @@ from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import LoopSettings
 from entrep_cli.training.objective import LossSettings
-from entrep_cli.workspace import (
-    MODEL,
-    Run,
-    write_bytes_atomic,
-)
-
-_BEGUN = "begun.json"  # `runs.train_run` leaves there what the training was begun on
+from entrep_cli.workspace import MODEL, Run, write_bytes_atomic
 
 
 class Dinov2Recipe(Recipe):
@@ -168,15 +163,18 @@ class Dinov2(nn.Module):
         _say_target(of_target(train, recipe.target), of_target(val, recipe.target), recipe.target)
         torch.manual_seed(recipe.seed)
         backbone, origin = create_backbone(recipe.backbone, recipe.image.size)
-        _warn_of_leaks(origin, run)
+        warn_of_leaks(origin, run)
         model = cls(backbone, recipe, taxonomy).to(device)
         if recipe.checkpointing:
             set_checkpointing(backbone.model, recipe.tune)
         if recipe.tune == "head":
-            fitted = fit_head(model, train, val, run, origin, device, resume)
+            if precision != "fp32" and not has_tokens(backbone.model):
+                console.say(f"Features: in fp32; of {precision} convolutions gain little, and lose more than a ViT.")
+                precision = "fp32"
+            fitted = fit_head(model, train, val, run, origin, device, precision, resume)
         else:
             fitted = fit_full(model, of_target(train, recipe.target), of_target(val, recipe.target), run, device, precision, resume)
-        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
+        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds, precision)
 
 
 def of_target(catalog: Catalog, target: str) -> Catalog:
@@ -228,12 +226,3 @@ def _say_target(train: Catalog, val: Catalog, target: str) -> None:
         console.say(f"Target {target}: {len(train)} training and {len(val)} validation images of {classes}.")
     if lacking := [name for name, n in train.counts().items() if not n]:
         console.warn(f"{len(lacking)} classes have no training images: {', '.join(lacking)}.")
-
-
-def _warn_of_leaks(origin: dict[str, Any], run: Run) -> None:
-    begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
-    if any(key in begun and begun[key] != value for key, value in origin.get("trained_on", {}).items()):
-        console.warn(
-            f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
-            "that are now validation or test ones, the scores are too good."
-        )

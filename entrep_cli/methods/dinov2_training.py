@@ -35,15 +35,28 @@ if TYPE_CHECKING:
 _TOLD = "training.json"  # what is worth knowing of a training beside its scores
 
 
-def fit_head(model: Dinov2, train: Catalog, val: Catalog, run: Run, origin: dict[str, Any], device: torch.device, resume: bool) -> Fitted:
-    """Train the head on features of several views; `train` and `val` have all classes, the target is worked out here."""
+def fit_head(
+    model: Dinov2,
+    train: Catalog,
+    val: Catalog,
+    run: Run,
+    origin: dict[str, Any],
+    device: torch.device,
+    precision: str,
+    resume: bool,
+) -> Fitted:
+    """Train the head on features of several views; `train` and `val` have all classes, the target is worked out here.
+
+    Args:
+        precision: of the backbone's features; the head learns in float32.
+    """
     recipe = model.recipe
     if recipe.backbone.weights == "none":
         console.warn("The frozen backbone has random weights; its features mean little. --tune full trains it.")
     model.requires_grad_(False).eval()
     with processes.main_first():
-        views = [_view_features(model, train, origin, view, device) for view in range(recipe.views + 1)]
-        val_features, val_classes = _view_features(model, val, origin, 0, device)
+        views = [_view_features(model, train, origin, view, device, precision) for view in range(recipe.views + 1)]
+        val_features, val_classes = _view_features(model, val, origin, 0, device, precision)
     seen = _targets(train.taxonomy, recipe.target)[torch.stack([t for _, t in views])]  # (V + 1, N), -1 outside of the target
     own = seen[0] >= 0
     features = torch.stack([f[own] for f, _ in views])  # (V + 1, n, D)
@@ -159,7 +172,8 @@ def _run_loop(
     module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool, precision: str = "fp32"
 ) -> Fitted:
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
-    pretrained = {name for name, _ in module.named_parameters() if name.startswith("backbone.")}
+    begun = recipe.backbone.weights != "none"  # random weights learn as fast as the head
+    pretrained = {name for name, _ in module.named_parameters() if begun and name.startswith("backbone.")}
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": pretrained, "precision": precision}
     return fit(module, losses, steps, validate, recipe.train, run, **how)
 
@@ -174,11 +188,11 @@ def _targets(taxonomy: Taxonomy, target: str) -> torch.Tensor:
 
 
 def _view_features(
-    model: Dinov2, part: Catalog, origin: dict[str, Any], view: int, device: torch.device
+    model: Dinov2, part: Catalog, origin: dict[str, Any], view: int, device: torch.device, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) features and (N,) class indices of view `view`: 0 is the image itself, the others augmented.
 
-    Kept on disk by pixels, backbone, weights, preprocessing and augmentation. Of all classes of the part,
+    Kept on disk by pixels, backbone, weights, precision, preprocessing and augmentation. Of all classes of the part,
     whatever the model's target is, so that one pass of the backbone serves every target.
     """
     recipe = model.recipe
@@ -189,6 +203,7 @@ def _view_features(
     )
     # Random weights come from the seed; how weights are called and where they stand changes nothing.
     identity = [recipe.backbone.name, recipe.backbone.pooling, recipe.backbone.options, origin.get("sha256", recipe.seed)]
+    identity += [precision] if precision != "fp32" else []
     key = fingerprint([identity, model.preprocess.as_dict(), view_key, part.digests])
     path = cache_dir("features") / f"{key}.npz"
     if path.is_file():
@@ -201,7 +216,7 @@ def _view_features(
     pixels = load_pixels(part.paths, part.digests, model.preprocess, "images")
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + view)
     features, shown = [], []
-    with console.progress(f"Features of view {view}" if view else "Features", len(part)) as advance, torch.inference_mode():
+    with console.progress(f"Features of view {view}" if view else "Features", len(part)) as advance, torch.inference_mode(), autocast(device, precision):
         for batch, wanted in zip(batched(pixels, recipe.batch_size), targets.split(recipe.batch_size)):
             if view:
                 batch, wanted, _ = augment(batch, wanted, part.taxonomy, recipe.augment, generator)

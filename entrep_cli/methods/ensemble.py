@@ -102,7 +102,7 @@ class Ensemble(nn.Module):
         """(N, D) unit embeddings and (N, C) probabilities of the whole from those of each member."""
         vectors = [rows.float() for rows, _ in seen]
         classes = sum(w * _calibrated(p, t) for (_, p), w, t in zip(seen, self.weights.classes, self.weights.temperatures))
-        return self._side_by_side(vectors, self.weights.ranking), classes.float()
+        return self._side_by_side(vectors, self.weights.ranking), classes.float().to(vectors[0].device)
 
     @torch.inference_mode()
     def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,5 +220,5 @@ def _reference(member: Run, run: Run) -> dict[str, str]:
 
 
 def _calibrated(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Probabilities at a temperature, in float64, as `scoring.calibration.with_temperature`."""
-    return (probabilities.double().clamp_min(_LEAST).log() / temperature).softmax(dim=1)
+    """Probabilities at a temperature, in float64 on the CPU (an Apple GPU has none), as `scoring.calibration.with_temperature`."""
+    return (probabilities.cpu().double().clamp_min(_LEAST).log() / temperature).softmax(dim=1)

@@ -155,7 +155,7 @@ def explain_images(
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
                 found = _upsampled(found, tuple(pixels.shape[2:]))
-                shares[some] = brightest_share(found).cpu()
+                shares[some] = brightest_share(found)
                 heat[some] = _up_to_one(_standing_out(found) if way in _CUT else found).cpu()
             for row in rows:
                 parts[row], ways[row] = subject.part, WAYS[way]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 ENGINE = "onnx"
-INSTALL = "pip install 'entrep[onnx]'"
+INSTALL = "pip install '.[onnx]', in the checkout"
 _FOLDER = "export"
 _IMAGE, _TEXT = "image.onnx", "text.onnx"
 # Of unit rows and of probabilities: float32 in another order of additions stays a hundred times below.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, check_target
 from entrep_cli.methods.prototype import PrototypeRecipe
 from entrep_cli.methods.runs import load_model, part_of, train_part
 from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.models.published import weights_path
 from entrep_cli.recipes.recipe import Recipe, Section, build_recipe, read_recipe
 from entrep_cli.workspace import CONFIG, Run
 
@@ -163,7 +163,7 @@ def check_parts(recipes: Mapping[str, Recipe], train: Catalog, val: Catalog) -> 
     for name in fine:
         check_target(train, val, recipes[name])
     own = recipes["towers" if "towers" in recipes else "prototype"]
-    if "towers" in recipes or own.backbone.weights == "hub" or Path(own.backbone.weights).is_file():  # a run has its own image settings
+    if "towers" in recipes or own.backbone.weights == "hub" or weights_path(own.backbone.weights).is_file():  # a run has its own image settings
         check_views(own.image, recipes["baseline"].image)
     check_views(*(recipes[name].image for name in fine))
 

@@ -13,7 +13,6 @@ comes as white light alone, and the model makes its pseudo-NBI itself.** Validat
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,6 +31,7 @@ from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.methods.mics_pretraining import IMAGES, MicsPretrainingRecipe, PretrainingSection, Second, augment_alike, second_modality
+from entrep_cli.methods.runs import warn_of_leaks
 from entrep_cli.models.backbones import Backbone, BackboneSettings, read_weights
 from entrep_cli.models.device import autocast
 from entrep_cli.models.inputs import ImageSettings
@@ -46,7 +46,6 @@ from entrep_cli.workspace import MODEL, Run, find_run, write_bytes_atomic, write
 
 LABELS = "labels.json"  # which training images kept their label
 DICTIONARY = "dictionary.json"  # what the shift dictionary is made of
-_BEGUN = "begun.json"  # `runs.train_run` leaves there what the training was begun on
 _IN_MEMORY = 4 << 30  # bytes of tokens that are kept; more are worked out anew in every epoch
 
 
@@ -409,12 +408,7 @@ def _tell_labels(run: Run, train: Catalog, labelled: np.ndarray, recipe: MicsRec
 
 def _warn_of_leaks(origin: dict[str, Any], recipe: MicsRecipe, run: Run, val: Catalog) -> None:
     """A run that the encoders come from must not have seen what is scored now."""
-    begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
-    if any(key in begun and begun[key] != value for key, value in origin.get("trained_on", {}).items()):
-        console.warn(
-            f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
-            "that are now validation or test ones, the scores are too good."
-        )
+    warn_of_leaks(origin, run)
     seen = find_run(recipe.backbone.weights) if "run" in origin else None
     if seen and seen.path(IMAGES).is_file():
         with open(seen.path(IMAGES), encoding="utf-8", newline="") as file:

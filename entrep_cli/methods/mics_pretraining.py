@@ -6,11 +6,8 @@ Which images those are (`gather`), and how a run is made of them (`pretrain_run`
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -32,6 +29,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.data.texts import fold as fold_case
 from entrep_cli.errors import DataError, RunError
+from entrep_cli.methods.runs import BEGUN, begun_on, check_begun, versions
 from entrep_cli.models.backbones import Backbone, BackboneSettings
 from entrep_cli.models.device import autocast, choose_device, choose_precision, make_deterministic
 from entrep_cli.models.inputs import ImageSettings
@@ -40,14 +38,12 @@ from entrep_cli.models.mics_encoders import MODALITIES, create_encoders
 from entrep_cli.recipes.recipe import Recipe, recipe_toml
 from entrep_cli.training.loop import Fitted, LoopSettings, end_training, epoch_generator, fit
 from entrep_cli.training.sampling import batches
-from entrep_cli.workspace import CONFIG, MODEL, Run, fingerprint, write_bytes_atomic, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import CONFIG, MODEL, Run, fingerprint, trained_on, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 PRETRAINING = "mics-pretrain"  # in the place of a method in its runs: they answer nothing
 IMAGES = "images.csv"  # what a pre-training has seen
 LOSSES = ("reconstruction", "consistency", "alignment")
 MONITOR = "val_score"  # less the held-out loss: the loop keeps the epoch with the highest
-_BEGUN = "begun.json"
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 _SHOWN = 4  # held-out images in a picture of reconstructions
 # A view that is flipped is one more view of the same image: of what it shows nothing is said.
 _NO_CLASSES = Taxonomy("no classes", (ClassInfo("any", 0, "any", "any"),))
@@ -137,6 +133,8 @@ def gather(catalog: Catalog | None, split: Split | None, fold: int | None, folde
             "seed": split.seed if split else None,
             "ratios": list(split.ratios) if split else None,
             "folds": split.folds if split else 0,
+            "groups": split.group_rule if split else None,
+            "small_to_train": bool(split and split.small_to_train),
             "fold": fold,
             "fingerprint": split.fingerprint if split else None,
         },
@@ -287,7 +285,11 @@ def pretrain_run(
     place, reason = choose_device(device)
     console.say(f"Device: {place} ({reason}).")
     make_deterministic()
-    begun = _check_begun(run, recipe, images, about) if resume else {}
+    wanted, begun = _images_of(images, about), begun_on(run) if resume else {}
+    if resume:
+        again = f"`entrep pretrain mics --recipe {run.path(CONFIG)} --name {run.name} --resume`"
+        elsewhere = "give the same --data, --images and split, or begin again with --overwrite"
+        check_begun(run, recipe, wanted, again=again, elsewhere=elsewhere)
     chosen, reason = (begun["precision"], "as it was begun") if begun else choose_precision(precision, place)
     console.say(f"Precision: {chosen} ({reason}).")
     section = recipe.pretraining
@@ -297,7 +299,7 @@ def pretrain_run(
     model = MicsPretraining(white, narrow, section).to(place)
 
     write_text_atomic(run.path(CONFIG), recipe_toml(recipe))
-    write_json_atomic(run.path(_BEGUN), {**_trained_on(images, about), "precision": chosen})
+    write_json_atomic(run.path(BEGUN), {**wanted, "precision": chosen})
     listed = images.frame[["image", "digest"]].assign(part=np.where(held, "held out", "train"))
     write_text_atomic(run.path(IMAGES), listed.to_csv(index=False, lineterminator="\n"))
     fitted = _fit(model, images, held, recipe, run, place, chosen, resume, pictures)
@@ -321,7 +323,7 @@ def pretrain_run(
             "precision": chosen,
             "parameters": fitted.parameters,
             "seconds": round(fitted.seconds, 1),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            "versions": versions(),
         }
     )
     end_training(run)
@@ -398,21 +400,5 @@ def initial_encoders(recipe: MicsPretrainingRecipe) -> tuple[Backbone, Backbone]
     return white.eval(), narrow.eval()
 
 
-def _trained_on(images: Catalog, about: dict[str, Any]) -> dict[str, Any]:
-    own = {"catalog": about["data"]["catalog"], "split": about["split"]["fingerprint"], "fold": about["split"]["fold"]}
-    return {**own, "images": fingerprint([[*row] for row in zip(images.digests, images.groups)])}
-
-
-def _check_begun(run: Run, recipe: MicsPretrainingRecipe, images: Catalog, about: dict[str, Any]) -> dict[str, Any]:
-    """What a pre-training was begun with, {} where it has not begun; RunError where that is another."""
-    again = f"`entrep pretrain mics --recipe {run.path(CONFIG)} --name {run.name} --resume`"
-    if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(recipe):
-        raise RunError(f"Run {run.name!r} was begun with another recipe.", where=run.path(CONFIG), mend=again)
-    begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
-    if begun and any(begun.get(key) != value for key, value in _trained_on(images, about).items()):
-        raise RunError(
-            f"Run {run.name!r} was begun on other images.",
-            where=run.path(_BEGUN),
-            mend="give the same --data, --images and split, or begin again with --overwrite",
-        )
-    return begun
+def _images_of(images: Catalog, about: dict[str, Any]) -> dict[str, Any]:
+    return {**trained_on(about), "images": fingerprint([[*row] for row in zip(images.digests, images.groups)])}

@@ -203,7 +203,7 @@ class Prototype(nn.Module):
             console.warn(f"{len(missing)} classes have no training images, so no prototype, and are never predicted: {', '.join(missing)}.")
         seen = _image_rows(model, origin, val, "validation images")
         scores = _calibrate(model.prototypes, seen, torch.from_numpy(val.targets), region_of)
-        return model.to(device), Fit(scores, 0, origin, seconds=time.monotonic() - started)
+        return model.to(device), Fit(scores, 0, origin, seconds=time.monotonic() - started, precision="fp32")
 
 
 # ---------------------------------------------------------------- texts
@@ -289,7 +289,9 @@ def _encode(model: Prototype, texts: Sequence[str]) -> torch.Tensor:
 def _identity(model: Prototype, origin: dict[str, Any]) -> list[Any]:
     """What the embedding of an image or a text hangs on, beside it: equal tensors can be two models."""
     towers = model.towers
-    return ["towers", origin["sha256"], towers.architecture.config, towers.recipe.model_dump() if isinstance(towers, ClipLora) else None]
+    # What else shapes the towers: the recipe of a run, or how the features of a published one are pooled.
+    own = towers.recipe.model_dump() if isinstance(towers, ClipLora) else model.recipe.backbone.pooling
+    return ["towers", origin["sha256"], towers.architecture.config, own]
 
 
 def _kept(key: list[Any], n: int, compute: Callable[[], torch.Tensor]) -> torch.Tensor:

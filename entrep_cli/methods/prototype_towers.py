@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from entrep_cli.data.texts import is_vietnamese
 from entrep_cli.errors import UsageError, WeightsError
 from entrep_cli.methods.clip_lora import ClipLora
 from entrep_cli.methods.clip_texts import say_cut, say_vietnamese
+from entrep_cli.methods.runs import load_model, warn_of_leaks
 from entrep_cli.models.clip import (
     ENGLISH_ONLY,
     Architecture,
@@ -27,12 +27,11 @@ from entrep_cli.models.clip import (
     read_architecture,
 )
 from entrep_cli.models.inputs import Normalise
-from entrep_cli.workspace import MODEL, Run, find_run, runs_dir
+from entrep_cli.models.published import weights_path
+from entrep_cli.workspace import MODEL, Run, find_run, runs_dir, trained_on
 
 if TYPE_CHECKING:
     from entrep_cli.methods.prototype import PrototypeRecipe
-
-_BEGUN = "begun.json"  # `runs.train_run` leaves there what the training was begun on
 
 
 class Towers(nn.Module):
@@ -77,7 +76,7 @@ def open_towers(
             "Prototypes need pretrained towers: nothing is trained, and random ones have no meaning.",
             mend="--weights FILE, hub, or a trained run: `entrep train clip-lora`, then --weights clip-lora",
         )
-    if weights != "hub" and not Path(weights).is_file():
+    if weights != "hub" and not weights_path(weights).is_file():
         return _open_run(weights, device, beside, sha256)
     name = str(architecture) if architecture and architecture.is_file() else recipe.backbone.name
     towers = Towers(read_architecture(name), recipe)
@@ -93,8 +92,6 @@ def open_towers(
 
 def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256: str | None) -> tuple[ClipLora, dict[str, Any]]:
     """A trained CLIP as towers, checked as `load_model` checks it."""
-    from entrep_cli.methods.runs import load_model
-
     runs = [*filter(None, map(find_run, (weights, *beside)))]
     # Of that name another one may stand here, where a folder of runs was copied to.
     run = next((r for r in runs if sha256 and r.complete and r.manifest["files"].get(MODEL) == sha256), runs[0] if runs else None)
@@ -118,10 +115,8 @@ def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256:
             where=run.folder,
             mend="train it again with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
         )
-    data, split = manifest.get("data", {}), manifest.get("split", {})
-    trained_on = {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
     origin = {"name": "clip-lora", "weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL]}
-    return model, {**origin, "base": manifest["weights"], "trained_on": trained_on}
+    return model, {**origin, "base": manifest["weights"], "trained_on": trained_on(manifest)}
 
 
 def say_towers(towers: Towers | ClipLora, origin: dict[str, Any], run: Run) -> None:
@@ -129,12 +124,7 @@ def say_towers(towers: Towers | ClipLora, origin: dict[str, Any], run: Run) -> N
     if "run" in origin:
         size = f"{towers.preprocess.size} px"
         console.say(f"Towers: those of {origin['weights']}, with its image settings ({size}); image and backbone.name are not used.")
-        begun = json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
-        if any(key in begun and begun[key] != value for key, value in origin["trained_on"].items()):
-            console.warn(
-                f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
-                "that are now validation or test ones, the scores are too good."
-            )
+        warn_of_leaks(origin, run)
 
 
 def say_texts(towers: Towers | ClipLora, texts: Sequence[str], mend: str) -> None:

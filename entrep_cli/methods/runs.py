@@ -23,9 +23,20 @@ from entrep_cli.methods import SCALES_OUT, Fit, Model, method_class
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
-from entrep_cli.workspace import CHECKPOINT, CONFIG, MANIFEST, MODEL, Run, fingerprint, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    Run,
+    fingerprint,
+    runs_dir,
+    trained_on,
+    write_json_atomic,
+    write_text_atomic,
+)
 
-_BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
+BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
@@ -62,7 +73,7 @@ def train_run(
     for name, part in (("train", train), ("val", val)):
         if not len(part):
             raise RunError(f"The {name} part of the split is empty.", mend="make another one: `entrep split`")
-    begun = _begun(run) if resume else {}
+    begun = begun_on(run) if resume else {}
     # A training goes on in the precision it was begun in, also where a busy machine would be measured otherwise.
     chosen, reason = (begun["precision"], "as it was begun") if "precision" in begun else choose_precision(precision, place)
     console.say(f"Precision: {chosen} ({reason}).")
@@ -70,7 +81,8 @@ def train_run(
     if resume and run.complete:
         _check_begun(run, recipe, about)
         return load_model(run, device), run.manifest
-    return _train(train, val, recipe, run, about, place, chosen, resume)
+    with processes.own_folder(run) as own:
+        return _train(train, val, recipe, own, about, place, chosen, resume)
 
 
 def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, Any]:
@@ -82,6 +94,7 @@ def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, An
             "ratios": list(split.ratios),
             "folds": split.folds,
             "groups": split.group_rule,
+            "small_to_train": split.small_to_train,
             "fold": fold,
             "fingerprint": split.fingerprint,
         },
@@ -112,7 +125,7 @@ def train_part(
     Raises:
         RunError: as `train_run`.
     """
-    about = _begun(whole).get("about") or {
+    about = begun_on(whole).get("about") or {
         # Not begun by `train_run`: there is no more to tell than the images.
         "data": {"layouts": list(train.layouts), "catalog": fingerprint([train.fingerprint, val.fingerprint])},
         "split": {"fold": None, "fingerprint": None},
@@ -132,7 +145,7 @@ def _train(
     if resume:
         _check_begun(run, recipe, about)
     write_text_atomic(run.path(CONFIG), recipe_toml(recipe))
-    write_json_atomic(run.path(_BEGUN), {**_trained_on(about), "precision": precision, "about": about})
+    write_json_atomic(run.path(BEGUN), {**trained_on(about), "precision": precision, "about": about})
     model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=device, precision=precision, resume=resume)
     model.save(run)
     images = {name: len(in_classes_of(model, part)) for name, part in (("train", train), ("val", val))}
@@ -160,10 +173,10 @@ def finish_run(
             "data": {**about["data"], "images": dict(images)},
             "split": about["split"],
             "device": device,
-            "precision": precision,
+            "precision": fit.precision or precision,
             "parameters": fit.parameters,
             "seconds": round(fit.seconds, 1),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            "versions": versions(),
             **more,
         }
     )
@@ -183,29 +196,45 @@ def in_classes_of(model: Model, catalog: Catalog) -> Catalog:
     return of_target(catalog, target)
 
 
-def _begun(run: Run) -> dict[str, Any]:
-    return json.loads(run.path(_BEGUN).read_text("utf-8")) if run.path(_BEGUN).is_file() else {}
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that the numbers of a run depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def _trained_on(about: dict[str, Any]) -> dict[str, Any]:
-    return {"catalog": about["data"]["catalog"], "split": about["split"]["fingerprint"], "fold": about["split"]["fold"]}
+def begun_on(run: Run) -> dict[str, Any]:
+    """What the training of a run was begun on, {} where it has not begun."""
+    return json.loads(run.path(BEGUN).read_text("utf-8")) if run.path(BEGUN).is_file() else {}
+
+
+def check_begun(run: Run, recipe: Recipe, wanted: Mapping[str, Any], *, again: str, elsewhere: str) -> None:
+    """RunError where a training was begun with other settings or on other images, and must not go on with these.
+
+    Args:
+        wanted: what `begun_on` must say of the images.
+        again, elsewhere: the mend for another recipe, and for other images.
+    """
+    if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(recipe):
+        raise RunError(f"Run {run.name!r} was begun with another recipe.", where=run.path(CONFIG), mend=again)
+    begun = begun_on(run)
+    if begun and any(begun.get(key) != value for key, value in wanted.items()):
+        raise RunError(
+            f"Run {run.name!r} was begun on other data, another split or another fold.", where=run.path(BEGUN), mend=elsewhere
+        )
+
+
+def warn_of_leaks(origin: Mapping[str, Any], run: Run) -> None:
+    """Say where the run that a training starts from (`trained_on` of its origin) may have seen what is scored now."""
+    begun = begun_on(run)
+    if any(key in begun and begun[key] != value for key, value in origin.get("trained_on", {}).items()):
+        console.warn(
+            f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
+            "that are now validation or test ones, the scores are too good."
+        )
 
 
 def _check_begun(run: Run, recipe: Recipe, about: dict[str, Any]) -> None:
-    """RunError where a training was begun with other settings or on other data, and must not go on with these."""
-    if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(recipe):
-        raise RunError(
-            f"Run {run.name!r} was begun with another recipe.",
-            where=run.path(CONFIG),
-            mend=_as_begun(run),
-        )
-    begun, wanted = _begun(run), _trained_on(about)
-    if begun and any(begun.get(key) != value for key, value in wanted.items()):
-        raise RunError(
-            f"Run {run.name!r} was begun on other data, another split or another fold.",
-            where=run.path(_BEGUN),
-            mend="split as it was then, or begin again with --overwrite",
-        )
+    elsewhere = "split as it was then, or begin again with --overwrite"
+    check_begun(run, recipe, trained_on(about), again=_as_begun(run), elsewhere=elsewhere)
 
 
 def _as_begun(run: Run) -> str:

@@ -9,7 +9,6 @@ autocast, and with a mask (benchmarks/attention.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
 from entrep_cli import mend_torchvision  # noqa: F401 - before timm and open_clip import torchvision
 
@@ -169,21 +168,6 @@ def stock_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         elif name not in joined:
             stock_state[name] = value
     return stock_state
-
-
-def explicit_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A stock state dict with the names and values of this explicit model, ready for its `load_state_dict`.
-
-    The model says which tensors to split, for the names alone do not: timm has `qkv` that stay whole.
-    """
-    stock_names = _stock_names(model)
-    explicit_state = {}
-    for name, value in state.items():
-        parts = stock_names.get(name, (name,))
-        # Copies, for safetensors refuses tensors that share memory.
-        rows = [value] if len(parts) == 1 else [part.clone() for part in value.chunk(len(parts))]
-        explicit_state.update(zip(parts, rows, strict=True))
-    return explicit_state
 
 
 def _stock_names(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -145,11 +145,11 @@ def agreement(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def brightest_share(heat: torch.Tensor, part: float = 0.1) -> torch.Tensor:
-    """(N,) share of the heat (N, H, W) that lies on the hottest `part` of the pixels.
+    """(N,) float64 on the CPU, share of the heat (N, H, W) that lies on the hottest `part` of the pixels.
 
     It is `part` where all pixels are alike, 1 where the heat lies nowhere else, and 0 without heat.
     """
-    flat = heat.flatten(1).double()
+    flat = heat.flatten(1).cpu().double()  # an Apple GPU has no float64
     hottest = flat.topk(max(1, round(part * flat.shape[1])), dim=1).values.sum(dim=1)
     return hottest / flat.sum(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
 

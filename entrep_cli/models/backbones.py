@@ -19,9 +19,9 @@ from torch import nn
 from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.inputs import Normalise
-from entrep_cli.models.published import fetch_commands
+from entrep_cli.models.published import fetch_commands, weights_path
 from entrep_cli.recipes.recipe import Section
-from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run
+from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run, trained_on
 
 # What published checkpoints wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
@@ -117,7 +117,7 @@ def create_backbone(settings: BackboneSettings, size: int) -> tuple[Backbone, di
     origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights}
     if settings.weights == "none":
         return backbone, origin
-    path = _cached_hub_file(backbone.model.pretrained_cfg, settings) if settings.weights == "hub" else Path(settings.weights)
+    path = _cached_hub_file(backbone.model.pretrained_cfg, settings) if settings.weights == "hub" else weights_path(settings.weights)
     if settings.weights != "hub" and not path.is_file() and (run := find_run(settings.weights)):
         return backbone, {**origin, **_load_from_run(backbone.model, settings, run)}
     load_weights(backbone.model, read_weights(path), path)
@@ -132,7 +132,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         WeightsError: missing, damaged, or holding more than tensors (nothing in it is ever executed).
     """
     if not path.is_file():
-        raise WeightsError("There is no such weights file.", where=path, mend="--weights FILE, a run, hub, or none for random weights")
+        raise WeightsError("There is no such weights file.", where=path, mend="--weights FILE, a name of `entrep weights list`, hub, none for random weights, or a run (not of clip-lora)")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -229,9 +229,7 @@ def _load_from_run(model: nn.Module, settings: BackboneSettings, run: Run) -> di
         what = f"Run {run.name!r} has the backbone {name!r}, not {settings.name!r}."
         raise WeightsError(what, where=run.folder, mend=f"--backbone {name}")
     load_weights(model, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, path)
-    data, split = manifest.get("data", {}), manifest.get("split", {})
-    trained_on = {"catalog": data.get("catalog"), "split": split.get("fingerprint"), "fold": split.get("fold")}
-    return {"weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL], "trained_on": trained_on}
+    return {"weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL], "trained_on": trained_on(manifest)}
 
 
 def _create(settings: BackboneSettings, size: int) -> nn.Module:

@@ -25,7 +25,7 @@ from torch import nn
 
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.backbones import GeneralisedMean, load_weights, read_weights
-from entrep_cli.models.published import fetch_commands
+from entrep_cli.models.published import fetch_commands, weights_path
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
@@ -159,7 +159,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
     origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights, "towers": []}
     if settings.weights == "none":
         return origin, None
-    path = _published(settings) if settings.weights == "hub" else Path(settings.weights)
+    path = _published(settings) if settings.weights == "hub" else weights_path(settings.weights)
     state = read_weights(path)
     # The file's name, not its path: a run may be shown to others.
     origin |= {"weights": path.name, "sha256": file_sha256(path), "towers": ["image", "text"]}

@@ -9,31 +9,39 @@ import torch
 
 from entrep_cli import processes
 from entrep_cli.errors import UsageError, first_line
-from entrep_cli.machine.hardware import allowed_processors
+from entrep_cli.limits import allowed_processors
 
 
 def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     """The device for `auto` or a torch device string, and why it was chosen.
 
     Raises:
-        UsageError: no such device, or not on this machine.
+        UsageError: no such device, not on this machine, or a GPU that this build of torch has no kernels for.
     """
     _fit_threads()
     if option == "auto":
         if torch.cuda.is_available():
             device = _own_gpu(torch.device("cuda"))
+            _try(device, torch.cuda.get_device_name(device))
             return device, f"a GPU is there: {torch.cuda.get_device_name(device)}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "an Apple GPU is there"
         return torch.device("cpu"), f"no GPU is there; {torch.get_num_threads()} threads"
     try:
         device = _own_gpu(torch.device(option))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"The device {option!r} cannot be used: {first_line(error)}", mend="--device auto, cpu or cuda"
-        ) from error
+    except RuntimeError as error:
+        raise UsageError(f"The device {option!r} cannot be used: {first_line(error)}", mend="--device auto, cpu or cuda") from error
+    _try(device, option)
     return device, "asked for"
+
+
+def _try(device: torch.device, name: str) -> None:
+    """Compute something: a GPU older than what torch was built for has memory, and fails at its first kernel."""
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError) as error:
+        mend = "--device cpu; another GPU (on Kaggle: T4 x2, not P100); or a torch that is built for this one"
+        raise UsageError(f"The device {name!r} cannot be used: {first_line(error)}", mend=mend) from error
 
 
 def _own_gpu(device: torch.device) -> torch.device:

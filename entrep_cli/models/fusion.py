@@ -66,7 +66,8 @@ class LevelFusion(nn.Module):
     def forward(self, levels: torch.Tensor) -> torch.Tensor:
         unit = F.normalize(levels.float(), dim=-1)
         if self.linear is not None:
-            fused = self.linear(unit.flatten(1).to(self.linear.weight.dtype)).float()
+            with torch.autocast(unit.device.type, enabled=False):  # what follows the tower is in float32, in training as in answers
+                fused = self.linear(unit.flatten(1).to(self.linear.weight.dtype)).float()
         else:
             fused = (self.level_logits.float().softmax(dim=0)[:, None] * unit).sum(dim=1)
         fused = F.normalize(fused, dim=-1)
@@ -217,7 +218,8 @@ def mix_same_class(embeddings: torch.Tensor, targets: torch.Tensor, generator: t
     """Each image moved towards another one of its class: representation diversity, for training (ours).
 
     slerp(z_i, z_j; t) with j drawn from the other images of the class in the batch and t uniform in
-    [0, 1); an image that is alone in its class stays as it is.
+    [0, 0.5), so that the image dominates and its own findings stay true of it; one that is alone in its
+    class stays as it is.
 
     Args:
         embeddings: (N, D) unit rows.
@@ -233,7 +235,7 @@ def mix_same_class(embeddings: torch.Tensor, targets: torch.Tensor, generator: t
     draws = torch.rand(n, n + 1, generator=generator, device=generator.device).to(embeddings.device)
     partners = (targets[:, None] == targets).fill_diagonal_(False)
     chosen = draws[:, :n].masked_fill(~partners, -1).argmax(dim=1)
-    mixed = slerp(embeddings, embeddings[chosen], draws[:, n])
+    mixed = slerp(embeddings, embeddings[chosen], draws[:, n] / 2)
     return torch.where(partners.any(dim=1, keepdim=True), mixed, embeddings)
 
 

@@ -7,14 +7,13 @@ alpha 1, scaled by alpha / sqrt(rank), dropout 0.25.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from entrep_cli.errors import RunError, UsageError, WeightsError
+from entrep_cli.errors import RunError, UsageError
 from entrep_cli.models.attention import explicit_attention
 from entrep_cli.recipes.recipe import Section
 
@@ -95,39 +94,6 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The adapters' parameters, for the optimizer."""
     return list(_adapter_parameters(model).values())
-
-
-def adapter_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapters alone: `<name of the Linear>.lora_A.weight` (rank, inputs) and `.lora_B.weight` (outputs, rank)."""
-    # Not by peft's own function, which may ask the hub whether embeddings were changed.
-    return {name: parameter.detach() for name, parameter in _adapter_parameters(model).items()}
-
-
-def load_adapter_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load what `adapter_state_dict` gave into a model with the same adapters.
-
-    Raises:
-        WeightsError: lists what is missing, what is too much and what has another shape; nothing is loaded then.
-    """
-    own = _adapter_parameters(model)
-    faults = [
-        *(f"missing: {name}" for name in own if name not in state),
-        *(f"not in the model: {name}" for name in state if name not in own),
-        *(
-            f"another shape: {name}, {tuple(state[name].shape)} in the file and {tuple(parameter.shape)} in the model"
-            for name, parameter in own.items()
-            if name in state and state[name].shape != parameter.shape
-        ),
-    ]
-    if faults:
-        raise WeightsError(
-            f"The adapters are not those of this model: {len(faults)} tensors differ.",
-            faults=faults,
-            mend="use the base model and the lora settings they were trained with",
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
 
 
 def merged(model: nn.Module) -> nn.Module:

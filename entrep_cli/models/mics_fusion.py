@@ -164,4 +164,5 @@ class MicsClassifier(nn.Module):
         assert shifts is None or self.training, "shifts are for training alone"
         z = self.fusion(white, narrow) if self.fusion else (white.mean(dim=1) + narrow.mean(dim=1)) / 2
         views = z if shifts is None else torch.stack([z, *(z + shift.detach().to(z) for shift in shifts)])
-        return z, self.head(views)
+        with torch.autocast(views.device.type, enabled=False):
+            return z, self.head(views.float())

@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from entrep_cli.errors import UsageError
-from entrep_cli.workspace import file_sha256
+from entrep_cli.errors import UsageError, WeightsError
+from entrep_cli.workspace import file_sha256, find_run
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,26 @@ def find_weights(name: str) -> PublishedWeights:
         f"There are no weights {name!r}.",
         mend=f"did you mean {', '.join(near)}? `entrep weights list` shows all" if near else "`entrep weights list` shows all",
     )
+
+
+def weights_path(named: str) -> Path:
+    """The file that `--weights NAME` means: a path as it is, else what is published under that name.
+
+    A run of that name goes before what is published: its path, which is no file, is for the caller to find.
+
+    Raises:
+        WeightsError: it is published, and not on this machine.
+    """
+    weights = next((weights for weights in published_weights() if weights.name == named), None)
+    if weights is None or Path(named).is_file() or find_run(named):
+        return Path(named)
+    if (path := weights.files[0].local()) is None:
+        raise WeightsError(
+            f"The weights {named!r} are not on this machine, and nothing is downloaded unasked.",
+            where=f"{weights.files[0].repository}, file {weights.files[0].name}",
+            mend=f"where there is a network: `entrep weights fetch {named}`; or give a file with --weights FILE",
+        )
+    return path
 
 
 def fetch_commands(repository: str, files: Iterable[str]) -> str:

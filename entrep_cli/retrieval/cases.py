@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrep_cli.data.catalog import name_group
+from entrep_cli.data.catalog import RULES, name_group
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.errors import UsageError
 from entrep_cli.methods import WITH_TEXT
@@ -146,7 +146,7 @@ def image_query(finder: Finder, picture: Image.Image, name: str) -> Query:
     with torch.inference_mode():
         vector, probabilities = (rows.float().cpu().numpy() for rows in model.infer(pixels))
     digest = pixel_digest(picture)
-    query = Query(name, vector, probabilities, digest=digest, group=name_group(name, "auto"))
+    query = Query(name, vector, probabilities, digest=digest, group=name_group(name, _rule(finder.run)))
     rows = np.flatnonzero(finder.gallery.items.digest == digest)
     if not len(rows):
         return query
@@ -177,6 +177,12 @@ def text_query(finder: Finder, text: str, template: str | None = None, *, classe
     check_reads_texts(finder.run, text)
     texts = templated([text], template)
     return Query(text, text_vectors(finder.model, texts), text_probabilities(finder.model, texts) if classes else None)
+
+
+def _rule(run: Run) -> str:
+    """How names tell groups to a run: by the pattern of its split, else `auto`."""
+    rule = run.manifest.get("split", {}).get("groups")
+    return "auto" if rule in (None, *RULES) else rule
 
 
 def check_reads_texts(run: Run, text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,11 +10,10 @@ import numpy as np
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
-from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.retrieval.class_aware import FLOOR, WEIGHTS, TunedWeight, tune_weight
 from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.retrieval.validation import validation_key, validation_part
-from entrep_cli.workspace import Run, fingerprint, write_json_atomic
+from entrep_cli.retrieval.validation import kept_choice, validation_key, validation_part
+from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
@@ -37,25 +34,21 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
         RunError: these are not at hand or not the run's, or nothing can be learned from them; the mend names
             `--class-weight`.
     """
-    path, key = run.path(FILE), fingerprint([*validation_key(run, model), WEIGHTS, FLOOR])
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = json.loads(path.read_text("utf-8"))
-        if kept["key"] == key:
-            return TunedWeight.from_dict(kept)
-    try:
+
+    def choose() -> TunedWeight:
         catalog, split = read()
-        tuned = _tune(run, model, validation_part(run, model, catalog, split), catalog)
-    except (DataError, RunError, UsageError) as error:
-        raise RunError(
-            f"The class weight of run {run.name!r} cannot be tuned: {error.what}",
-            where=error.where or run.folder,
-            faults=error.faults,
-            mend="--class-weight W, or tune it where the dataset and its split are: "
-            f"`entrep evaluate --run {shlex.quote(run.reference)} --class-aware soft`",
-        ) from error
-    with contextlib.suppress(OSError):  # a run of somebody else: then it is tuned again each time
-        write_json_atomic(path, {"key": key, **tuned.as_dict()})
-    return tuned
+        return _tune(run, model, validation_part(run, model, catalog, split), catalog)
+
+    return kept_choice(
+        run,
+        FILE,
+        [*validation_key(run, model), WEIGHTS, FLOOR],
+        choose,
+        TunedWeight.from_dict,
+        what=f"The class weight of run {run.name!r} cannot be tuned",
+        mend="--class-weight W, or tune it where the dataset and its split are: "
+        f"`entrep evaluate --run {shlex.quote(run.reference)} --class-aware soft`",
+    )
 
 
 def _tune(run: Run, model: Model, val: Catalog, catalog: Catalog) -> TunedWeight:

@@ -9,6 +9,7 @@ where only they change, the list of images is written anew and the vectors stay.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import shlex
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrep_cli import processes
+from entrep_cli import console, processes
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.retrieval.pipeline import FP32, Stages, answers
 from entrep_cli.retrieval.rows import Rows
@@ -211,7 +212,7 @@ def embeddings_of(
     """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept.
 
     Those with `flip` are a set of their own, NAME-flip. Of several processes the main one writes, and gets those
-    that were computed.
+    that were computed. In a run of somebody else, where nothing may be written, nothing is kept, which is said.
 
     Args:
         as_kept: what was computed by another engine or in another precision is taken as well; False wants the model's own.
@@ -226,14 +227,14 @@ def embeddings_of(
             continue
         kept = read_embeddings(run, name)
         if kept.items.rows() != items.rows() and processes.is_main():
-            _write(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
+            _keep(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
         return replace(kept, items=items)
     stages = Stages() if stages is None else stages
     embeddings = embed_items(model, items, what=f"{what} images", flip=flip, as_kept=as_kept, batch_size=batch_size, stages=stages)
     if processes.is_main():
         arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
         wanted = _fingerprint(run, items, model, flip, engine)
-        _write(folder, items, arrays, {"fingerprint": wanted, "engine": engine, "flip": flip}, stages)
+        _keep(folder, items, arrays, {"fingerprint": wanted, "engine": engine, "flip": flip}, stages)
     return embeddings
 
 
@@ -272,6 +273,17 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
     items = Items.of(**{c: [row[c] for row in rows] for c in _COLUMNS})
     vectors, probabilities = (np.load(folder / file, mmap_mode="r", allow_pickle=False) for file in _FILES[:2])
     return Embeddings(items, vectors, probabilities)
+
+
+def _keep(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
+    """As `_write`; a warning where that is not permitted."""
+    try:
+        _write(folder, items, arrays, about, stages)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        lost = "the embeddings are" if arrays else "the list of images is"
+        console.warn(f"{lost} not kept, and made again each time: {folder} may not be written to ({error.strerror})")
 
 
 def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:

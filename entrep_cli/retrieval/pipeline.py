@@ -21,6 +21,7 @@ import numpy as np
 from entrep_cli import console, processes
 from entrep_cli.data.pixels import kept_pixels, stream_pixels
 from entrep_cli.errors import UsageError, first_line
+from entrep_cli.limits import cgroup_memory, total_memory
 
 if TYPE_CHECKING:
     import torch
@@ -215,6 +216,4 @@ def _memory_of_an_image(model: Model, device: torch.device) -> float:
 
 def _memory_limit() -> int | None:
     """Bytes of memory of the machine, or that the container may use."""
-    from entrep_cli.machine.hardware import cgroup_memory, total_memory
-
     return min((found for found in (cgroup_memory(), total_memory()) if found), default=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from entrep_cli.data.images import raise_image_faults
 from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.queries import read_groups
+from entrep_cli.data.splits import split_groups
 from entrep_cli.data.texts import fold
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of
 from entrep_cli.workspace import Run, fingerprint
@@ -26,8 +29,30 @@ def catalog_items(catalog: Catalog) -> Items:
     return Items.of(**{c: frame[c].tolist() for c in ("image", "path", "label", "group", "digest")})
 
 
-def folder_items(test_set: TestSet) -> Items:
-    """The images of a test folder. Labels are never read; groups come from its `groups.csv` or the names.
+def image_groups(folder: Path, root: Path | None = None) -> Callable[[str], str]:
+    """What gives the group of an image of a test folder by its name, "" where none is known.
+
+    As for training images: by the folder's `groups.csv`, which in the dataset `root` may lie at its top; for what is
+    not named there by the name, as the dataset was split by it.
+
+    Raises:
+        DataError: a `groups.csv` that cannot be used.
+    """
+    # The names of a folder elsewhere may be those of other images.
+    inside = root is not None and folder.resolve().is_relative_to(root.resolve())
+    given = read_groups(root if inside and not (folder / "groups.csv").is_file() else folder)
+    given = {fold(name): group for name, group in given.items()} | given
+    rule = split_groups(root) if root else "auto"
+
+    @cache
+    def group_of(name: str) -> str:
+        return given.get(name) or given.get(fold(name)) or name_group(name, rule)
+
+    return group_of
+
+
+def folder_items(test_set: TestSet, root: Path | None = None) -> Items:
+    """The images of a test folder, which may lie in the dataset `root`. Labels are never read; groups are those of `image_groups`.
 
     Raises:
         DataError: names every image that cannot be read.
@@ -35,12 +60,10 @@ def folder_items(test_set: TestSet) -> Items:
     names, paths = list(test_set.images), list(test_set.images.values())
     probes, faults = probe_images(paths)
     raise_image_faults(faults, test_set.folder)
-    groups = read_groups(test_set.folder)
-    groups = {fold(name): group for name, group in groups.items()} | groups
     return Items.of(
         image=names,
         path=[str(path.absolute()) for path in paths],
-        group=[groups.get(name) or groups.get(fold(name)) or name_group(name, "auto") for name in names],
+        group=list(map(image_groups(test_set.folder, root), names)),
         digest=[probe[0] for probe in probes],
     )
 

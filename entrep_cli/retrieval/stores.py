@@ -225,7 +225,7 @@ def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
         if not _is_server(uri):
             import milvus_lite  # noqa: F401 - pymilvus would fail later, with less to say
     except ImportError as error:
-        raise RunError(f"Milvus is not installed: {error}.", mend="pip install 'entrep[milvus]'") from error
+        raise RunError(f"Milvus is not installed: {error}.", mend="pip install '.[milvus]', in the checkout") from error
     for name in ("pymilvus", "milvus_lite", "grpc"):  # they log tracebacks of what is told here in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     where = _shown(uri, folder)

@@ -42,7 +42,5 @@ def text_vectors(model: Model, texts: Sequence[str]) -> np.ndarray:
 
 
 def text_probabilities(model: Model, texts: Sequence[str]) -> np.ndarray:
-    """(M, C) float32 class probabilities of texts; UsageError where the model cannot tell them."""
-    if not hasattr(model, "classify_texts"):
-        raise UsageError("The model cannot tell the class of a text, and class-aware retrieval needs it.", mend="--class-aware off")
+    """(M, C) float32 class probabilities of texts; UsageError where the model has no text tower, DataError where a class has no prompt."""
     return model.classify_texts(texts).float().cpu().numpy()

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
-from entrep_cli.errors import RunError
-from entrep_cli.workspace import METRICS, Run
+from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.workspace import METRICS, Run, fingerprint, write_json_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
+
+
+class Choice(Protocol):
+    """A number, or several, that validation images have chosen."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+C = TypeVar("C", bound=Choice)
+
+
+def kept_choice(
+    run: Run, file: str, key: list[Any], choose: Callable[[], C], read_back: Callable[[Mapping[str, Any]], C], *, what: str, mend: str
+) -> C:
+    """What the validation part of a run chooses: from a file in the run's folder, else chosen and kept there.
+
+    Args:
+        key: what the choice hangs on; what was kept under another one is chosen again, and so is what cannot be read.
+        read_back: makes a choice of what its `as_dict` gave.
+        what, mend: of the error where nothing can be chosen.
+
+    Raises:
+        RunError: nothing can be chosen.
+    """
+    path, wanted = run.path(file), fingerprint(key)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads(path.read_text("utf-8"))
+        if kept.pop("key") == wanted:
+            return read_back(kept)
+    with choosing(run, what, mend):
+        found = choose()
+    with contextlib.suppress(OSError):  # a run of somebody else: then it is chosen again each time
+        write_json_atomic(path, {"key": wanted, **found.as_dict()})
+    return found
+
+
+@contextlib.contextmanager
+def choosing(run: Run, what: str, mend: str) -> Iterator[None]:
+    """What keeps the block from choosing, as a RunError that begins with `what`."""
+    try:
+        yield
+    except (DataError, RunError, UsageError) as error:
+        raise RunError(f"{what}: {error.what}", where=error.where or run.folder, faults=error.faults, mend=mend) from error
 
 
 def validation_part(run: Run, model: Model, catalog: Catalog, split: Split) -> Catalog:

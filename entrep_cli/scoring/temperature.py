@@ -7,10 +7,8 @@ images, and the temperature a little too low for these. How little is measured b
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +16,16 @@ import numpy as np
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
-from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.errors import RunError
 from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.retrieval.validation import validation_key, validation_part
+from entrep_cli.retrieval.validation import kept_choice, validation_key, validation_part
 from entrep_cli.scoring.calibration import fit_temperature, reliability, with_temperature
-from entrep_cli.workspace import Run, fingerprint, write_json_atomic
+from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
 
-FILE = "calibration.json"
+FILE, FLIP_FILE = "calibration.json", "calibration-flip.json"  # of images as they are; of test-time augmentation
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,13 @@ class Temperature:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Temperature:
+        """From what `as_dict` gave; ValueError where it is no temperature."""
+        if not table["value"] > 0:
+            raise ValueError(f"a temperature of {table['value']}")
+        return cls(**table)
 
 
 def temperature_on(probabilities: np.ndarray, targets: np.ndarray) -> Temperature:
@@ -67,29 +72,21 @@ def run_temperature(run: Run, model: Model, read: Callable[[], tuple[Catalog, Sp
     Raises:
         RunError: these are not at hand or not the run's, or it has no validation part.
     """
-    path, key = run.path(FILE), fingerprint(validation_key(run, model))
-    place = "flip" if flip else "plain"
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        told = json.loads(path.read_text("utf-8"))
-        if told["key"] == key:
-            kept = {name: Temperature(**told[name]).as_dict() for name in ("plain", "flip") if name in told}
-            if kept[place]["value"] > 0:
-                return Temperature(**kept[place])
-    try:
+
+    def choose() -> Temperature:
         catalog, split = read()
         val = validation_part(run, model, catalog, split)
         if not len(val):
             raise RunError("the validation part is empty.")
-        found = temperature_on(np.asarray(part_embeddings(run, model, val, catalog, flip=flip).probabilities), val.targets)
-    except (DataError, RunError, UsageError) as error:
-        raise RunError(
-            f"The probabilities of run {run.name!r} cannot be calibrated: {error.what}",
-            where=error.where or run.folder,
-            faults=error.faults,
-            mend="leave out --calibrate, or calibrate where the dataset and its split are: "
-            f"`entrep evaluate --run {shlex.quote(run.reference)}`",
-        ) from error
-    with contextlib.suppress(OSError):  # a run of somebody else: then it is fitted again each time
-        write_json_atomic(path, {"key": key, **kept, place: found.as_dict()})
-    return found
+        return temperature_on(np.asarray(part_embeddings(run, model, val, catalog, flip=flip).probabilities), val.targets)
+
+    return kept_choice(
+        run,
+        FLIP_FILE if flip else FILE,
+        validation_key(run, model),
+        choose,
+        Temperature.from_dict,
+        what=f"The probabilities of run {run.name!r} cannot be calibrated",
+        mend="leave out --calibrate, or calibrate where the dataset and its split are: "
+        f"`entrep evaluate --run {shlex.quote(run.reference)}`",
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,17 @@ import numpy as np
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.layouts import TestSet, read_test_folder
 from entrep_cli.data.queries import named_test_set, only_test_set
+from entrep_cli.data.splits import split_groups
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
-from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
+from entrep_cli.retrieval.embeddings import Embeddings, Items, embeddings_of
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.refinement import Refinement
 from entrep_cli.retrieval.search import rank_by_store
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.scoring.calibration import with_temperature
+from entrep_cli.submission.archive import bare_name
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
 from entrep_cli.workspace import Run
 
@@ -78,7 +80,7 @@ def answer_track(
         gallery: where tracks 2 and 3 search: `queries`, `test`, `train`, `all`, or a folder.
         flip: test-time augmentation by the label-aware flip (`embed_items`), for tracks 1 and 2.
         temperature: of the scores of track 1; the answers do not change with it.
-        mask_groups: an image of the query's own group may not be answered.
+        mask_groups: an image of the query's own group may not be answered; `warn` is told where no group is known.
         rule: class-aware retrieval, for tracks 2 and 3.
         refinement: of the ranking of track 2, in the place of the rule.
         template: a text with one `{}` into which the texts of track 3 are set before they are embedded; the
@@ -89,13 +91,23 @@ def answer_track(
     """
     test_set = named_test_set(queries, data) if queries else only_test_set(data)
     asked = _queries(test_set, track, queries, warn)
+    # Labels, images and their names are read, and their faults told, before anything is computed.
+    searched = {} if track == 1 else _gallery(data, test_set, gallery)
+    test = set_name(test_set, data)
+    sets = searched if track == 3 or test in searched else {**searched, test: folder_items(test_set, data)}
+    embedded = {name: embeddings_of(run, name, items, model, flip=flip) for name, items in sets.items()}
     if track == 1:
-        seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
-        return _classified(asked, seen, model, test_set.folder, temperature)
+        return _classified(asked, _named(embedded[test], asked), model, test_set.folder, temperature)
 
-    pool = _gallery(run, model, data, test_set, gallery, asked if track == 2 else [], flip)
+    parts = [embedded[name] for name in searched]
+    if track == 2 and gallery == "queries":
+        parts = [_named(embedded[test], asked)]
+    pool = Embeddings.joined([replace(part, items=_answerable(part.items)) for part in parts])
     if track == 2:
-        seen = _named(_test_embeddings(run, model, data, test_set, flip), asked)
+        seen = _named(embedded[test], asked)
+        if mask_groups and warn and not (any(seen.items.group) and any(pool.items.group)):
+            whose = "query" if not any(seen.items.group) else "image of the gallery"
+            warn(f"--mask-groups masks nothing: no {whose} has a group, neither in a groups.csv nor in its name")
         own = {key: getattr(seen.items, key) for key in ("image", "digest", *(["group"] if mask_groups else []))}
         vectors, classes = np.asarray(seen.vectors), np.asarray(seen.probabilities)
     else:
@@ -149,9 +161,12 @@ def _queries(test_set: TestSet, track: int, queries: Path | None, warn: Callable
     path = queries if queries is not None and queries.is_file() else test_set.queries.get(track)
     if path is not None:
         asked = read_queries(path, track, known_names=test_set.images, warn=warn)
-    elif track == 3:
+    elif track == 3 or test_set.queries:
+        # Beside other query files that of the track is missing; to ask for all images would be another list than the contest's.
         raise DataError(
-            "There are no text queries.", where=test_set.folder, mend=f"put {track_of(3).query_file} there, or --queries FILE.csv"
+            f"There are no queries of track {track}.",
+            where=test_set.folder,
+            mend=f"put {track_of(track).query_file} there (has it another name?), or name it: --queries FILE.csv",
         )
     else:
         asked = list(test_set.images)
@@ -166,32 +181,54 @@ def _named(embeddings: Embeddings, asked: list[str]) -> Embeddings:
     return embeddings.named([files[query] for query in asked])
 
 
-def _test_embeddings(run: Run, model: Model, data: Path | None, test_set: TestSet, flip: bool = False) -> Embeddings:
-    return embeddings_of(run, set_name(test_set, data), folder_items(test_set), model, flip=flip)
+def gallery_names(gallery: str, test_set: TestSet, train: Collection[str], asked: Sequence[str] = ()) -> list[str]:
+    """The names that a gallery lets be answered, without an image being opened.
+
+    Args:
+        gallery: as for `answer_track`.
+        train: the images of the catalog; asked: the queries of track 2.
+    """
+    if (folder := _gallery_folder(gallery)) is not None:
+        return list(folder.images)
+    test = resolve_names(asked, test_set.images).values() if gallery == "queries" and asked else test_set.images
+    return [*(test if gallery != "train" else ()), *(map(bare_name, train) if gallery in ("train", "all") else ())]
 
 
-def _gallery(
-    run: Run, model: Model, data: Path | None, test_set: TestSet, gallery: str, asked: list[str], flip: bool
-) -> Embeddings:
-    if gallery not in GALLERIES:
-        if not Path(gallery).is_dir():
-            raise UsageError(f"There is no gallery {gallery!r}.", mend=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
-        return _test_embeddings(run, model, data, read_test_folder(Path(gallery)), flip)
-    # Labels and images are read, and their faults told, before anything is computed.
-    train = catalog_items(Catalog.read(data)) if gallery in ("train", "all") else None
-    sets = []
+def _gallery_folder(gallery: str) -> TestSet | None:
+    """The folder that a gallery is; None where it is one of `GALLERIES`."""
+    if gallery in GALLERIES:
+        return None
+    if not Path(gallery).is_dir():
+        raise UsageError(f"There is no gallery {gallery!r}.", mend=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
+    return read_test_folder(Path(gallery))
+
+
+def _gallery(data: Path | None, test_set: TestSet, gallery: str) -> dict[str, Items]:
+    """The sets of images that are searched, by name."""
+    if (folder := _gallery_folder(gallery)) is not None:
+        return {set_name(folder, data): folder_items(folder, data)}
+    sets = {}
+    if gallery in ("train", "all"):
+        sets[TRAIN] = catalog_items(Catalog.read(data, groups=split_groups(data)))
     if gallery != "train":
-        test = _test_embeddings(run, model, data, test_set, flip)
-        sets.append(_named(test, asked) if gallery == "queries" and asked else test)
-    if train is not None:
-        sets.append(embeddings_of(run, TRAIN, train, model, flip=flip))
-    pool = Embeddings.joined(sets)
-    twice = [name for name, n in Counter(pool.items.image).items() if n > 1]
+        sets = {set_name(test_set, data): folder_items(test_set, data), **sets}
+    _check_names(sets.values(), data)
+    return sets
+
+
+def _answerable(items: Items) -> Items:
+    """Images by the names that answers have for them: a catalog may call an image by its path."""
+    return replace(items, image=np.array([bare_name(name) for name in items.image], dtype=object))
+
+
+def _check_names(sets: Iterable[Items], where: Path | None) -> None:
+    """DataError where an answer would not tell which image it is."""
+    images = dict.fromkeys((name, digest) for items in sets for name, digest in zip(_answerable(items).image, items.digest))
+    twice = [name for name, n in Counter(name for name, _ in images).items() if n > 1]
     if twice:
         raise DataError(
-            f"{len(twice)} names in the gallery stand for two images, and an answer is a name.",
-            where=data,
+            f"{len(twice)} names in the gallery stand for two images, and an answer is a name without a folder.",
+            where=where,
             faults=twice,
-            mend="rename one of each, or search in --gallery test or train alone",
+            mend="rename one of each, or search in another --gallery: test, train or a folder",
         )
-    return pool

@@ -232,6 +232,6 @@ def expected_by_run(run: Run, model: Model, test_set: TestSet, root: Path | None
     target = getattr(model.recipe, "target", "class")
     if target != "class":
         raise UsageError(f"Run {run.name!r} does not tell all classes apart ({target}).", mend="name a run that knows all classes")
-    seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set), model)
+    seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set, root), model)
     ids = model.taxonomy.ids
     return {str(name): ids[row] for name, row in zip(seen.items.image, seen.probabilities.argmax(axis=1))}

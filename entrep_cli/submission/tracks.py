@@ -61,6 +61,19 @@ def track_of(number: int) -> Track:
     return TRACKS[number]
 
 
+def answer_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels of images by the names that answers have for them, where a catalog has paths; without names of several classes.
+
+    >>> answer_labels({"polyp/a.png": "polyp", "polyp/b.png": "polyp", "ulcer/b.png": "ulcer", "c.png": ""})
+    {'a.png': 'polyp'}
+    """
+    found: dict[str, set[str]] = {}
+    for image, label in labels.items():
+        if label:
+            found.setdefault(bare_name(image), set()).add(label)
+    return {name: label for name, (label, *others) in found.items() if not others}
+
+
 @dataclass(frozen=True)
 class Submission:
     """Somebody's answers: query to class id, class name or file name, in the order of the file."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from entrep_cli.data.queries import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
-from entrep_cli.retrieval.sets import folder_items
+from entrep_cli.retrieval.sets import folder_items, image_groups
 from entrep_cli.scoring.classification import ClassificationScores
 from entrep_cli.scoring.retrieval import RetrievalScores
 from entrep_cli.submission.tracks import Submission, track_of
@@ -65,10 +65,10 @@ def read_truth(path: Path) -> dict[str, str | int]:
     return value
 
 
-def labelled_test(test_set: TestSet, taxonomy: Taxonomy) -> Catalog:
+def labelled_test(test_set: TestSet, taxonomy: Taxonomy, root: Path | None = None) -> Catalog:
     """The images of a test folder that its truth file knows, as a catalog to be scored; never to learn from.
 
-    Findings come from the texts of its `groups.csv`, groups from there or from the names.
+    Findings come from the texts of its `groups.csv`, groups are those of `image_groups`.
 
     Raises:
         DataError: no truth file, one that knows none of the images, or images that cannot be read.
@@ -76,7 +76,7 @@ def labelled_test(test_set: TestSet, taxonomy: Taxonomy) -> Catalog:
     path = test_set.folder / track_of(1).truth_file
     truth = read_truth(path)
     labels = dict(zip(truth, _class_names(truth, taxonomy, path)))
-    items, findings = folder_items(test_set), read_findings(test_set.folder)
+    items, findings = folder_items(test_set, root), read_findings(test_set.folder)
     regions = {c.name: c.region for c in taxonomy.classes}
     frame = pd.DataFrame(
         {
@@ -112,15 +112,25 @@ def truth_taxonomy(truth_path: Path, track: int) -> Taxonomy:
 
 
 def score_submission(
-    submission: Submission, truth_path: Path, track: int, taxonomy: Taxonomy, train_labels: Mapping[str, str] | None = None
+    submission: Submission,
+    truth_path: Path,
+    track: int,
+    taxonomy: Taxonomy,
+    train_labels: Mapping[str, str] | None = None,
+    root: Path | None = None,
 ) -> SubmissionScores:
     """Score a submission.
 
     Every truth entry counts: a query without an answer is a miss. Only where tracks 2 and 3 are
     scored by `truth_cls.json` itself, which names more images than were asked, queries without an
-    answer are left out. Groups come from `groups.csv` beside the truth file and make the intervals;
-    where answers lie in the query's own group, the retrieval is scored a second time with those
-    answers taken out of the ranked list. A query for which no image is right is left out.
+    answer are left out. Groups, of which the intervals are made, are those of `image_groups` for the
+    truth file's folder; where answers lie in the query's own group, the retrieval is scored a second
+    time with those answers taken out of the ranked list. A query for which no image is known to be
+    right, or whose own class is not known, is left out and counted.
+
+    Args:
+        train_labels: the class of each training image that may be answered, by the name in answers.
+        root: the dataset.
 
     Raises:
         DataError: the truth file is faulty, or it or the answers are of another track.
@@ -145,9 +155,9 @@ def score_submission(
         notes.append(f"{len(missing)} queries have no answer and count as wrong")
     if extra:
         notes.append(f"{len(extra)} answers are to queries that the truth file does not know; they do not count")
-    groups = read_groups(truth_path.parent)
+    group_of = image_groups(truth_path.parent, root)
     if track == 1:
-        classification, more = _score_classes(submission, truth, truth_path, taxonomy, groups)
+        classification, more = _score_classes(submission, truth, truth_path, taxonomy, group_of)
         return SubmissionScores(classification, {}, notes + more)
     labels = dict(train_labels or {})
     beside = truth_path.with_name(track_of(1).truth_file)
@@ -156,7 +166,10 @@ def score_submission(
         labels |= zip(known, _class_names(known, taxonomy, beside))
     named = {} if by_class_only else {query: str(answer) for query, answer in truth.items()}
     queries = [query for query in truth if query in submission.answers] if by_class_only else list(truth)
-    scores = _score_answers(submission, queries, named, track, labels, groups, read_findings(truth_path.parent))
+    findings = read_findings(truth_path.parent)
+    # The images that a test folder is known to have: those of its groups or of its findings.
+    known = read_groups(truth_path.parent).keys() | findings.keys()
+    scores = _score_answers(submission, queries, named, track, labels, group_of, findings, known)
     return replace(scores, notes=notes + scores.notes)
 
 
@@ -166,10 +179,11 @@ def _score_answers(
     named: Mapping[str, str],
     track: int,
     labels: Mapping[str, str],
-    groups: Mapping[str, str],
+    group_of: Callable[[str], str],
     findings: Mapping[str, set[str]],
+    known: set[str],
 ) -> SubmissionScores:
-    """Tracks 2 and 3. `named` holds the image that the truth names for each query, or nothing at all."""
+    """Tracks 2 and 3. `named` holds the image that the truth names for each query, or nothing at all; `known` test images."""
     notes = []
     ranked = _ranked(submission)
     if ranked is None:
@@ -183,27 +197,27 @@ def _score_answers(
     if findings:
         alike = {query: {image for image, keys in findings.items() if keys & wanted[query]} - {query} for query in queries}
         if any(alike.values()):
-            relevant["finding"] = {query: images for query, images in alike.items() if images}
+            relevant["finding"] = alike
     labelled = [query for query in queries if labels.get(shown[query])]
     if labelled:
         of_class: dict[str, set[str]] = {}
         for name, label in labels.items():
             of_class.setdefault(label, set()).add(name)
-        relevant["class"] = {query: of_class[labels[shown[query]]] - {query} for query in labelled}
+        relevant["class"] = {query: of_class.get(labels.get(shown[query], ""), set()) - {query} for query in queries}
         unknown = sum(answer not in labels for query in labelled for answer in ranked.get(query, ())[:1])
         if unknown:
             notes.append(f"{unknown} answers have no known class and count as wrong")
 
     def masked(query: str, images: Iterable[str]) -> list[str]:
         """Those that are not of the query's own group."""
-        group = groups.get(query)
-        return [image for image in images if not group or groups.get(image) != group]
+        group = group_of(query)
+        return [image for image in images if not group or group_of(image) != group]
 
     others = {query: masked(query, answers) for query, answers in ranked.items()}
     leaks = track == 2 and any(others[query] != ranked[query] for query in queries if query in ranked)
     retrieval = {}
     for relevance, right in relevant.items():
-        keys = _group_keys([shown[query] for query in right], groups)
+        keys = _group_keys([shown[query] for query in right], group_of)
         retrieval[relevance] = _scores(ranked, right, relevance, keys, depth)
         if leaks:
             right = {query: set(masked(query, images)) for query, images in right.items()}
@@ -212,17 +226,17 @@ def _score_answers(
         n_own = sum(others[query][:1] != ranked[query][:1] for query in queries if query in ranked)
         notes.append(f"{n_own} first answers are frames of the query's own group: a leak, unless the board wants them")
         notes.append("masked scores are lower bounds: the lists were cut before masking (`predict --mask-groups` masks first)")
-    # The images that a test folder is known to have: those of its groups or of its labels.
-    known = set(groups) | set(findings) | {shown[query] for query in queries}
+    known = known | {shown[query] for query in queries}
     chance = {
-        relevance: float(np.mean([len(images & known) / max(len(known - {query}), 1) for query, images in right.items()]))
+        relevance: float(np.mean([len(images & known) / max(len(known - {query}), 1) for query, images in right.items() if images]))
         for relevance, right in relevant.items()
+        if any(right.values())
     }
     return SubmissionScores(None, retrieval, notes, chance)
 
 
 def _score_classes(
-    submission: Submission, truth: Mapping[str, str | int], where: Path, taxonomy: Taxonomy, groups: Mapping[str, str]
+    submission: Submission, truth: Mapping[str, str | int], where: Path, taxonomy: Taxonomy, group_of: Callable[[str], str]
 ) -> tuple[ClassificationScores, list[str]]:
     index_of_id = {c.id: i for i, c in enumerate(taxonomy.classes)}
     wanted = np.array(taxonomy.indices(_class_names(truth, taxonomy, where)))
@@ -236,7 +250,7 @@ def _score_classes(
     strange = sum(answer is not None for answer, index in zip(answers, given) if index == len(taxonomy))
     if strange:
         notes.append(f"{strange} answers are no class id of {taxonomy.name} and count as wrong")
-    return ClassificationScores(wanted, given, names, _group_keys(list(truth), groups), reject=reject), notes
+    return ClassificationScores(wanted, given, names, _group_keys(list(truth), group_of), reject=reject), notes
 
 
 def _scores(
@@ -265,8 +279,10 @@ def _class_names(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Path
     return [named[value] for value in truth.values()]
 
 
-def _group_keys(names: list[str], groups: Mapping[str, str]) -> list[str] | None:
-    return [groups.get(name, "") for name in names] if groups else None
+def _group_keys(names: list[str], group_of: Callable[[str], str]) -> list[str] | None:
+    """The group of each, "" for one of its own; None where no one has any."""
+    keys = [group_of(name) for name in names]
+    return keys if any(keys) else None
 
 
 def _ranked(submission: Submission) -> dict[str, list[str]] | None:

@@ -117,6 +117,8 @@ def fit(
     started = time.monotonic()
     model.train()
     same_start(model)
+    if not pretrained and (settings.layer_decay != 1 or settings.head_epochs or settings.thaw_epochs):
+        console.warn("layer_decay, head_epochs and thaw_epochs say how pretrained weights learn, and there are none.")
     pace_of = paces(
         [name for name, _ in model.named_parameters()],
         pretrained,
@@ -284,14 +286,16 @@ def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Aver
 def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, scaler) -> dict[str, Any]:
     path = run.path(CHECKPOINT)
     try:
-        state = torch.load(path, weights_only=True)
+        # To the CPU: another machine, or another process of the same training, has not the GPU it was saved from.
+        state = torch.load(path, weights_only=True, map_location="cpu")
         own = {name for name, _ in _kept(model)}
         if set(state["weights"]) != own:
             raise ValueError("it holds other parameters")
         model.load_state_dict(state.pop("weights"), strict=False)
         optimizer.load_state_dict(state.pop("optimizer"))
         schedule.load_state_dict(state.pop("schedule"))
-        average.weights, average.steps = state.pop("average"), state.pop("average_steps")
+        average.weights = {name: value.to(average.weights[name].device) for name, value in state.pop("average").items()}
+        average.steps = state.pop("average_steps")
         scaler.load_state_dict(state.pop("scaler"))
     except Exception as error:  # a damaged file raises anything from KeyError to an unpickling error
         raise RunError(f"The checkpoint cannot be used: {error}", where=path, mend="start anew with --overwrite") from error

@@ -23,6 +23,10 @@ _NUMBERED = re.compile(r"(?:^|\.)(?:blocks|stages|layers|resblocks|layer)\.?(\d+
 # Registered before the blocks and used after them: the projections of open_clip's towers.
 _ENDING = re.compile(r"(?:^|\.)(?:proj|text_projection|logit_scale|logit_bias)$")
 
+# Used before the blocks, wherever it is registered: open_clip's text tower has it after them.
+_STEM = re.compile(r"(?:^|\.)(?:token_embedding\.weight|positional_embedding|class_embedding|pos_embed|cls_token|patch_embed\..*)$")
+_TOWERS = ("visual.", "white.", "narrow.")  # parts of names; what has none of them is a tower too
+
 Losses = Callable[[int], Iterator[torch.Tensor]]  # given an epoch, a loss a step
 
 
@@ -64,12 +68,13 @@ def paces(
 def depths_from_top(names: Iterable[str]) -> dict[str, int]:
     """For each parameter of a network how many stages lie above its own: 0 in the last block and in what follows it.
 
-    Stages are counted for the image tower (names with `visual.`) and for the rest apart. What comes before
-    the first block, a stem or an embedding of patches or positions, belongs to the stage of that block (ours).
+    Stages are counted for each tower apart: the image tower (names with `visual.`), the two encoders of mics
+    (`white.`, `narrow.`), and the rest. What comes before the first block, a stem or an embedding of tokens, patches
+    or positions, belongs to the stage of that block (ours).
     """
-    towers: dict[bool, list[str]] = {}
+    towers: dict[str, list[str]] = {}
     for name in names:
-        towers.setdefault("visual." in name, []).append(name)
+        towers.setdefault(next((tower for tower in _TOWERS if tower in name), ""), []).append(name)
     depths = {}
     for own in towers.values():
         numbers = [int(found[1]) if (found := _NUMBERED.search(name)) else None for name in own]
@@ -78,7 +83,8 @@ def depths_from_top(names: Iterable[str]) -> dict[str, int]:
         for name, number in zip(own, numbers):
             begun |= number is not None
             if number is None:
-                number = last if begun or _ENDING.search(name) else min((n for n in numbers if n is not None), default=0)
+                after = _ENDING.search(name) or begun and not _STEM.search(name)
+                number = last if after else min((n for n in numbers if n is not None), default=0)
             depths[name] = last - number
     return depths
 

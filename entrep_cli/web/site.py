@@ -35,7 +35,7 @@ from entrep_cli.console import visible
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import ImageError, decode_image, read_image
 from entrep_cli.data.splits import Split
-from entrep_cli.errors import EntrepError, UsageError
+from entrep_cli.errors import DataError, EntrepError, UsageError
 from entrep_cli.report.pages import render, stylesheet
 from entrep_cli.retrieval.cases import Case, Finder, Found, Query, find_cases, gallery_query, image_query, text_query
 from entrep_cli.retrieval.class_aware import MODES, ClassRule
@@ -209,9 +209,13 @@ class Site:
             raise UsageError("There is nothing to search for.", mend="write a finding, or choose an image")
         if len(text) > MAX_TEXT:
             raise UsageError(f"The text is longer than {MAX_TEXT} characters.", mend="describe one finding")
-        classes = settings.rule != "off" or hasattr(self.finder.model, "classify_texts")
         with self.lock:
-            return text_query(self.finder, text, classes=classes), {"text": text}, ""
+            try:
+                return text_query(self.finder, text, classes=True), {"text": text}, ""
+            except DataError:  # a class without a prompt: the page can do without the text's own class, the rules cannot
+                if settings.rule != "off":
+                    raise
+                return text_query(self.finder, text), {"text": text}, ""
 
     def _rule(self, mode: str) -> ClassRule:
         if mode == "soft" and self.class_weight is None:

@@ -89,6 +89,12 @@ def test_embed_lists_the_faults_of_all_folders(trained, phantom, entrep, tmp_pat
     assert done.code == 1 and str(tmp_path / "x") in done.err and str(tmp_path / "y") in done.err
 
 
+def test_embeddings_of_a_run_of_somebody_else_are_refused_before_the_work(trained, entrep, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # a user who is root may write anywhere
+    done = entrep("embed")
+    assert done.code == 1 and "may not be written to" in done.err and "cp -r" in done.err
+
+
 def test_queries_elsewhere_need_no_dataset(trained, phantom, entrep, tmp_path, monkeypatch):
     shutil.copytree(phantom / "test" / "imgs", tmp_path / "new")
     (trained / "split.json").unlink()

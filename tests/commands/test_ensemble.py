@@ -161,13 +161,14 @@ def test_calibrated_scores_and_flips(trained, entrep):
         assert [answer for answer, _ in rows] == [answer for answer, _ in before[query]]
         assert np.allclose([p for _, p in rows], with_temperature(np.array([[p for _, p in before[query]]]), t)[0], atol=1e-4)
     kept = json.loads((trained / "dinov2" / "calibration.json").read_text())
-    assert kept["plain"]["value"] == t and "flip" not in kept
+    assert kept["value"] == t and not (trained / "dinov2" / "calibration-flip.json").exists()
     scored = entrep("evaluate", "--json").json["calibration"]
     assert scored["temperature"]["value"] == t and {"ECE", "NLL", "Brier", "bins"} == set(scored["calibrated"])
     flipped = entrep("evaluate", "--tta")
     assert flipped.code == 0 and "with flips" in flipped.out and "Calibration" in flipped.out
     assert (trained / "dinov2" / "evaluation" / "test-tta.json").is_file()
-    assert {"plain", "flip"} <= set(json.loads((trained / "dinov2" / "calibration.json").read_text()))
+    assert json.loads((trained / "dinov2" / "calibration.json").read_text()) == kept
+    assert json.loads((trained / "dinov2" / "calibration-flip.json").read_text())["value"] != t
     assert entrep("predict", "--track", 2, "--tta", "--gallery", "queries").code == 0
     noted = entrep("evaluate", "--part", "val")
     assert "fitted on the validation part itself" in noted.err

@@ -52,6 +52,13 @@ def test_what_must_be_mended_is_exit_1_with_its_page(entrep, copies, tmp_path):
     assert done.code == 1 and "0-00.png" not in done.out + page.read_text("utf-8") and str(copies) not in done.out
 
 
+def test_how_the_files_were_read_is_said_but_in_private(entrep, copies):
+    (copies / "unsorted").mkdir()
+    scene(900).save(copies / "unsorted" / "a.png")
+    note = "Note: 1 image in unsorted/ left out: named after no class of the label files."
+    assert note in entrep("inspect").err and "unsorted" not in entrep("inspect", "--private").err
+
+
 def test_wrong_usage(entrep, copies, tmp_path):
     assert entrep("inspect", "--html", tmp_path).code == 2
     assert entrep("inspect", "--run", "none").code == 1

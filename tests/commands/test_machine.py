@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from entrep_cli.machine.caches import KINDS
 from entrep_cli.models import published
 from entrep_cli.models.published import HubFile, PublishedWeights
 from tests.tiny import cache_files
@@ -105,3 +106,5 @@ def test_cache(entrep):
     cleared = json.loads(entrep("cache", "clear", "pixels", "--older-than", "7", "--json").out)
     assert (cleared["files"], cleared["bytes"], cleared["ok"]) == (1, 5, True) and not path.exists()
     assert "total" in entrep("cache", "clear").out
+    told = entrep("cache", "clear", "--help").out
+    assert all(kind in told for kind in KINDS)

@@ -75,5 +75,14 @@ def test_factors_of_a_recipe_over_folds(fresh, small_clip, entrep):
     assert [run["run"] for row in table["rows"] for run in row["runs"]] == ["ablations/best/base-fold0-seed0"] * 2
     too_many = entrep("ablate", "best", *line, "--rows", "base", "--folds", 4)
     assert too_many.code == 2 and "3 folds" in too_many.err
+    listed = entrep("ablate", "best", *line, "--rows", "loss-*", "--folds", 2, "--seeds", 3, "--list", "--json").json
+    assert {row["key"] for row in listed["rows"]} >= {"loss-focal"} and listed["trainings"] == 6 * len(listed["rows"])
     unknown = entrep("ablate", "best", *line, "--rows", "los-*", "--folds", 1)
     assert unknown.code == 2 and "loss-focal" in unknown.err
+
+
+def test_a_refinement_of_flipped_views_is_set_on_flipped_views(trained, entrep):
+    """Their vectors are twice as long: a whitening of the plain ones would not fit them."""
+    done = entrep("evaluate", "--tta", "--refine", "whiten,qe", "--part", "val")
+    assert done.code == 0, done.err
+    assert entrep("predict", "--track", 2, "--tta", "--refine", "whiten", "--gallery", "queries").code == 0

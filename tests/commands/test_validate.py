@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -506,3 +507,81 @@ def test_what_cannot_be_compared_is_wrong_usage(data, run, right, entrep, tmp_pa
     assert "--truth truth_t2i.json" in entrep(*line, "--track", 3, "--run", "seen").err
     done = entrep(*line, "--track", 1, "--run", "seen", "--truth", data / "test" / "truth_cls.json")
     assert done.code == 2 and entrep(*line, "--track", 4).code == 2
+
+
+# ---------------------------------------------------------------- what it is checked against
+
+
+def test_of_several_test_folders_one_is_named(data, right, entrep, tmp_path):
+    for name in ("public", "private"):
+        shutil.copytree(data / "test", tmp_path / "both" / name)
+    (tmp_path / "mine.zip").write_bytes(sent(all_but(right[1])))
+    line = ("validate", tmp_path / "mine.zip", "--track", 1, "--data", tmp_path / "both")
+    done = entrep(*line)
+    assert done.code == 1 and "2 test folders" in done.err and "--queries" in done.err
+    assert entrep(*line, "--queries", tmp_path / "both" / "private", "--json").json["counts"] == {"missing-key": 1}
+
+
+def test_what_was_not_checked_is_not_called_valid(data, right, entrep, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "test" / "i2i.csv").rename(tmp_path / "data" / "test" / "i2i (1).csv")
+    (tmp_path / "mine.zip").write_bytes(sent(all_but(right[2], 9)))
+    line = ("validate", tmp_path / "mine.zip", "--track", 2, "--data", tmp_path / "data")
+    done = entrep(*line)
+    assert done.code == 0 and "as far as was checked" in done.out and "whether each query has an answer" in done.out
+    assert "uploaded" not in done.err
+    done = entrep(*line, "--json")
+    assert done.json["ok"] and done.json["valid"] is None and done.json["skipped"]
+    (tmp_path / "mine.zip").write_bytes(sent(right[2]))
+    done = entrep("validate", tmp_path / "mine.zip", "--track", 2)
+    assert done.code == 0 and f"It can be uploaded as it is: {tmp_path / 'mine.zip'}" in done.err and "not checked" not in done.out
+
+
+def test_queries_elsewhere_are_answered_out_of_the_dataset(data, right, entrep, tmp_path, monkeypatch):
+    """As `predict` does: by the images and the classes of the dataset that is there without being named."""
+    shutil.copytree(data / "test", tmp_path / "private")
+    trained = sorted(path.name for path in (data / "train" / "imgs").iterdir())
+    (tmp_path / "mine.zip").write_bytes(sent(dict(zip(right[2], trained * 2))))
+    line = ("validate", tmp_path / "mine.zip", "--queries", tmp_path / "private")
+    assert entrep(*line, "--track", 2, "--json").json["valid"] is True
+    (tmp_path / "mine.zip").write_bytes(sent(rewritten(right[1], value=lambda v: v + 10)))
+    assert entrep(*line, "--track", 1, "--json").json["counts"] == {"class-range": 28}
+    own = tmp_path / "own"
+    shutil.copytree(data, own)
+    (own / "taxonomy.toml").write_text("".join(f'[[classes]]\nname = "{name}"\nid = {10 + i}\n' for i, name in enumerate(ENTREP)))
+    monkeypatch.setenv("ENTREP_DATA", str(own))
+    assert entrep(*line, "--track", 1, "--json").json["valid"] is True
+
+
+def test_the_gallery_that_was_searched(data, right, entrep, tmp_path):
+    (tmp_path / "more").mkdir()
+    draw("throat").save(tmp_path / "more" / "purple.png")
+    path = tmp_path / "mine.zip"
+    trained = next((data / "train" / "imgs").iterdir()).name
+    line = ("validate", path, "--track", 3, "--json")
+    for answer, galleries in (("purple.png", {str(tmp_path / "more")}), (trained, {"train", "all"}), (A, {"test", "queries", "all"})):
+        path.write_bytes(sent(dict.fromkeys(right[3], answer)))
+        for gallery in ("queries", "test", "train", "all", str(tmp_path / "more")):
+            found = entrep(*line, "--gallery", gallery).json
+            assert found["valid"] is (gallery in galleries) and set(found["counts"]) <= {"unknown-answer"}
+        assert entrep(*line).json["valid"] is (answer != "purple.png")
+    assert entrep(*line, "--gallery", "nowhere").code == 2
+    path.write_bytes(sent(right[1]))
+    assert entrep("validate", path, "--track", 1, "--gallery", "train").code == 2
+
+
+def test_answers_out_of_class_folders(entrep, tmp_path):
+    """Their images are known by paths, and answered by names."""
+    made = make_contest(tmp_path / "made", per_class=1, tests=1)
+    for label in ENTREP:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        shutil.copy(made.image(f"{label}_000.png"), tmp_path / "data" / label)
+    shutil.copytree(made.test, tmp_path / "data" / "test")
+    images = lines(made.test / "cls.csv")
+    (tmp_path / "data" / "test" / "i2i.csv").write_text("\n".join(images))
+    (tmp_path / "mine.zip").write_bytes(sent({image: image.removeprefix("test_") for image in images}))
+    line = ("validate", tmp_path / "mine.zip", "--track", 2, "--data", tmp_path / "data", "--json")
+    assert entrep(*line).json["valid"] is True and entrep(*line, "--gallery", "train").json["valid"] is True
+    truth = made.test / "truth_cls.json"
+    scored = entrep("evaluate", "--submission", tmp_path / "mine.zip", "--truth", truth, *line[2:])
+    assert scored.code == 0 and scored.json["retrieval"]["class"]["recall@1"]["value"] == 1

@@ -10,7 +10,7 @@ import pytest
 from entrep_cli.data import catalog as catalog_module
 from entrep_cli.data.catalog import Catalog, finding_relevance, name_group
 from entrep_cli.data.images import MAX_PIXELS
-from entrep_cli.errors import DataError
+from entrep_cli.errors import DataError, UsageError
 from tests.tiny import draw, encoded, make_contest, png_header, write_json
 
 EXAM = "123456789012345678"
@@ -133,6 +133,58 @@ def test_groups_come_from_the_file_else_the_name_else_the_image(tmp_path):
     assert list(Catalog.read(tmp_path, groups="none").groups) == [f"image:{name}" for name in names]
 
 
+def test_groups_by_a_pattern_of_the_names(tmp_path):
+    names = ["P1_a.png", "P1_b.png", "P2_c.png", f"7_{EXAM}_d.png", f"7_{EXAM[::-1]}_e.png", "f.png"]
+    for i, name in enumerate(names):
+        put(tmp_path / "P9_imgs" / name, seed=i)
+    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"P9_imgs/{name},throat\n" for name in names))
+    (tmp_path / "groups.csv").write_text("image,group\nP1_b.png,g\n")
+    catalog = Catalog.read(tmp_path, groups=r"^(P\d+)_")
+    # The file comes first, then the pattern on the file's own name, then what `auto` knows.
+    of = {Path(image).name: group for image, group in zip(catalog.images, catalog.groups)}
+    assert list(map(of.get, names)) == ["P1", "g", "P2", "7", "7", "image:P9_imgs/f.png"]
+    assert catalog.group_rule == r"^(P\d+)_" and catalog.near_duplicates is not None and catalog.root == tmp_path
+    assert name_group("a/P3.png", "(P.)?") == "P3" and name_group("a.png", "(P.)?") == ""
+    with pytest.raises(DataError, match="finds a group in none of 6 file names") as error:
+        Catalog.read(tmp_path, groups="^(Q)_")
+    assert "--groups" in error.value.mend
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [("patient", "0 capture groups"), ("", "0 capture groups"), (r"(a)(b)", "2 capture groups"), ("(", "no regular expression: missing )")],
+)
+def test_what_is_no_way_to_group(tmp_path, rule, said):
+    with pytest.raises(UsageError) as error:
+        Catalog.read(tmp_path, groups=rule)
+    assert said in error.value.what and "auto, exam, none" in error.value.mend
+
+
+def test_that_groups_are_not_known_is_noted(tmp_path):
+    made = make_contest(tmp_path, per_class={"throat": 4})
+    put(made.train / "imgs" / "unlabelled.png", seed=9)
+    unknown = "no exam or patient is known of {} of 4 labelled images: frames of one may stand in two parts, and intervals are over images"
+
+    def told(groups: str = "auto") -> list[str]:
+        return [note.split(";")[0] for note in Catalog.read(tmp_path, groups=groups).notes if "is known of" in note]
+
+    assert told() == told("exam") == [unknown.format(4)] and told("none") == [] == told(r"(_\d)")
+    (made.train / "groups.csv").write_text("image,group\nthroat_000.png,g\n")
+    assert told() == [unknown.format(3)]
+    (made.train / "groups.csv").write_text("image,group\nthroat_000.png,g\nthroat_001.png,g\n")
+    assert told() == []
+
+
+def test_copies_that_join_hide_no_unknown_groups(tmp_path):
+    from tests.data.scenes import jpeg, scene
+
+    (tmp_path / "throat").mkdir()
+    for i, image in enumerate((scene(1), jpeg(scene(1), 60), jpeg(scene(1), 40))):
+        image.save(tmp_path / "throat" / f"{i}.png")
+    catalog = Catalog.read(tmp_path)
+    assert len(set(catalog.groups)) == 1 and catalog.notes[-1].startswith("no exam or patient is known of 3 of 3")
+
+
 # ---------------------------------------------------------------- several sources
 
 
@@ -189,6 +241,15 @@ def test_one_name_for_two_pictures_is_a_fault_even_where_one_is_a_copy(tmp_path)
     # The clash is one of names: a copy under a name that stands for another picture is no better.
     shutil.copy(one.image("throat_000.png"), two.image("throat_001.png"))
     assert "throat_001.png: 2 different pictures have this name" in faults(tmp_path)
+
+
+def test_a_folder_of_ENTRep_s_name_beside_other_labels_brings_no_ids(tmp_path):
+    put(tmp_path / "images" / "a.png", "polyp")
+    (tmp_path / "labels.csv").write_text("image,label\na.png,polyp\n")
+    class_folders(tmp_path, throat=3)
+    catalog = Catalog.read(tmp_path)
+    assert catalog.images == ["a.png"] and catalog.taxonomy.names == ["polyp"]
+    assert "3 images in throat/ left out: named after no class of the label files" in catalog.notes
 
 
 # ---------------------------------------------------------------- faults

@@ -10,6 +10,7 @@ from entrep_cli.data import duplicates, measures
 from entrep_cli.data.duplicates import (
     THUMBNAIL,
     FineStructure,
+    Outlines,
     UnionFind,
     close_hashes,
     clusters_of,
@@ -118,10 +119,17 @@ def test_a_shift_is_found_and_undone(originals):
     moved = np.roll(base, (2, -1), axis=(1, 2))
     one, two = FineStructure.of(base), FineStructure.of(moved)
     rows = np.arange(len(base))
-    share, down, right = one.agreement(rows, two, rows)
+    share, down, right = Outlines.of(base).agreement(rows, Outlines.of(moved), rows)
     assert set(zip(down.tolist(), right.tolist())) == {(2, -1)} and share.min() > 0.9
     assert one.correlation(rows, two, rows, down, right).min() > 0.9
     assert one.correlation(rows, two, rows, 0 * down, 0 * right).max() < 0.8
+
+
+def test_outlines_flip_as_the_pictures_do(originals):
+    base = thumbnails(originals[:5])
+    flipped, own = Outlines.of(base).mirrored, FineStructure.of(base)
+    for bits, flags in ((flipped.signs, own.values > 0), (flipped.inside, own.inside)):
+        assert np.array_equal(np.unpackbits(bits[..., None].view(np.uint8), axis=-1).astype(bool), flags[:, :, ::-1])
 
 
 def test_alike_by_embedding_against_all_pairs():

@@ -158,6 +158,39 @@ def test_all_at_once_and_nothing_is_raised(made):
     assert set(kinds(made.write())) == wanted
 
 
+def test_pictures_that_share_a_name_keep_their_own_remarks(made):
+    """`images/` of a public release holds another picture under a name of the contest; the last row has a copy."""
+    made.add("zz.png", jpeg(scene(20), 60), "ear-right")
+    root = made.write()
+    (root / "images").mkdir()
+    scene(900).save(root / "images" / FIRST)
+    write_json(root / "data.json", [{"Path": FIRST, "Classification": "nose-left"}])
+    found = inspect_dataset(root, labels=True)
+    both = {f"train/imgs/{FIRST}", f"images/{FIRST}"}
+    assert both <= set(found.pictures) and len(found.pictures) == 36 and json.dumps(found.as_dict())
+    assert all(found.pictures[key].path == root / key for key in both)
+    assert found.of_kind("contradicting copies").details == (f"{FIRST}: 2 different pictures have this name",)
+    assert found.clusters == (("ear-right_0.png", "zz.png"),)
+
+
+def test_that_groups_are_not_known_is_remarked_unless_the_split_knows_them(made):
+    made.rows = {}
+    root = made.write()
+    remark = inspect_dataset(root).of_kind("unknown groups")
+    assert remark.severity == "note" and "of 28 of 28 labelled" in remark.what and "groups.csv" in remark.mend
+    write_split(make_split(Catalog.read(root, groups=r"(^\w+-?\w*_\d)"), ratios=(50, 50, 0)), root)
+    found = inspect_dataset(root)
+    assert found.of_kind("unknown groups") is None and found.ok
+
+
+def test_notes_on_the_files_are_kept(made):
+    root = made.write()
+    (root / "elsewhere").mkdir()
+    scene(900).save(root / "elsewhere" / "a.png")
+    found = inspect_dataset(root)
+    assert any("in elsewhere/ left out" in note for note in found.as_dict()["notes"]) and found.as_dict(private=True)["notes"] == []
+
+
 @pytest.mark.parametrize(
     "files", [{}, {"a.txt": b"x"}, {"cls.json": b"{"}, {"cls.json": b"[]", "imgs/a.png": b"x"}, {"taxonomy.toml": b"=", "x/a.png": b"y"}]
 )
@@ -166,7 +199,7 @@ def test_a_folder_that_is_no_dataset_is_a_remark_too(tmp_path, files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     found = inspect_dataset(tmp_path, labels=True, read_queries=read_queries)
-    assert not found.ok and json.dumps(found.as_dict())
+    assert not found.ok and json.dumps(found.as_dict(), allow_nan=False)
 
 
 def test_a_split_that_lets_groups_and_copies_straddle(made):

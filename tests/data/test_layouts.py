@@ -12,6 +12,7 @@ from entrep_cli.data import layouts as layouts_module
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names
 from entrep_cli.data.layouts import find_test_sets, read_sources, read_test_folder
+from entrep_cli.data.queries import known_images
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import runs_dir
 from tests.tiny import draw, make_contest, write_json
@@ -225,15 +226,32 @@ def test_every_fault_of_a_csv_is_listed(tmp_path):
         b"a,b\n1,2\n",
         b"image\na.png\n",
         b"\x89PNG\0\0",
-        "image,label\né.png,x".encode("latin-1"),
-        b'image,label\n"a.png,x\n',
-        b"image,label\n" + b"x" * 200_000,
+        "name,age\né,7".encode("latin-1"),
+        "name,age\nx,7".encode("utf-16"),
     ],
 )
 def test_a_csv_that_is_no_list_of_labels_is_passed_over(tmp_path, content):
     contest(tmp_path, {"a.png": "x"})
     (tmp_path / "other.csv").write_bytes(content)
     assert layouts(tmp_path) == [("contest", ".")]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("Image;Label\na.png;x".encode("utf-16"), "The file is UTF-16; UTF-8 is wanted."),
+        ("\ufeffimage,label\na.png,x".encode("utf-16-be"), "The file is UTF-16; UTF-8 is wanted."),
+        ("image,label\né.png,x".encode("latin-1"), "The file is not UTF-8 (line 2)."),
+        (b'"image","label"\n"a.png,x\n', "The file is not valid CSV (line 2: unexpected end of data)."),
+        (b"image,label\n" + b"x" * 200_000, "The file is not valid CSV (line 2: field larger than field limit (131072))."),
+    ],
+)
+def test_a_list_of_labels_that_cannot_be_read_is_a_fault_beside_others(tmp_path, content, fault):
+    contest(tmp_path, {"a.png": "x"})
+    (tmp_path / "more.csv").write_bytes(content)
+    assert [(source.layout, source.faults) for source in read_sources(tmp_path)] == [("contest", []), ("CSV", [fault])]
+    (tmp_path / "more.csv").rename(tmp_path / "test.csv")  # not for training, whatever it holds
+    assert not faults(tmp_path)
 
 
 def test_a_csv_that_cannot_be_read_is_named_where_nothing_else_is(tmp_path):
@@ -290,6 +308,35 @@ def test_a_folder_of_test_images_is_no_class(tmp_path):
     assert labels(tmp_path) == {"a.png": "x"}
 
 
+def test_folders_beside_label_files_are_classes_only_where_these_know_them(tmp_path):
+    contest(tmp_path / "train", {"a.png": "nose-left", "b.png": "throat"})
+    touch(tmp_path, "public_test/c.png", "public_test/C.png", "private_test/d.png", "more/throat/e.png", "more/ulcer/f.png")
+    assert labels(tmp_path) == {"a.png": "nose-left", "b.png": "throat", "more/throat/e.png": "throat"} and not faults(tmp_path)
+    left = "4 images in more/ulcer/, private_test/, public_test/ left out: named after no class of the label files"
+    assert notes(tmp_path) == [left] and known_images(tmp_path)[1].name == "entrep"
+    touch(tmp_path, "x/g.png", "y/h.png")
+    assert "6 images in more/ulcer/, private_test/, public_test/ and 2 other folders left out" in notes(tmp_path)[0]
+    # A taxonomy of one's own decides too; one that does not hold is told of elsewhere.
+    (tmp_path / "taxonomy.toml").write_text("[[classes]]\nname = 'ulcer'\nid = 0\n")
+    assert "more/ulcer/f.png" in labels(tmp_path) and "more/throat/e.png" not in labels(tmp_path)
+    (tmp_path / "taxonomy.toml").write_text("[[classes]]")
+    assert "more/throat/e.png" in labels(tmp_path)
+
+
+def test_folders_do_not_change_the_ids(tmp_path):
+    """Most images lie in folders of ENTRep's classes; the label file says that there are others."""
+    contest(tmp_path / "train", {"a.png": "polyp", "b.png": "polyp", "c.png": "nose-left"})
+    touch(tmp_path, *(f"nose-left/{i}.png" for i in range(5)))
+    images, taxonomy = known_images(tmp_path)
+    assert len(images) == 8 and taxonomy.names == ["nose-left", "polyp"]
+
+
+def test_class_folders_beside_the_labels_of_held_out_images_are_all_classes(tmp_path):
+    touch(tmp_path, "images/a.png", "train/left/b.png", "train/rare/c.png")
+    (tmp_path / "test.csv").write_text("image,label\na.png,left\n")
+    assert set(labels(tmp_path).values()) == {"left", "rare"}
+
+
 # ---------------------------------------------------------------- Kvasir
 
 KVASIR = (
@@ -314,7 +361,8 @@ def test_kvasir_as_it_unpacks(tmp_path, inside):
     touch(tmp_path, f"kvasir-dataset-features/{KVASIR[0]}/0be91a4e.features", "kvasir-dataset-v2.zip")
     catalog = Catalog.read(tmp_path)
     assert catalog.counts() == dict.fromkeys(KVASIR, 2) and catalog.layouts == (f"class folders in {inside.rstrip('/') or '.'}",)
-    assert catalog.taxonomy.mirrors == list(range(8)) and not catalog.notes  # nothing here has a side
+    assert catalog.taxonomy.mirrors == list(range(8))  # nothing here has a side
+    assert len(catalog.notes) == 1 and catalog.notes[0].startswith("no exam or patient is known of 16 of 16")
 
 
 def test_both_kvasirs_in_one_folder_count_their_common_images_once(tmp_path):
@@ -323,7 +371,7 @@ def test_both_kvasirs_in_one_folder_count_their_common_images_once(tmp_path):
             (tmp_path / inside / name).mkdir(parents=True)
             draw(name, (20, 16)).save(tmp_path / inside / name / "a.jpg")
     catalog = Catalog.read(tmp_path)
-    assert len(catalog) == 8 and catalog.notes == ("pixel for pixel copies of other images, counted once: 8",)
+    assert len(catalog) == 8 and catalog.notes[0] == "pixel for pixel copies of other images, counted once: 8"
 
 
 # ---------------------------------------------------------------- pairs of modalities
@@ -377,16 +425,16 @@ def test_pairs_in_train_and_test(tmp_path):
 
 def test_all_four_layouts_in_one_folder(tmp_path):
     made = make_contest(tmp_path / "contest" / "contest", per_class=1, tests=1)
-    touch(tmp_path, "release/images/r.png", "kvasir/polyp/k.png", "table/t.png")
+    touch(tmp_path, "release/images/r.png", "more/throat/k.png", "table/t.png")
     release(tmp_path / "release", {"Path": "r.png"})
-    (tmp_path / "table" / "labels.csv").write_text("image,label\nt.png,polyp\n")
+    (tmp_path / "table" / "labels.csv").write_text("image,label\nt.png,throat\n")
     assert layouts(tmp_path) == [
         ("contest", "contest/contest/train"),
         ("public release", "release"),
         ("CSV", "table/labels.csv"),
-        ("class folders", "kvasir"),
+        ("class folders", "more"),
     ]
-    assert set(labels(tmp_path)) == {*made.labels, "r.png", "t.png", "kvasir/polyp/k.png"} and not faults(tmp_path)
+    assert set(labels(tmp_path)) == {*made.labels, "r.png", "t.png", "more/throat/k.png"} and not faults(tmp_path)
     (found,) = find_test_sets(tmp_path)
     assert set(found.images) == set(made.test_labels)
 
@@ -440,7 +488,7 @@ def test_two_folders_may_share_their_images_by_links(tmp_path):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(DataError, match="0 images, but no labels") as error:
         read_sources(tmp_path)
-    assert error.value.where == str(tmp_path) and len(error.value.faults) == 4 and "entrep synth" in error.value.mend
+    assert error.value.where == str(tmp_path) and len(error.value.faults) == 4 and "`entrep synth phantom`" in error.value.mend
 
 
 def test_images_without_labels(tmp_path):

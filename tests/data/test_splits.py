@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from entrep_cli.data import splits
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.splits import allocate, make_split, read_catalog_and_split, read_split, split_path, write_split
+from entrep_cli.data.splits import (
+    allocate,
+    make_split,
+    read_catalog_and_split,
+    read_split,
+    split_command,
+    split_groups,
+    split_path,
+    write_split,
+)
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import DataError, RunError, UsageError
 from tests.tiny import make_contest
@@ -283,4 +292,32 @@ def test_the_description_says_how_it_was_made(catalog):
     path = write_split(make_split(catalog, seed=5))
     made = json.loads(path.with_suffix(".json").read_text())
     assert (made["seed"], made["ratios"], made["folds"], made["groups"]) == (5, [80, 10, 10], 0, "auto")
-    assert made["catalog"] == catalog.fingerprint
+    assert made["catalog"] == catalog.fingerprint and made["small_to_train"] is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups", "command"),
+    [
+        ({}, "auto", "entrep split --ratios 80/10/10 --seed 0"),
+        ({"folds": 4, "seed": 3}, "exam", "entrep split --folds 4 --seed 3 --groups exam"),
+        ({"ratios": (0.7, 33.333333333, 0)}, r"^(\w+)_", r"entrep split --ratios 0.7/33.333333333/0 --seed 0 --groups '^(\w+)_'"),
+        ({"small_to_train": True}, "none", "entrep split --ratios 80/10/10 --seed 0 --groups none --small-to-train"),
+    ],
+)
+def test_the_command_that_makes_a_split_again(catalog, tmp_path, settings, groups, command):
+    split = make_split(Catalog.read(tmp_path / "data", groups=groups), **settings)
+    path = write_split(split)
+    made = json.loads(path.with_suffix(".json").read_text())
+    assert split_command(made) == command
+    assert split_command(made, tmp_path / "my data").startswith(f"{command.removesuffix(' --small-to-train')} --data '{tmp_path}/my data'")
+    assert read_split(Catalog.read(tmp_path / "data", groups=groups)) == split
+
+
+def test_names_tell_groups_as_the_split_of_that_dataset_says(catalog, tmp_path):
+    root, pattern = tmp_path / "data", r"^(\w+)_"
+    assert split_groups(root) == "auto"
+    write_split(make_split(Catalog.read(root, groups="exam")), root)
+    assert split_groups(root) == "auto"
+    write_split(make_split(Catalog.read(root, groups=pattern)), root)
+    assert split_groups(root) == pattern and split_groups(tmp_path) == "auto"
+    assert read_catalog_and_split(root)[0].group_rule == pattern

@@ -23,10 +23,11 @@ from entrep_cli.workspace import runs_dir, write_json_atomic
 
 AB = Taxonomy("ab", (ClassInfo("a", 0, "x"), ClassInfo("b", 1, "x")))
 EXAMS, FRAMES = 30, 4
+SPLIT = {"fingerprint": "s", "fold": None, "ratios": [80.0, 10.0, 10.0], "folds": 0, "seed": 3}
 
 
 def made_run(name: str, classes: Taxonomy = AB, **more) -> None:
-    manifest = {"method": "dinov2", "taxonomy": classes.as_dict(), "data": {"catalog": "d"}, "split": {"fingerprint": "s", "fold": None}}
+    manifest = {"method": "dinov2", "taxonomy": classes.as_dict(), "data": {"catalog": "d"}, "split": SPLIT}
     write_json_atomic(runs_dir() / name / "run.json", {**manifest, "files": {}, "seconds": 60.0, "parameters": 5, "finished": name, **more})
 
 
@@ -69,7 +70,7 @@ def planted(monkeypatch):
             return SimpleNamespace(images=images, seen=answers[name], model=torch.nn.Linear(2, 3), notes=(f"note of {on}",), fold=fold)
 
         monkeypatch.setattr(comparison, "open_scored", opened)
-        things = SimpleNamespace(fingerprint="d"), SimpleNamespace(fingerprint="s")
+        things = SimpleNamespace(fingerprint="d", root="data"), SimpleNamespace(fingerprint="s")
         monkeypatch.setattr(comparison, "read_catalog_and_split", lambda root: things)
 
     return plant
@@ -139,7 +140,7 @@ def test_too_few_exams_for_any_mark_is_told(planted, tmp_path, monkeypatch):
 def test_what_cannot_be_compared_is_listed_at_once(planted, tmp_path):
     planted(good=0.8, fine=0.8)
     made_run("elsewhere", data={"catalog": "other"})
-    made_run("otherwise", split={"fingerprint": "other", "fold": None})
+    made_run("otherwise", split=SPLIT | {"fingerprint": "other"})
     made_run("pre", method="mics-pretrain")
     made_run("region", Taxonomy("regions", (ClassInfo("ear", 0, "ear"), ClassInfo("nose", 1, "nose"))))
     made_run("fold", split={"fingerprint": "s", "fold": 1})

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from entrep_cli import limits
 from entrep_cli.errors import DataError
 from entrep_cli.machine import hardware, versions
 from entrep_cli.machine.doctor import examinations, examine, examine_weights
@@ -111,7 +112,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
 )
 def test_limits_of_a_container(tmp_path, files, processors, memory):
     root = write(tmp_path, files)
-    assert hardware.cgroup_processors(root) == processors and hardware.cgroup_memory(root) == memory
+    assert limits.cgroup_processors(root) == processors and limits.cgroup_memory(root) == memory
 
 
 def test_threads_beyond_the_quota_are_a_warning(monkeypatch):
@@ -119,9 +120,10 @@ def test_threads_beyond_the_quota_are_a_warning(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(hardware, "cgroup_processors", lambda: None)
-    assert levels(hardware.examine_threads()) == ["ok"]
-    monkeypatch.setattr(hardware, "cgroup_processors", lambda: 1.5)
+    for quota in (None, 1.5):
+        for module in (limits, hardware):
+            monkeypatch.setattr(module, "cgroup_processors", lambda quota=quota: quota)
+        assert levels(hardware.examine_threads()) == ["warning" if quota else "ok"]
     (found,) = hardware.examine_threads()
     assert found.level == "warning" and found.advice == "export OMP_NUM_THREADS=2" and "a quota of 1.5" in found.what
 

@@ -104,6 +104,7 @@ def test_a_saved_model_answers_the_same(catalog, files, tmp_path, kind, tune, we
     again = ClipLora.load(run, made, TAXONOMY, CPU)
     for a, b in zip((*model.infer(pixels()), model.embed_texts(["a", "b c"])), (*again.infer(pixels()), again.embed_texts(["a", "b c"]))):
         assert torch.allclose(a, b, atol=1e-5)
+    assert again.backbone.pretrained_text == model.backbone.pretrained_text
     assert model.embed_images(pixels()).shape == (3, 32)
     assert torch.allclose(model.embed_texts(["a"]).norm(dim=1), torch.ones(1))
 

@@ -138,8 +138,8 @@ def test_features_are_computed_once(catalog, tmp_path, monkeypatch):
 def test_views_carry_the_mirror_class_when_flipped(catalog):
     backbone, _ = create_backbone(recipe().backbone, 32)
     model = Dinov2(backbone, recipe("augment.flip=1"), TAXONOMY).eval()
-    _, plain = module._view_features(model, catalog, {}, 0, torch.device("cpu"))
-    _, flipped = module._view_features(model, catalog, {}, 1, torch.device("cpu"))
+    _, plain = module._view_features(model, catalog, {}, 0, torch.device("cpu"), "fp32")
+    _, flipped = module._view_features(model, catalog, {}, 1, torch.device("cpu"), "fp32")
     assert flipped.tolist() == [TAXONOMY.mirrors[t] for t in plain.tolist()] != plain.tolist()
 
 
@@ -356,7 +356,7 @@ def test_labels_that_were_mended_are_learned_where_features_are_kept(catalog, tm
     made = recipe("views=1")
     model = Dinov2(Backbone(made.backbone, 32), made, TAXONOMY)
     for part in (mended.subset(mended.images[:24]), mended.subset(mended.images[24:])):
-        shown = module._view_features(model, part, {}, 0, torch.device("cpu"))[1]
+        shown = module._view_features(model, part, {}, 0, torch.device("cpu"), "fp32")[1]
         assert torch.equal(shown, torch.from_numpy(part.targets))
 
 
@@ -367,7 +367,10 @@ def test_counts_that_cannot_be_are_refused_at_once(assignment):
 
 
 def test_focal_loss_mixing_and_rates_train_another_model(catalog, tmp_path):
-    one = "tune=full", "train.epochs=2", "head.dropout=0"
+    from safetensors.torch import save_file
+
+    save_file(create_backbone(recipe().backbone, 32)[0].model.state_dict(), tmp_path / "weights.safetensors")
+    one = "tune=full", "train.epochs=2", "head.dropout=0", f"backbone.weights={tmp_path / 'weights.safetensors'}"
     plain, _ = fit(catalog, recipe(*one), Run(tmp_path / "plain"))
     for i, setting in enumerate(("loss.focal=2.0", "mixing.mosaic=1.0", "train.layer_decay=0.3")):
         model, _ = fit(catalog, recipe(*one, setting), Run(tmp_path / str(i)))
@@ -407,3 +410,38 @@ def test_training_and_validation_compute_alike(catalog, tmp_path, monkeypatch, p
     of_images = {call for call in seen[Backbone] if call[2] == torch.uint8}  # one that is made is asked for its width first
     assert of_images == {(precision == "bf16", learning, torch.uint8) for learning in (True, False)}
     assert seen[module.Head] == {(False, learning, torch.float32) for learning in (True, False)}
+
+
+@pytest.mark.parametrize("name, computed", [("test_vit", "bf16"), ("test_resnet", "fp32")])
+def test_features_of_a_frozen_vit_are_in_the_precision_of_the_training(catalog, tmp_path, monkeypatch, name, computed):
+    seen, forward = set(), Backbone.forward
+
+    def run(self, x):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return forward(self, x)
+
+    made = recipe("train.epochs=1", name=name)
+    fit(catalog, made, Run(tmp_path / "before"))  # kept features of another precision are not taken
+    monkeypatch.setattr(Backbone, "forward", run)
+    model, fitted = fit(catalog, made, Run(tmp_path / "run"), precision="bf16")
+    assert fitted.precision == computed and next(model.parameters()).dtype == torch.float32
+    assert (True in seen) == (computed == "bf16")
+
+
+@pytest.mark.parametrize("weights", ["none", "a file"])
+def test_random_backbones_learn_as_fast_as_the_head(catalog, tmp_path, monkeypatch, weights):
+    from safetensors.torch import save_file
+
+    given = []
+
+    def spied(*arguments, pretrained, **how):
+        given.append(pretrained)
+        return looped(*arguments, pretrained=pretrained, **how)
+
+    looped = module.fit
+    monkeypatch.setattr(module, "fit", spied)
+    file = tmp_path / "weights.safetensors"
+    save_file(create_backbone(recipe().backbone, 32)[0].model.state_dict(), file)
+    named = "none" if weights == "none" else str(file)
+    fit(catalog, recipe("tune=full", "train.epochs=1", f"backbone.weights={named}"), Run(tmp_path / "run"))
+    assert bool(given[0]) == (weights == "a file")

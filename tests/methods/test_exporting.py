@@ -66,7 +66,7 @@ def test_what_is_missing_is_told(made, monkeypatch):
     monkeypatch.setattr(exporting, "_installed", lambda name: name == "onnx")
     with pytest.raises(UsageError, match="onnxscript is not installed") as told:
         export_onnx(run, model, PIXELS)
-    assert "entrep[onnx]" in told.value.mend
+    assert "'.[onnx]'" in told.value.mend
     with pytest.raises(UsageError, match="onnxruntime is not installed"):
         open_exported(run)
 

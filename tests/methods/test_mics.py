@@ -335,7 +335,7 @@ def test_a_killed_pretraining_ends_with_the_same_bytes(data, monkeypatch):
     with pytest.raises(RunError, match="another recipe"):
         pretrain(*data, recipe("pretraining.mask_ratio=0.5"), run=run, resume=True)
     catalog, split = data
-    with pytest.raises(RunError, match="other images"):
+    with pytest.raises(RunError, match="other data"):
         pretrain(catalog.labelled, split, own, run=run, resume=True)
     pretrain(*data, own, run=run, resume=True)
     for file in ("model.safetensors", "metrics.csv", "images.csv", "config.toml"):

@@ -10,7 +10,7 @@ from entrep_cli.errors import RunError, UsageError, WeightsError
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone, read_weights
 from entrep_cli.workspace import Run, file_sha256, runs_dir, write_json_atomic
 
-timm = pytest.importorskip("timm")  # after entrep_cli, which mends torchvision for it
+import timm  # noqa: E402 - after entrep_cli, which mends torchvision for it
 
 
 def settings(name: str = "test_vit", weights: str = "none", **more) -> BackboneSettings:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from entrep_cli.errors import UsageError
-from entrep_cli.models.device import autocast, choose_precision
+from entrep_cli.models.device import autocast, choose_device, choose_precision
 
 CPU = torch.device("cpu")
 
@@ -44,3 +44,16 @@ def test_what_is_asked_for_is_taken_and_nonsense_refused():
 def test_towers_compute_in_it(precision, dtype):
     with autocast(CPU, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_a_gpu_without_kernels_is_told_before_the_work_begins(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+
+    def no_kernel(*_, device):
+        raise RuntimeError("no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    with pytest.raises(UsageError, match="'an old one' cannot be used: no kernel image") as caught:
+        choose_device("auto")
+    assert "--device cpu" in caught.value.mend

@@ -14,7 +14,7 @@ import pytest
 
 from entrep_cli.errors import EntrepError, UsageError, WeightsError
 from entrep_cli.models import published
-from entrep_cli.models.published import HubFile, PublishedWeights, fetch_commands, find_weights, published_weights
+from entrep_cli.models.published import HubFile, PublishedWeights, fetch_commands, find_weights, published_weights, weights_path
 from entrep_cli.models.published_check import check_weights
 from entrep_cli.models.published_fetch import fetch_file
 from entrep_cli.recipes.recipe import recipe_names
@@ -81,6 +81,21 @@ def test_the_table_agrees_with_open_clip_and_timm():
         if name := text.get("hf_tokenizer_name"):
             assert {(name, "config.json"), (name, "tokenizer_config.json")} <= others
             assert any(file.repository == name and file.name in _HUB_VOCABULARIES for file in weights.files)
+
+
+def test_weights_are_named_as_in_the_table(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
+    assert weights_path("some/file.pth") == Path("some/file.pth")
+    with pytest.raises(WeightsError, match="'mobilenetv2' are not on this machine") as caught:
+        weights_path("mobilenetv2")
+    assert "`entrep weights fetch mobilenetv2`" in caught.value.mend
+    folder = cache_files(hub, "timm/mobilenetv2_100.ra_in1k", {"model.safetensors": CONTENT})
+    assert weights_path("mobilenetv2") == folder / "model.safetensors"
+    (tmp_path / "mobilenetv2").write_text(CONTENT)  # a file of that name goes before
+    assert weights_path("mobilenetv2") == Path("mobilenetv2")
+    named = [tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8")).get("backbone", {}).get("weights") for name in recipe_names()]
+    assert set(named) - {None, "none", "hub"} <= {weights.name for weights in published_weights()} and "mobilenetv2" in named
 
 
 def test_every_weight_of_the_hub_that_a_recipe_names_is_in_the_table():

@@ -15,7 +15,7 @@ from entrep_cli.data.images import Preprocess
 from entrep_cli.data.splits import make_split
 from entrep_cli.errors import DataError, RunError
 from entrep_cli.methods.dinov2 import of_target
-from entrep_cli.retrieval import class_weight as module
+from entrep_cli.retrieval import class_weight, validation
 from entrep_cli.retrieval.class_aware import tune_weight
 from entrep_cli.retrieval.class_weight import tuned_weight
 from entrep_cli.retrieval.embeddings import embed_items, embedded_sets, embeddings_of
@@ -144,7 +144,7 @@ def test_it_is_tuned_again_for_another_model_split_or_list_of_weights(run, model
     read.clear()
     tuned_weight(finished(run.folder, catalog, moved, b"other weights"), model, lambda: tell() and (catalog, moved))
     assert len(read) == 1
-    monkeypatch.setattr(module, "WEIGHTS", (0.0, 3.0))
+    monkeypatch.setattr(class_weight, "WEIGHTS", (0.0, 3.0))
     tuned_weight(run, model, lambda: tell() and (catalog, moved))
     assert len(read) == 2
 
@@ -191,7 +191,7 @@ def test_a_run_of_somebody_else_is_tuned_all_the_same(run, model, catalog, split
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "write_json_atomic", refuse)
+    monkeypatch.setattr(validation, "write_json_atomic", refuse)
     assert tuned_weight(run, model, lambda: (catalog, split)).queries > 0
 
 

@@ -133,6 +133,26 @@ def test_a_write_that_fails_leaves_no_set(items, run, monkeypatch):
     assert len(read_embeddings(run, "test")) == 5
 
 
+def test_in_a_run_of_somebody_else_nothing_is_kept(items, run, monkeypatch, capsys):
+    moved = replace(items, path=items.path.copy(), label=np.array(list("abcde"), dtype=object))
+
+    def refused(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "atomic_path", refused)
+        found = embeddings_of(run, "test", items, Mean())
+    assert len(found) == 5 and embedded_sets(run) == []
+    assert "not kept" in capsys.readouterr().err
+    kept = embeddings_of(run, "test", items, Mean())
+    assert np.array_equal(found.vectors, kept.vectors) and capsys.readouterr().err == ""
+    with monkeypatch.context() as patch:  # where only the list changes, too
+        patch.setattr("pathlib.Path.unlink", refused)
+        again = embeddings_of(run, "test", moved, Mean())
+    assert again.items.rows() == moved.rows() and "the list of images is not kept" in capsys.readouterr().err
+    assert read_embeddings(run, "test").items.rows() == items.rows()
+
+
 def test_the_flip_is_no_part_of_the_gallery(items, run):
     embeddings_of(run, "test", items, Mean())
     build_run_index(run)

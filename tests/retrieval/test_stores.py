@@ -127,7 +127,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, gallery, monkeypatc
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(RunError, match="not installed") as caught:
         build_store("milvus.db", gallery, SETS, tmp_path)
-    assert caught.value.mend == "pip install 'entrep[milvus]'"
+    assert caught.value.mend == "pip install '.[milvus]', in the checkout"
 
 
 def test_what_milvus_lite_did_not_make_is_left_alone(tmp_path, gallery):

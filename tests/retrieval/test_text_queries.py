@@ -100,9 +100,3 @@ def test_empty_texts_and_classes_without_prompts_are_named(tmp_path, model):
     with pytest.raises(DataError) as caught:
         text_probabilities(make(tmp_path, taxonomy=bare), ["a"])
     assert caught.value.faults == ("class right has no prompt",)
-
-
-def test_a_model_that_knows_no_class_of_a_text_says_so():
-    with pytest.raises(UsageError, match="class of a text") as caught:
-        text_probabilities(object(), ["a"])
-    assert "--class-aware off" in caught.value.mend

@@ -12,11 +12,12 @@ from PIL import Image
 from torch import nn
 
 from entrep_cli.data.images import Preprocess
+from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import embedded_sets
-from entrep_cli.submission.answers import answer_track
+from entrep_cli.submission.answers import answer_track, gallery_names
 from entrep_cli.workspace import Run
 
 RGB = Taxonomy("rgb", (ClassInfo("red", 4, "x", "red"), ClassInfo("green", 7, "x", "green"), ClassInfo("blue", 2, "x", "blue")))
@@ -99,9 +100,41 @@ def test_groups_csv_goes_before_names_and_knows_no_case(run, data):
     assert found.answers[A] == B and found.answers["r0.png"] == B
 
 
+def test_groups_csv_of_the_dataset_serves_its_test_folder(run, data, tmp_path):
+    (data / "groups.csv").write_text("image,group\nr0.png,x\nb.png,x\nG.png,x\n")
+    found = answer_track(run, Colour(), data, 2, mask_groups=True)
+    assert "g.png" not in [answer for query, _, answer, _ in found.ranked if query == "b.png"]
+    assert found.answers[A] == "r0.png"  # not named there: by the name
+    shutil.copytree(data / "test", tmp_path / "elsewhere")  # other images may have these names
+    found = answer_track(run, Colour(), data, 2, queries=tmp_path / "elsewhere", mask_groups=True)
+    assert "g.png" in [answer for query, _, answer, _ in found.ranked if query == "b.png"]
+
+
+def test_groups_that_mask_nothing_are_told(run, data, tmp_path):
+    said: list[str] = []
+    answer_track(run, Colour(), data, 2, mask_groups=True, warn=said.append)
+    assert said == []
+    for name in (A, B):
+        (data / "test" / "imgs" / name).unlink()
+    (data / "test" / "i2i.csv").write_text("r0.png\nb.png\n")
+    answer_track(run, Colour(), data, 2, mask_groups=True, warn=said.append)
+    assert len(said) == 1 and said[0].startswith("--mask-groups masks nothing: no query has a group")
+
+
 def test_track_3_answers_texts(run, data):
     found = answer_track(run, Colour(), data, 3)
     assert found.answers["a green field"] == "g.png" and list(found.answers) == ["a green field", "red and blue, both"]
+
+
+def test_the_queries_of_a_track_are_not_guessed_beside_those_of_others(run, data):
+    for track, name in ((1, "cls.csv"), (2, "i2i.csv"), (3, "t2i.csv")):
+        (data / "test" / name).rename(data / "test" / f"{track} (1).csv")
+        if track < 3:
+            with pytest.raises(DataError, match=f"no queries of track {track}") as caught:
+                answer_track(run, Colour(), data, track)
+            assert name in caught.value.mend and "--queries" in caught.value.mend
+    assert embedded_sets(run) == []
+    assert list(answer_track(run, Colour(), data, 2, queries=data / "test" / "2 (1).csv").answers) == ["r0.png", A, "b.png"]
 
 
 def test_queries_elsewhere_need_no_dataset(run, data):
@@ -113,6 +146,17 @@ def test_a_query_file_that_lies_alone_asks_of_the_dataset(run, data, tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "mine.csv").write_text("g.png\n")
     assert answer_track(run, Colour(), data, 1, queries=tmp_path / "alone" / "mine.csv").answers == {"g.png": 7}
+
+
+def test_no_image_is_embedded_twice(run, data, monkeypatch):
+    """Not even where nothing can be kept."""
+    monkeypatch.setattr("entrep_cli.retrieval.embeddings._keep", lambda *_: None)
+    for gallery in ("queries", "test"):
+        model, seen = Colour(), []
+        once = model.infer
+        model.infer = lambda pixels, once=once, seen=seen: seen.append(len(pixels)) or once(pixels)
+        answer_track(run, model, data, 2, gallery=gallery)
+        assert sum(seen) == len(COLOURS)
 
 
 def test_a_gallery_folder(run, data, tmp_path):
@@ -140,6 +184,26 @@ def test_a_name_of_two_pictures_is_no_answer(run, data):
     with pytest.raises(DataError, match="stand for two images") as caught:
         answer_track(run, Colour(), data, 2, gallery="all")
     assert list(caught.value.faults) == ["g.png"]
+
+
+def test_class_folders_as_gallery(run, data):
+    """A catalog has paths, an answer a name; where it could be two images nothing is computed."""
+    for place, colour in {"red/x.png": (255, 9, 0), "blue/y.png": (0, 9, 255), "blue/b.png": (0, 0, 255)}.items():
+        paint(data / place, *colour)
+    found = answer_track(run, Colour(), data, 2, gallery="train")
+    assert found.answers == {"r0.png": "x.png", A: "x.png", "b.png": "y.png"}  # blue/b.png would be named as the query is
+    assert sorted(found.gallery) == ["b.png", "x.png", "y.png"]
+    test_set = only_test_set(data)
+    assert sorted(gallery_names("train", test_set, ["red/x.png", "blue/y.png", "blue/b.png"])) == sorted(found.gallery)
+    assert set(gallery_names("all", test_set, ["red/x.png"])) == {*COLOURS, "x.png"}
+    assert gallery_names("queries", test_set, [], ["R0.png"]) == ["r0.png"]
+    shutil.rmtree(run.folder / "embeddings")
+    paint(data / "red" / "y.png", 255, 0, 9)
+    for gallery, names in (("train", ["y.png"]), ("all", ["b.png", "y.png"])):
+        with pytest.raises(DataError, match="without a folder") as caught:
+            answer_track(run, Colour(), data, 2, gallery=gallery)
+        assert sorted(caught.value.faults) == names
+    assert embedded_sets(run) == []
 
 
 def test_faults_of_the_gallery_show_before_anything_is_computed(run, data):
@@ -221,8 +285,6 @@ def test_the_class_of_a_text(run, data):
     assert [row[:3] for row in hard.ranked] == [(asked[0], 1, "g.png"), (asked[1], 1, "b.png")] and hard.fell_back == 0
     (data / "test" / "imgs" / "g.png").unlink()
     assert answer_track(run, Named(), data, 3, rule=ClassRule("hard")).fell_back == 1
-    with pytest.raises(UsageError, match="class of a text"):
-        answer_track(run, Colour(), data, 3, rule=ClassRule("soft", 0.1))
 
 
 def test_a_template_changes_what_is_embedded_and_no_query(run, data):

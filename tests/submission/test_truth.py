@@ -151,6 +151,44 @@ def test_own_group_answers_are_counted_and_masked(tmp_path):
     assert means(by_class)["recall@1"] == 1 and by_class.n_without_relevant == 0
 
 
+@pytest.mark.parametrize("place", ["names", "dataset"])
+def test_groups_are_those_of_the_images_wherever_they_are_told(tmp_path, place):
+    """Without a groups.csv beside the truth: by the one of the dataset, or by the patient in the names."""
+    exam = "202501020304050607"
+    a, b, c = (f"9_{exam}_a.png", f"9_{exam}_b.png", f"8_{exam}_c.png") if place == "names" else "abc"
+    test = tmp_path / "test"
+    test.mkdir()
+    if place == "dataset":
+        (tmp_path / "groups.csv").write_text("image,group\nA,9\nb,9\nc,8\nold,9\n")
+    named = truth(test, "truth_i2i.json", {a: c, b: c, c: a})
+    ranked = {a: [b, c], b: [c, a], c: [a, b]}
+    mine = submission(tmp_path, {query: row[0] for query, row in ranked.items()}, ranked)
+    scored = score_submission(mine, named, 2, ABC, {}, tmp_path)
+    assert scored.notes[0].startswith("1 first answers are frames of the query's own group")
+    assert means(scored.retrieval["pair"])["recall@1"] == pytest.approx(2 / 3)
+    assert means(scored.retrieval["pair, own group masked"])["recall@1"] == 1
+    assert scored.retrieval["pair"].groups == ["9", "9", "8"]
+    assert scored.chance == {"pair": 1 / 2}  # of three test images: training images in the groups are none
+    classes = score_submission(submission(tmp_path, {a: 3, b: 3, c: 3}), truth(test, "t.json", {a: 3, b: 3, c: 5}), 1, ABC, None, tmp_path)
+    assert classes.classification.groups == ["9", "9", "8"]
+    if place == "dataset":
+        elsewhere = score_submission(mine, named, 2, ABC, {}, test)
+        assert set(elsewhere.retrieval) == {"pair"} and elsewhere.retrieval["pair"].groups is None
+
+
+def test_queries_with_nothing_relevant_are_counted(tmp_path):
+    """r has no finding, s shares none, and neither r nor s has a class: none of them vanishes, or counts as wrong."""
+    (tmp_path / "groups.csv").write_text("image,group,text\np,1,spur\nq,2,Spur\nr,3,\ns,4,wax\n")
+    truth(tmp_path, "truth_cls.json", {"p": "ant", "q": "ant"})
+    named = truth(tmp_path, "truth_i2i.json", {"p": "q", "r": "p", "s": "p"})
+    scored = score_submission(submission(tmp_path, {"p": "q", "r": "p", "s": "p"}), named, 2, ABC)
+    for relevance in ("finding", "class"):
+        found = scored.retrieval[relevance]
+        assert means(found)["recall@1"] == 1 and found.n_without_relevant == 2
+        assert scored.chance[relevance] == 1 / 3
+    assert scored.retrieval["pair"].n_without_relevant == 0
+
+
 def test_a_query_is_no_answer_to_itself(tmp_path):
     """Not even where the truth has its class; and a class of one image has no right answer."""
     named = truth(tmp_path, "truth_cls.json", {"p": "ant", "q": "ant", "s": "bee"})
@@ -236,7 +274,8 @@ def test_findings_are_shared_through_the_texts_of_groups_csv(tmp_path):
     lists = {"spur": ["b", "a"], "gai": ["a", "b"], "wax": ["d", "a"]}
     scored = score_submission(submission(tmp_path, {q: row[0] for q, row in lists.items()}, lists), path, 3, ABC)
     assert means(scored.retrieval["pair"]) == pytest.approx({"recall@1": 1 / 3, "mrr@2": (1 / 2 + 1 / 2 + 1) / 3})
-    assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 2, "mrr@2": 3 / 4})  # "wax" is true of none
+    assert means(scored.retrieval["finding"]) == pytest.approx({"recall@1": 1 / 2, "mrr@2": 3 / 4})
+    assert scored.retrieval["finding"].n_without_relevant == 1  # "wax" is true of none
     assert scored.chance == pytest.approx({"pair": 1 / 4, "finding": (2 / 4 + 1 / 4) / 2})
 
     path = truth(tmp_path, "truth_i2i.json", {"a": "b", "b": "a"})

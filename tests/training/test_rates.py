@@ -52,11 +52,17 @@ CLIP = {  # open_clip's own: some of the names that come first are used last
     "backbone.visual.ln_post.weight": 0,
     "backbone.transformer.resblocks.0.ln_1.weight": 1,
     "backbone.transformer.resblocks.1.ln_1.weight": 0,
+    "backbone.token_embedding.weight": 1,  # registered after the blocks, used before them
     "backbone.ln_final.weight": 0,
 }
+MICS = {
+    f"{encoder}.model.{name}": depth
+    for encoder in ("white", "narrow")
+    for name, depth in {"cls_token": 1, "patch_embed.proj.weight": 1, "blocks.0.w": 1, "blocks.1.w": 0, "norm.weight": 0}.items()
+} | {"fusion.layers.0.w": 0, "head.weight": 0}
 
 
-@pytest.mark.parametrize("tower", [VIT, MOBILENET, CONVNEXT, RESNET, CLIP, {"head.weight": 0}])
+@pytest.mark.parametrize("tower", [VIT, MOBILENET, CONVNEXT, RESNET, CLIP, MICS, {"head.weight": 0}])
 def test_depths_of_towers(tower):
     assert depths_from_top(tower) == tower
 

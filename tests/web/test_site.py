@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.data.images import read_image
-from entrep_cli.errors import RunError, UsageError
+from entrep_cli.errors import DataError, RunError, UsageError
 from tests.finders import HOSTILE, HOSTILE_LABEL, make_finder
 from tests.tiny import draw, encoded, png_header
 
@@ -132,6 +132,17 @@ def test_a_text_finds_images(served):
     page = served.ask("/search?text=septal+spur&k=3")
     assert page.status == 200 and page.text.count('class="card"') == 3 and "Its class is not known" in page.text
     assert served.ask("/search?text=").status == 400 and served.ask(f"/search?text={'x' * 1001}").status == 400
+
+
+def test_a_text_finds_images_where_a_class_has_no_prompt(served, monkeypatch):
+    def no_prompt(texts):
+        raise DataError("The classes of the texts cannot be told.", faults=["class throat has no prompt"])
+
+    monkeypatch.setattr(served.site.finder.model, "classify_texts", no_prompt)
+    page = served.ask("/search?text=septal+spur&k=3")
+    assert page.status == 200 and page.text.count('class="card"') == 3 and "The run takes it for" not in page.text
+    refused = served.ask("/search?text=septal+spur&rule=hard")
+    assert refused.status == 400 and "class throat has no prompt" in refused.text
 
 
 def test_a_method_without_texts_says_so(tmp_path):

@@ -1,7 +1,7 @@
 """A procedural ENT endoscope: writes a synthetic dataset in the contest's layout, truth included.
 
-    entrep synth data/phantom --images 700 --seed 0
-    entrep synth data/phantom --images 60 --test-images 30     # a few seconds
+    entrep synth phantom --images 700 --seed 0
+    entrep synth phantom --images 60 --test-images 30     # a few seconds
 
 A synthetic test bench, not medicine. It lets every command run, and be tested, without a patient's
 picture: the sides are true mirror images, exams hold several frames, findings can be seen where
