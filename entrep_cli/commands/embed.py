@@ -26,11 +26,13 @@ def embed(
     data: options.Data = None,
     run: options.RunName = None,
     folder: Annotated[
-        Optional[list[Path]], typer.Option("--folder", help="Another folder of images to embed, those right in it and without labels; may be repeated.", show_default=False)
+        Optional[list[Path]],
+        typer.Option("--folder", help="A folder of images to embed too, without labels; may be repeated.", show_default=False),
     ] = None,
     device: options.Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="Number format of the towers: auto (as the images embedded before; else what a ViT is fastest in here), fp32, bf16, fp16.")
+        str,
+        typer.Option(help="Number format of the towers: auto (as images embedded before; else what a ViT is fastest in), fp32, bf16, fp16."),
     ] = "auto",
     batch_size: Annotated[
         Optional[int], typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)

@@ -44,7 +44,10 @@ Groups = Annotated[
 MaskGroups = Annotated[
     bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's own group are left out of the answers.")
 ]
-RecipeName = Annotated[Optional[str], typer.Option("--recipe", help="A built-in recipe by name, or a TOML file.", show_default=False)]
+_RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.toml"))
+RecipeName = Annotated[
+    Optional[str], typer.Option("--recipe", help=f"A TOML file, or a built-in recipe: {', '.join(_RECIPES)}.", show_default=False)
+]
 Assignments = Annotated[
     Optional[list[str]],
     typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False),
@@ -67,7 +70,7 @@ LabelFraction = Annotated[
 ]
 Epochs = Annotated[Optional[int], typer.Option(help="At most this many epochs.", min=1, show_default=False)]
 RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
-Precision = Annotated[str, typer.Option(help="Of numbers in training: auto (what the machine has units for), fp32, bf16 or fp16.")]
+Precision = Annotated[str, typer.Option(help="Number format of the towers in training: auto (the fastest here), fp32, bf16 or fp16.")]
 On = Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
 Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
 Tta = Annotated[
@@ -87,13 +90,18 @@ ClassAware = Annotated[
 ClassWeight = Annotated[
     Optional[float],
     typer.Option(
-        "--class-weight", min=0, help="Of the bonus of --class-aware soft (default: what validation chooses).", show_default=False
+        "--class-weight",
+        min=0,
+        help="How much a shared class weighs beside the cosine in --class-aware soft (default: what validation chooses).",
+        show_default=False,
     ),
 ]
 Template = Annotated[
     Optional[str],
     typer.Option(
-        "--template", help="Embed text queries set into this, as 'an endoscopic image showing {}' (default: verbatim).", show_default=False
+        "--template",
+        help="A sentence around each text query, as 'an endoscopic image showing {}' (default: the text alone).",
+        show_default=False,
     ),
 ]
 Refine = Annotated[

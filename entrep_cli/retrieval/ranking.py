@@ -22,6 +22,7 @@ copies), the exact products of all are taken.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ _PRODUCTS_AT_ONCE = 2**24  # a product takes 4 bytes, to find candidates among t
 _FEWEST_QUERIES = 64  # below this, putting the gallery on the grid costs more than the product
 _PRODUCT_TILE = 2**14  # gallery rows in a float32 product at a time: a memory map is never read whole
 _NEAREST_TILE = 2**17  # gallery rows that FAISS searches at a time
+_FAISS_BLOCK = 4096
 _MANY_QUERIES = 1024  # at a time, where FAISS finds the candidates
 _MARGIN, _WIDEST = 90, 1024  # more than k that FAISS is asked for (from 100 on it selects faster), and the most
 _PAIRS_AT_ONCE = 2**16  # coordinates of candidates on the grid at a time: they stay in the processor's cache
@@ -337,7 +339,8 @@ def _nearest_candidates(
     products, rows, last = [], [], []
     for start in range(0, len(gallery), _NEAREST_TILE):
         tile = np.ascontiguousarray(gallery[start : start + _NEAREST_TILE], np.float32)
-        nearest, places = faiss.knn(left, tile, min(width, len(tile)), metric=faiss.METRIC_INNER_PRODUCT)
+        with _wide_blocks():
+            nearest, places = faiss.knn(left, tile, min(width, len(tile)), metric=faiss.METRIC_INNER_PRODUCT)
         last.append(nearest[:, -1] if width < len(tile) else np.full(len(left), -np.inf, np.float32))
         products.append(nearest)
         rows.append(places + start)
@@ -349,6 +352,19 @@ def _nearest_candidates(
     settled = np.max(last, axis=0) < least
     query, place = np.nonzero((nearest >= least[:, None]) & settled[:, None])
     return query, row[query, place], settled
+
+
+@contextlib.contextmanager
+def _wide_blocks() -> Iterator[None]:
+    """FAISS multiplies the queries by so many gallery rows at a time, in the block: a twentieth faster than by its own 1,024."""
+    import faiss
+
+    before = faiss.cvar.distance_compute_blas_database_bs
+    faiss.cvar.distance_compute_blas_database_bs = _FAISS_BLOCK
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_database_bs = before
 
 
 def _all_candidates(
