@@ -267,9 +267,11 @@ def test_groups_with_paths_and_controls(data, entrep):
     images = lines_of_labels(data)
     rows = [*((name, "x") for name in TRAVERSAL), *((name, f"[red]../{i}<b>") for i, name in enumerate(images))]
     (data / "train" / "groups.csv").write_text("image,group\n" + "".join(f'"{name}","{group}"\n' for name, group in rows))
-    assert entrep("split", "--data", data).code in (0, 1)
+    done = entrep("split", "--data", data)
+    assert done.code == 0 and b"groups.csv names" in done.err and b"../" not in done.err
     (data / "train" / "groups.csv").write_text(f'image,group\n{images[0]},"\x1b[2J"\n')
-    assert entrep("split", "--data", data).code in (0, 1)
+    done = entrep("split", "--data", data)
+    assert done.code == 0 and b"groups of 1 of 28 images" in done.err and b"\x1b[2J" not in done.err
     assert not list(data.parent.parent.rglob("evil*"))
 
 
