@@ -103,14 +103,13 @@ def _show(found: Inspection, private: bool) -> None:
 
 
 def _lines(remark: Remark, private: bool) -> list[str]:
-    """A remark for the terminal; what must be mended with its first details."""
+    """A remark for the terminal, with its mend; what must be mended with its first details too."""
     lines = [f"{remark.kind}: {remark.what}"]
     if remark.severity == "must mend":
         details = () if private else remark.details
         lines += [f"  - {detail}" for detail in details[:LINES]]
         lines += [f"  - and {len(details) - LINES} more"] if len(details) > LINES else []
-        lines += [f"  mend: {remark.mend}"] if remark.mend else []
-    return lines
+    return [*lines, *([f"  mend: {remark.mend}"] if remark.mend else [])]
 
 
 def _first(table: dict[str, int], n: int = 4) -> str:
