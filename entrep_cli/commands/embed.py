@@ -32,7 +32,7 @@ def embed(
     device: options.Device = "auto",
     precision: Annotated[
         str,
-        typer.Option(help="Number format of the towers: auto (as images embedded before; else what a ViT is fastest in), fp32, bf16, fp16."),
+        typer.Option(help="Number format of the towers: auto (as images embedded before, else a ViT's fastest), fp32, bf16, fp16."),
     ] = "auto",
     batch_size: Annotated[
         Optional[int], typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)
@@ -89,7 +89,7 @@ def embed(
 def _sets(root: Path, folders: list[Path]) -> dict[str, Items]:
     """All that is to be embedded, by the names of the sets; DataError lists the faults of all."""
     from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.layouts import find_test_sets, read_test_folder
+    from entrep_cli.data.testsets import find_test_sets, read_test_folder
     from entrep_cli.data.splits import split_groups
     from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 

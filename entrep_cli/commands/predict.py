@@ -177,7 +177,7 @@ def predict(
 
 def _decided(model, found, out: Path) -> list[dict[str, Any]]:
     """Which stage of a hybrid decided each query, as a table and as a CSV beside the submission."""
-    from entrep_cli.data.layouts import read_test_folder
+    from entrep_cli.data.testsets import read_test_folder
     from entrep_cli.methods.hybrid import show_stages
     from entrep_cli.retrieval.sets import folder_items
     from entrep_cli.submission.tracks import resolve_names

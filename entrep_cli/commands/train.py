@@ -52,10 +52,10 @@ def train(
         raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
     if folds and fold is not None:
         raise UsageError("--folds trains on every fold, --fold on one.", mend="give one of them")
-    if folds and processes.size() > 1:
-        raise UsageError("--folds trains in one process.", mend="train fold by fold with --fold, or leave out the launcher")
     begun = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
     folds = folds or bool(begun and begun.path("fold-0").is_dir())
+    if folds and processes.size() > 1:
+        raise UsageError("--folds trains in one process.", mend="train fold by fold with --fold, or leave out the launcher")
     config = begun and (begun.path("fold-0", CONFIG) if folds else begun.path(CONFIG))
     if config and not recipe and config.is_file():
         recipe = str(config)

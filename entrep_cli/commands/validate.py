@@ -51,7 +51,7 @@ def validate(
 
     Exit code 1 where there is a fault, and no corrected copy without one.
     """
-    from entrep_cli.data.layouts import find_test_sets
+    from entrep_cli.data.testsets import find_test_sets
     from entrep_cli.data.queries import known_images, lies_alone, named_test_set, only_test_set
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.submission import suspicions

@@ -18,7 +18,6 @@ from entrep_cli.data.catalog import Catalog, unknown_groups
 from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates
 from entrep_cli.data.frames import pd
 from entrep_cli.data.label_errors import PIXEL_FEATURES, label_suspects, out_of_fold
-from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.leaks import TRAIN, Picture
 from entrep_cli.data.measures import measure_images
 from entrep_cli.data.pixels import probe_images
@@ -37,6 +36,7 @@ from entrep_cli.data.remarks import (
     place_of,
 )
 from entrep_cli.data.splits import split_groups
+from entrep_cli.data.testsets import TestSet, find_test_sets
 from entrep_cli.data.text_checks import looks_torn, of_texts
 from entrep_cli.errors import DataError
 

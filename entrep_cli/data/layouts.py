@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from entrep_cli.data.files import Names, Table, Tree, odd_names, read_json, read_table, scan
+from entrep_cli.data.files import Names, Table, Tree, read_json, read_table, scan
 from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
+from entrep_cli.data.testsets import IMAGE_FOLDERS, QUERY_FILES, image_folder, is_test_folder
 from entrep_cli.data.texts import fold
 from entrep_cli.errors import DataError
 
-IMAGE_FOLDERS = ("imgs", "images")
-QUERY_FILES = {1: "cls.csv", 2: "i2i.csv", 3: "t2i.csv"}
 HELD_OUT = ("test", "val", "valid", "validation")
 CLASS_FOLDERS = "class folders"
 # How class folders of two modalities end: white light, and the narrow-band images of the same names (MICS).
@@ -56,22 +55,6 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class TestSet:
-    """A folder of test images with the query files of some tracks.
-
-    Attributes:
-        images: path of each image by its name, verbatim.
-        queries: the query file of each track that has one.
-    """
-
-    __test__ = False  # no test for pytest to collect
-
-    folder: Path
-    images: dict[str, Path]
-    queries: dict[int, Path]
-
-
 def read_sources(root: Path) -> list[Source]:
     """Every labelled source below `root`, whatever its layout.
 
@@ -88,11 +71,11 @@ def read_sources(root: Path) -> list[Source]:
             ("data.json", _read_release, IMAGE_FOLDERS[::-1]),
         ):
             if marker in files:
-                names = _image_folder(tree, folder, prefer)
+                names = image_folder(tree, folder, prefer)
                 taken.add(names.folder)
                 sources.append(reader(folder, names, files))
-    tests = {folder for folder in tree if _is_test_folder(tree, folder)}
-    taken |= {_image_folder(tree, folder).folder for folder in tests}
+    tests = {folder for folder in tree if is_test_folder(tree, folder)}
+    taken |= {image_folder(tree, folder).folder for folder in tests}
     for folder, (_, files) in tree.items():
         if (tests - {root}) & {folder, *folder.parents}:
             continue  # a table of labels beside test queries is their truth
@@ -133,29 +116,6 @@ def taxonomy_folder(root: Path, sources: Sequence[Source]) -> Path | None:
     """Where `taxonomy.toml` lies: in the dataset folder, else beside the labels; None where there is none."""
     places = (root, *(source.folder for source in sources))
     return next((place for place in places if (place / "taxonomy.toml").is_file()), None)
-
-
-def find_test_sets(root: Path) -> list[TestSet]:
-    """Every folder below `root` that holds query files of the contest beside its images."""
-    tree = scan(root)
-    return [read_test_folder(folder, tree) for folder in tree if _is_test_folder(tree, folder)]
-
-
-def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
-    """A folder of images to answer for: with query files, or just images (each is a query then).
-
-    Raises:
-        DataError: no image in it, or names that differ only in case.
-    """
-    tree = tree or scan(folder)
-    names = _image_folder(tree, folder)
-    if not names.files:
-        raise DataError("There are no images in the folder.", where=folder, mend="name a folder of images, or of imgs/ and its query files")
-    if faults := names.clashes() + odd_names(names.files):
-        raise DataError("Image names clash.", where=folder, faults=faults, mend="rename one of each")
-    files = tree[folder][1]
-    queries = {track: folder / name for track, name in QUERY_FILES.items() if name in files}
-    return TestSet(folder, {name: names.folder / name for name in names.files}, queries)
 
 
 # ---------------------------------------------------------------- the four readers
@@ -297,19 +257,6 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path], beside: Sequen
 
 
 # ---------------------------------------------------------------- parts of the readers
-
-
-def _image_folder(tree: Tree, folder: Path, prefer: Iterable[str] = IMAGE_FOLDERS) -> Names:
-    """The images that belong to the label or query files of `folder`: its imgs/ or images/, or itself."""
-    if folder not in tree:
-        raise DataError("There is no such folder.", where=folder)
-    below = {name.lower(): name for name in tree[folder][0]}
-    place = next((folder / below[name] for name in prefer if name in below), folder)
-    return Names(place, tree[place][1])
-
-
-def _is_test_folder(tree: Tree, folder: Path) -> bool:
-    return any(name in tree[folder][1] for name in QUERY_FILES.values()) and bool(_image_folder(tree, folder).files)
 
 
 def _label_columns(table: Table) -> dict[str, str]:

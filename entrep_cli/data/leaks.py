@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entrep_cli.data.duplicates import Alike
-from entrep_cli.data.layouts import TestSet
+from entrep_cli.data.testsets import TestSet
 from entrep_cli.data.texts import fold
 
 

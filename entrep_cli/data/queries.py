@@ -6,8 +6,9 @@ from pathlib import Path
 
 from entrep_cli.data.files import read_table
 from entrep_cli.data.images import SUFFIXES
-from entrep_cli.data.layouts import IMAGE_FOLDERS, TestSet, find_test_sets, read_sources, read_test_folder, taxonomy_folder, taxonomy_of
+from entrep_cli.data.layouts import read_sources, taxonomy_folder, taxonomy_of
 from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.testsets import IMAGE_FOLDERS, TestSet, find_test_sets, read_test_folder
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
 

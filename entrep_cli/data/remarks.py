@@ -17,9 +17,9 @@ from entrep_cli.data import leaks
 from entrep_cli.data.catalog import GROUPS_MEND, Catalog
 from entrep_cli.data.duplicates import Alike, clusters_of, find_alike
 from entrep_cli.data.frames import pd
-from entrep_cli.data.layouts import TestSet
 from entrep_cli.data.leaks import Picture
 from entrep_cli.data.splits import read_assignment
+from entrep_cli.data.testsets import TestSet
 
 Clusters = Sequence[tuple[str, ...]]
 

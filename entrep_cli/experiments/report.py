@@ -131,7 +131,9 @@ def content_of(
 _NEXT = ("predict --track 1", "predict --track 2", "evaluate --class-aware soft")
 
 
-def remade(manifest: Mapping[str, Any], place: str, name: str, flags: str, members: Sequence[str] = (), weights: str = "") -> tuple[str, ...]:
+def remade(
+    manifest: Mapping[str, Any], place: str, name: str, flags: str, members: Sequence[str] = (), weights: str = ""
+) -> tuple[str, ...]:
     """The commands that split and train as it was done for this run, out of what it tells of itself.
 
     Args:

@@ -216,7 +216,8 @@ def _view_features(
     pixels = load_pixels(part.paths, part.digests, model.preprocess, "images")
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + view)
     features, shown = [], []
-    with console.progress(f"Features of view {view}" if view else "Features", len(part)) as advance, torch.inference_mode(), autocast(device, precision):
+    title = f"Features of view {view}" if view else "Features"
+    with console.progress(title, len(part)) as advance, torch.inference_mode(), autocast(device, precision):
         for batch, wanted in zip(batched(pixels, recipe.batch_size), targets.split(recipe.batch_size)):
             if view:
                 batch, wanted, _ = augment(batch, wanted, part.taxonomy, recipe.augment, generator)

@@ -163,7 +163,8 @@ def check_parts(recipes: Mapping[str, Recipe], train: Catalog, val: Catalog) -> 
     for name in fine:
         check_target(train, val, recipes[name])
     own = recipes["towers" if "towers" in recipes else "prototype"]
-    if "towers" in recipes or own.backbone.weights == "hub" or weights_path(own.backbone.weights).is_file():  # a run has its own image settings
+    weights = own.backbone.weights
+    if "towers" in recipes or weights == "hub" or weights_path(weights).is_file():  # a run has its own image settings
         check_views(own.image, recipes["baseline"].image)
     check_views(*(recipes[name].image for name in fine))
 

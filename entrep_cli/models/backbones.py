@@ -132,7 +132,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         WeightsError: missing, damaged, or holding more than tensors (nothing in it is ever executed).
     """
     if not path.is_file():
-        raise WeightsError("There is no such weights file.", where=path, mend="--weights FILE, a name of `entrep weights list`, hub, none for random weights, or a run (not of clip-lora)")
+        mend = "--weights FILE, a name of `entrep weights list`, hub, none for random weights, or a run (not for clip-lora)"
+        raise WeightsError("There is no such weights file.", where=path, mend=mend)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from entrep_cli.data.catalog import Catalog, name_group
 from entrep_cli.data.images import raise_image_faults
-from entrep_cli.data.layouts import TestSet, find_test_sets
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.queries import read_groups
 from entrep_cli.data.splits import split_groups
+from entrep_cli.data.testsets import TestSet, find_test_sets
 from entrep_cli.data.texts import fold
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of
 from entrep_cli.workspace import Run, fingerprint

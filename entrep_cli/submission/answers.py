@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.layouts import TestSet, read_test_folder
 from entrep_cli.data.queries import named_test_set, only_test_set
 from entrep_cli.data.splits import split_groups
+from entrep_cli.data.testsets import TestSet, read_test_folder
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embeddings_of

@@ -28,7 +28,7 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.tracks import resolve_names, track_of
 
 if TYPE_CHECKING:
-    from entrep_cli.data.layouts import TestSet
+    from entrep_cli.data.testsets import TestSet
     from entrep_cli.methods import Model
     from entrep_cli.workspace import Run
 

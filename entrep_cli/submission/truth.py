@@ -23,9 +23,9 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import read_json, read_text
 from entrep_cli.data.frames import pd
-from entrep_cli.data.layouts import TestSet
 from entrep_cli.data.queries import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
+from entrep_cli.data.testsets import TestSet
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
 from entrep_cli.retrieval.sets import folder_items, image_groups

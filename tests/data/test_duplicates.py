@@ -9,8 +9,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from entrep_cli.data import duplicates, measures
 from entrep_cli.data.duplicates import (
     THUMBNAIL,
-    FineStructure,
-    Outlines,
     UnionFind,
     close_hashes,
     clusters_of,
@@ -21,6 +19,7 @@ from entrep_cli.data.duplicates import (
     perceptual_hashes,
     thumbnail,
 )
+from entrep_cli.data.fine_structure import FineStructure, Outlines
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.data.measures import measure_images
 from entrep_cli.errors import DataError

@@ -11,7 +11,8 @@ import pytest
 from entrep_cli.data import layouts as layouts_module
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names
-from entrep_cli.data.layouts import find_test_sets, read_sources, read_test_folder
+from entrep_cli.data.layouts import read_sources
+from entrep_cli.data.testsets import find_test_sets, read_test_folder
 from entrep_cli.data.queries import known_images
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import runs_dir

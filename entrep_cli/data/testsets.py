@@ -1,0 +1,65 @@
+"""Folders of test images to answer for: with the contest's query files, or images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from entrep_cli.data.files import Names, Tree, odd_names, scan
+from entrep_cli.errors import DataError
+
+IMAGE_FOLDERS = ("imgs", "images")
+QUERY_FILES = {1: "cls.csv", 2: "i2i.csv", 3: "t2i.csv"}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A folder of test images with the query files of some tracks.
+
+    Attributes:
+        images: path of each image by its name, verbatim.
+        queries: the query file of each track that has one.
+    """
+
+    __test__ = False  # no test for pytest to collect
+
+    folder: Path
+    images: dict[str, Path]
+    queries: dict[int, Path]
+
+
+def find_test_sets(root: Path) -> list[TestSet]:
+    """Every folder below `root` that holds query files of the contest beside its images."""
+    tree = scan(root)
+    return [read_test_folder(folder, tree) for folder in tree if is_test_folder(tree, folder)]
+
+
+def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
+    """A folder of images to answer for: with query files, or just images (each is a query then).
+
+    Raises:
+        DataError: no image in it, or names that differ only in case.
+    """
+    tree = tree or scan(folder)
+    names = image_folder(tree, folder)
+    if not names.files:
+        raise DataError("There are no images in the folder.", where=folder, mend="name a folder of images, or of imgs/ and its query files")
+    if faults := names.clashes() + odd_names(names.files):
+        raise DataError("Image names clash.", where=folder, faults=faults, mend="rename one of each")
+    files = tree[folder][1]
+    queries = {track: folder / name for track, name in QUERY_FILES.items() if name in files}
+    return TestSet(folder, {name: names.folder / name for name in names.files}, queries)
+
+
+def image_folder(tree: Tree, folder: Path, prefer: Iterable[str] = IMAGE_FOLDERS) -> Names:
+    """The images that belong to the label or query files of `folder`: its imgs/ or images/, or itself."""
+    if folder not in tree:
+        raise DataError("There is no such folder.", where=folder)
+    below = {name.lower(): name for name in tree[folder][0]}
+    place = next((folder / below[name] for name in prefer if name in below), folder)
+    return Names(place, tree[place][1])
+
+
+def is_test_folder(tree: Tree, folder: Path) -> bool:
+    return any(name in tree[folder][1] for name in QUERY_FILES.values()) and bool(image_folder(tree, folder).files)
