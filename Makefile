@@ -26,7 +26,7 @@ test: $(INSTALLED)
 
 foregut: $(INSTALLED)
 	test -d $(DEMO)/data || $(BIN)/entrep synth $(DEMO)/data --images 700 --test-images 210
-	ENTREP_RUNS=$(DEMO)/runs $(BIN)/entrep reproduce foregut --recipe foregut-tiny --data $(DEMO)/data --on queries
+	ENTREP_RUNS=$(DEMO)/runs $(BIN)/entrep reproduce foregut --recipe foregut-tiny --data $(DEMO)/data --split queries
 
 # In a folder of its own: a split that is there already stays. What is trained already is not trained again.
 best: export ENTREP_RUNS = runs/best
@@ -42,7 +42,7 @@ best: $(INSTALLED)
 	for track in 1 2; do $(BIN)/entrep predict --run together --track $$track --tta --data "$(DATA)" || exit 1; done
 	# The contest keeps the truth of its test images to itself; where a folder has it, it is scored.
 	if find -L "$(DATA)" -maxdepth 5 -name truth_cls.json | grep -q .; then \
-	  $(BIN)/entrep evaluate --run together --part queries --tta; fi
+	  $(BIN)/entrep evaluate --run together --split queries --tta; fi
 
 figures: $(INSTALLED)
 	test -d $(DEMO)/runs/clip-lora || $(BIN)/entrep demo $(DEMO)

@@ -13,12 +13,11 @@ import copy
 import time
 from contextlib import nullcontext
 
-from harness import parser, report
-
-from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip imports torchvision
 
 import open_clip
 import torch
+from harness import parser, report
 
 from entrep_cli.models.attention import explicit_attention, stock_state_dict
 from entrep_cli.models.lora import LoraSettings, add_lora, lora_parameters, merged

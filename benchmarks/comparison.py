@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from entrep_cli.scoring.comparison import compare, macro_f1_score, mean_score
+from entrep_cli.evaluation.comparison import compare, macro_f1_score, mean_score
 
 LEVEL = 0.05
 CLASSES = 7

@@ -18,11 +18,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip and timm import torchvision
+
 import harness
 import numpy as np
 from PIL import Image
 
-from entrep_cli import console, mend_torchvision  # noqa: F401 - before open_clip and timm import torchvision
+from entrep_cli import console
 from entrep_cli.data.pixels import decode_images
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
@@ -69,12 +71,12 @@ architecture = read_architecture(args.model)
 recipe = build_recipe(ClipLoraRecipe, {"tune": "full", "backbone": {"name": args.model, "weights": "none"}})
 model = ClipLora(architecture, recipe, Taxonomy.entrep()).eval().requires_grad_(False)
 explicit_attention(model.backbone)  # as a run of `clip-lora` has it once its adapters are merged
-model.has_text_tower = False
+model.reads_text = False
 run = Run(place / "runs" / "bench")
 run.folder.mkdir(parents=True)
 run.path(CONFIG).write_text(recipe_toml(recipe))
 run.path(MODEL).write_bytes(b"random weights of seed 0")
-run.finish({"method": "clip-lora", "taxonomy": model.taxonomy.as_dict(), "preprocess": model.preprocess.as_dict()})
+run.mark_complete({"method": "clip-lora", "taxonomy": model.taxonomy.as_dict(), "preprocess": model.preprocess.as_dict()})
 
 exported = None
 if harness.peer("onnx", "onnx") and harness.peer("onnxruntime", "onnxruntime") and harness.peer("onnxscript", "onnxscript"):

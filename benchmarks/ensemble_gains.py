@@ -19,11 +19,11 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.errors import RunError
-from entrep_cli.experiments.scored import QUERIES, Scored, open_scored
-from entrep_cli.scoring.calibration import MEASURES, calibration_sample, fit_temperature, with_temperature
-from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import score_part
-from entrep_cli.scoring.temperature import run_temperature
+from entrep_cli.evaluation.calibration import MEASURES, calibration_sample, fit_temperature, with_temperature
+from entrep_cli.evaluation.intervals import Interval, Sample, pooled
+from entrep_cli.evaluation.scored import QUERIES, Scored, open_scored
+from entrep_cli.evaluation.subsets import score_subset
+from entrep_cli.evaluation.temperature import run_temperature
 from entrep_cli.workspace import data_dir, runs_dir, write_json_atomic
 
 SCORES = ("accuracy", "macro F1", "NLL", "ECE", "recall@1")
@@ -31,7 +31,7 @@ SCORES = ("accuracy", "macro F1", "NLL", "ECE", "recall@1")
 
 def samples(scored: Scored) -> list[Sample]:
     """Classification, calibration as it is, and retrieval by class, as functions of a resample."""
-    found = score_part(scored.images, scored.seen)
+    found = score_subset(scored.images, scored.seen)
     shares = np.asarray(scored.seen.probabilities)
     likelihood = calibration_sample(shares, scored.images.targets, scored.images.groups)
     return [found.classification.sample, likelihood, found.retrieval["class"].sample]
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--baseline", required=True)
     parser.add_argument("--runs", nargs="*", default=[])
-    parser.add_argument("--part", default=QUERIES)
+    parser.add_argument("--split", default=QUERIES)
     given = parser.parse_args()
     root = data_dir(given.data)
     document: dict[str, dict] = {}

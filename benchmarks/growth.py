@@ -63,7 +63,7 @@ def ran(line, runs, data):
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, 1 if line[0] == "inspect" else 0):  # inspect exits 1 where something is to be mended
+    if process.returncode not in (0, 1 if line[0] == "inspect" else 0):  # inspect exits 1 where something is to be corrected
         sys.exit(f"{line} ended with {process.returncode}: {log.read_text()[-2000:]}")
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -108,7 +108,9 @@ def exponents(row, small, large):
 
 
 few = measured(FEW)
-print("start: " + ", ".join(f"{name} {few[name][0]:.1f} s" for name in ("--help", "split", "validate", "evaluate --submission")), flush=True)
+print(
+    "start: " + ", ".join(f"{name} {few[name][0]:.1f} s" for name in ("--help", "split", "validate", "evaluate --submission")), flush=True
+)
 rows, before = {}, None
 for n in sorted(args.images):
     found = measured(n)

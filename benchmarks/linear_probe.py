@@ -19,9 +19,9 @@ import numpy as np
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import read_catalog_and_split
+from entrep_cli.evaluation.classification import ClassificationScores
+from entrep_cli.evaluation.intervals import pooled
 from entrep_cli.experiments.mics import SHOWN, probe_answers, probe_features
-from entrep_cli.scoring.classification import ClassificationScores
-from entrep_cli.scoring.intervals import pooled
 from entrep_cli.workspace import open_run
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -7,7 +7,7 @@ Drawn are ears of both sides, every one another patient, healthy or with one of 
 the finding tells the classes apart, so a model that is right has seen it. What is trained is what `train`
 offers, from random weights, on views of 96 pixels. For every image with a finding the model is asked
 for that class, whatever it predicted (`text`: for the finding's name), and the heat is held against the mask
-of the finding. Settings are chosen with --part val, or with another seed, which draws other patients.
+of the finding. Settings are chosen with --split val, or with another seed, which draws other patients.
 
 hits     share of images whose hottest pixel lies in the mask, or within --tolerance of it (15 pixels of
          images whose shorter side is 224 or more in Zhang et al. 2018, section 4.1; here the same share of the side)
@@ -30,7 +30,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", type=int, default=1600, help="in all, as many of each class; 60%% train, 15%% val, 25%% test")
 parser.add_argument("--models", nargs="+", default=["conv", "vit"], help="conv, conv-mean, vit, clip, clip-vit")
-parser.add_argument("--part", choices=("val", "test"), default="test", help="what is played with")
+parser.add_argument("--split", choices=("val", "test"), default="test", help="what is played with")
 parser.add_argument("--epochs", type=int, help="of all models; default: each model's own")
 parser.add_argument("--size", type=int, default=96, help="side of the square that models see, in pixels")
 parser.add_argument("--tolerance", type=float, default=15 / 224, help="of that side")
@@ -52,13 +52,13 @@ from entrep_cli.data.catalog import Catalog  # noqa: E402
 from entrep_cli.data.images import field_of_view  # noqa: E402
 from entrep_cli.data.phantom import FINDINGS, render  # noqa: E402
 from entrep_cli.data.splits import make_split  # noqa: E402
+from entrep_cli.evaluation.intervals import bootstrap_mean  # noqa: E402
 from entrep_cli.methods import method_class  # noqa: E402
 from entrep_cli.methods.explanation import WAYS, explain_images  # noqa: E402
 from entrep_cli.methods.runs import load_model, train_run  # noqa: E402
 from entrep_cli.models.attention_maps import has_tokens  # noqa: E402
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe  # noqa: E402
-from entrep_cli.report.overlays import Look, explanation_sheet  # noqa: E402
-from entrep_cli.scoring.intervals import bootstrap_mean  # noqa: E402
+from entrep_cli.reporting.overlays import Look, explanation_sheet  # noqa: E402
 from entrep_cli.workspace import Run, new_run, write_text_atomic  # noqa: E402
 
 CLASSES = {"healthy": "normal", "bead": "foreign-body", "scar": "membrane-scar", "wax": "cerumen"}
@@ -203,7 +203,7 @@ for name in args.models:
         seconds = (time.perf_counter() - start) / len(ill)
         rows[way] = {**summary(heat, masks, lit, labels), "seconds an image": seconds}
         show(name, WAYS[way], {k: v for k, v in rows[way].items() if isinstance(v, dict)})
-        if type(model).has_text_tower and way != "rollout":
+        if type(model).reads_text and way != "rollout":
             heat = np.zeros(masks.shape, np.float32)
             for target in np.unique(targets):
                 of_text = targets == target

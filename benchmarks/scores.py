@@ -15,14 +15,14 @@ import importlib
 import resource
 import sys
 
+import entrep_cli.torchvision_ops  # noqa: F401 - before torchmetrics imports torchvision
+
 import numpy as np
 from harness import fastest, parser, peer, report
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before torchmetrics imports torchvision
+from entrep_cli.evaluation.classification import ClassificationScores
+from entrep_cli.evaluation.retrieval import score_retrieval
 from entrep_cli.retrieval.ranking import rank
-from entrep_cli.scoring.classification import ClassificationScores
-from entrep_cli.scoring.retrieval import score_retrieval
-
 
 MOST_AT_ONCE = 50_000_000
 
@@ -74,7 +74,7 @@ def naive_top_10():
     return np.stack(best)
 
 
-begun = held()
+started = held()
 peers = {"numpy argsort": naive_top_10}
 if faiss:
     index = faiss.IndexFlatIP(args.dimensions)
@@ -123,7 +123,7 @@ if args.queries * args.gallery <= MOST_AT_ONCE:
 else:
     print(f"torchmetrics, ranx, open-metric-learning and scikit-learn hold all pairs at once, and are left out above {MOST_AT_ONCE} pairs")
 compare("mean average precision (ours with Recall@k and MRR)", lambda: our_scores(intervals=False), peers)
-print(f"most memory this process has held: {held():.0f} MiB, {begun:.0f} before anything was ranked")
+print(f"most memory this process has held: {held():.0f} MiB, {started:.0f} before anything was ranked")
 compare(f"the same with {args.resamples:,} resamples", lambda: our_scores(intervals=True), {})
 
 classes = np.where(rng.random(args.gallery) < 0.9, gallery_labels, rng.integers(7, size=args.gallery))

@@ -21,15 +21,15 @@ import copy
 import tempfile
 from pathlib import Path
 
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip imports torchvision
+
 import harness
 import numpy as np
-
-from entrep_cli import console, mend_torchvision  # noqa: F401 - before open_clip imports torchvision
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from entrep_cli import console
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
 from entrep_cli.models.clip import encode_texts, read_architecture

@@ -25,7 +25,7 @@ from entrep_cli.commands.explain import explain
 from entrep_cli.commands.report import report
 from entrep_cli.commands.search import search
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.report.embedding_map import map_png, tsne
+from entrep_cli.reporting.embedding_map import map_png, tsne
 from entrep_cli.retrieval.cases import Finder, find_cases, gallery_query, open_finder
 from entrep_cli.workspace import open_run
 

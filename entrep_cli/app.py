@@ -26,8 +26,8 @@ from entrep_cli.commands import (
     embed,
     ensemble,
     evaluate,
-    export,
     explain,
+    export,
     index,
     predict,
     pretrain,
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller, as `>&-` does
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+            setattr(sys, name, open(os.devnull, "w"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not end a command on an ASCII terminal
     with contextlib.suppress(ValueError):  # not in the main thread: a caller's own business
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # typer has told a person what is wrong with the command line; a program is told here.
         told = getattr(error.__context__, "format_message", None)
         if told:
-            console.document(_error_document(EntrepError(told(), mend="see the command's --help")))
+            console.document(_error_document(EntrepError(told(), hint="see the command's --help")))
         raise
     except Exception as error:
         if os.environ.get("ENTREP_DEBUG") == "1":
@@ -219,23 +219,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _terminated(*_: object) -> None:
-    """`kill` ends a command as an interrupt does: what was begun is taken away on the way out."""
+    """`kill` ends a command as an interrupt does: what was started is taken away on the way out."""
     raise SystemExit(128 + signal.SIGTERM)
 
 
 def _explained(error: Exception) -> EntrepError:
-    """Any exception as what, where and mend."""
+    """Any exception as what, where and hint."""
     if isinstance(error, EntrepError):
         return error
     if isinstance(error, OSError):
         return _from_os(error)
     # By its name, for torch may never have been imported.
     if type(error).__name__ == "OutOfMemoryError":
-        mend = "smaller batches (train: --set train.batch_size=16, or --set checkpointing=true; embed: --batch-size 32), or --device cpu"
-        return EntrepError("The GPU's memory is full.", mend=f"{mend}; `nvidia-smi` shows who else is on it")
+        hint = "smaller batches (train: --set train.batch_size=16, or --set checkpointing=true; embed: --batch-size 32), or --device cpu"
+        return EntrepError("The GPU's memory is full.", hint=f"{hint}; `nvidia-smi` shows who else is on it")
     if isinstance(error, MemoryError):
-        return EntrepError("The memory is full.", mend="smaller batches (--set train.batch_size=8; embed: --batch-size 8)")
-    return EntrepError(f"{type(error).__name__}: {error}", mend="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened")
+        return EntrepError("The memory is full.", hint="smaller batches (--set train.batch_size=8; embed: --batch-size 8)")
+    return EntrepError(f"{type(error).__name__}: {error}", hint="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened")
 
 
 def _fail(error: EntrepError) -> None:
@@ -246,12 +246,12 @@ def _fail(error: EntrepError) -> None:
 
 
 def _error_document(error: EntrepError) -> dict[str, Any]:
-    return {"ok": False, "error": {"what": error.what, "where": error.where, "mend": error.mend, "faults": list(error.faults)}}
+    return {"ok": False, "error": {"what": error.what, "where": error.where, "hint": error.hint, "faults": list(error.faults)}}
 
 
 def _from_os(error: OSError) -> EntrepError:
-    """An error of the file system as a sentence and its mend."""
-    mends = {
+    """An error of the file system as a sentence and its hint."""
+    hints = {
         errno.ENOSPC: ("The disk is full.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER; nothing half written was kept"),
         errno.EDQUOT: ("Your disk quota is used up.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EFBIG: (
@@ -264,5 +264,5 @@ def _from_os(error: OSError) -> EntrepError:
         errno.ENOTDIR: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),
         errno.ENOENT: ("There is no such file or folder.", "check the path"),
     }
-    what, mend = mends.get(error.errno or 0, (f"{error.strerror or error}.", None))
-    return EntrepError(what, where=error.filename, mend=mend)
+    what, hint = hints.get(error.errno or 0, (f"{error.strerror or error}.", None))
+    return EntrepError(what, where=error.filename, hint=hint)

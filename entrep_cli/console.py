@@ -1,9 +1,10 @@
-"""The one place that prints: data to stdout, everything else to stderr, in four modes.
+"""The one place that prints: data to stdout, everything else to stderr, in five modes.
 
-human  tables on stdout; notes, progress and next commands on stderr
-json   one JSON document on stdout, warnings on stderr
-quiet  tables on stdout, warnings on stderr
-silent errors alone: of a command in several processes one prints, the main one
+library  nothing: from Python notes go to the logger `entrep_cli`, warnings to the `warnings` module
+human    tables on stdout; notes, progress and next commands on stderr
+json     one JSON document on stdout, warnings on stderr
+quiet    tables on stdout, warnings on stderr
+silent   errors alone: of a command in several processes one prints, the main one
 
 Whatever comes from users (names, texts, labels) is printed without markup and with its control
 characters made visible, so that no file name can colour or clear a terminal.
@@ -13,19 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-mode = "human"
+from entrep_cli.results import Result
+
+mode = "library"
+_logger = logging.getLogger("entrep_cli")
+
+
+class EntrepWarning(UserWarning):
+    """What a command would print as a warning, for who calls entrep from Python."""
 
 
 def set_mode(new: str) -> None:
-    """`human`, `json`, `quiet` or `silent`, for the rest of the process."""
+    """`library`, `human`, `json`, `quiet` or `silent`, for the rest of the process."""
     global mode
-    assert new in ("human", "json", "quiet", "silent"), new
+    assert new in ("library", "human", "json", "quiet", "silent"), new
     mode = new
 
 
@@ -36,6 +46,9 @@ def visible(text: object) -> str:
 
 def say(*lines: str) -> None:
     """A note for a person, to stderr; nothing in the json and quiet modes."""
+    if mode == "library":
+        for line in filter(None, lines):
+            _logger.info("%s", visible(line))
     if mode == "human":
         for line in lines:
             print("\n".join(map(visible, line.split("\n"))), file=sys.stderr, flush=True)
@@ -43,6 +56,10 @@ def say(*lines: str) -> None:
 
 def warn(*lines: str) -> None:
     """A warning, to stderr, in every mode but silent."""
+    if mode == "library":
+        for line in lines:
+            warnings.warn(visible(line), EntrepWarning, stacklevel=3)
+        return
     for line in lines if mode != "silent" else ():
         _stderr().print(f"Warning: {visible(line)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -57,7 +74,7 @@ def error(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: Sequence[str] = ()) -> None:
     """A plain table on stdout; the first column and those named by `left` are text, the others are aligned right."""
-    if mode in ("json", "silent"):
+    if mode not in ("human", "quiet"):
         return
     from rich import box
     from rich.console import Console
@@ -76,9 +93,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     out.print(drawn)
 
 
+def show(result: Result) -> None:
+    """The tables of a result."""
+    for one in result.tables():
+        table(one.title, one.columns, one.rows, left=one.left)
+
+
 def plain(text: str) -> None:
     """A text on stdout as it is, a file's content for example; nothing in the json and silent modes."""
-    if mode not in ("json", "silent"):
+    if mode in ("human", "quiet"):
         print(text, end="" if text.endswith("\n") else "\n", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what is wrong, where, and how to mend it.
+"""The errors a user can meet: each says what is wrong, where, and how to hint it.
 
 Raise one of these for anything that is the user's data, run or command line; an assert or a bare
 exception means a bug in entrep. `app.main` turns them into a message and an exit code.
@@ -16,7 +16,7 @@ class EntrepError(Exception):
     Args:
         what: one sentence on what is wrong.
         where: the file, folder or option at fault.
-        mend: what to do about it, best as a command.
+        hint: what to do about it, best as a command.
         faults: every single fault found, one line each; all are kept, the screen shows all of them.
     """
 
@@ -27,21 +27,21 @@ class EntrepError(Exception):
         what: str,
         *,
         where: str | Path | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
         faults: Iterable[str] = (),
     ) -> None:
         super().__init__(what)
         self.what = what
         self.where = None if where is None else str(where)
-        self.mend = mend
+        self.hint = hint
         self.faults: Sequence[str] = tuple(faults)
 
     def __str__(self) -> str:
         lines = [self.what, *(f"  - {fault}" for fault in self.faults)]
         if self.where:
             lines.append(f"where: {self.where}")
-        if self.mend:
-            lines.append(f"mend: {self.mend}")
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
         return "\n".join(lines)
 
 
@@ -59,7 +59,7 @@ def together(errors: Sequence[DataError]) -> DataError:
     if len(errors) == 1:
         return errors[0]
     faults = [f"{error.where}: {fault}" for error in errors for fault in error.faults or [error.what]]
-    return DataError(f"The data have {len(faults)} faults.", faults=faults, mend=errors[0].mend)
+    return DataError(f"The data have {len(faults)} faults.", faults=faults, hint=errors[0].hint)
 
 
 class RunError(EntrepError):

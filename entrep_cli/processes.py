@@ -54,7 +54,7 @@ def check_shared(command: str) -> None:
     if size() > 1 and command not in SHARED:
         raise UsageError(
             f"`entrep {command}` runs in one process, and {size()} were started.",
-            mend=f"run it without a launcher; several processes can share {' and '.join(SHARED)}",
+            hint=f"run it without a launcher; several processes can share {' and '.join(SHARED)}",
         )
 
 
@@ -117,7 +117,7 @@ def own_folder(run: Run) -> Iterator[Run]:
 @functools.cache
 def group() -> Any:
     """The processes as a group that exchanges objects and CPU tensors (gloo); on GPUs torch's own group (NCCL) is beside it."""
-    from entrep_cli import mend_torchvision  # noqa: F401 - before accelerate imports torchvision
+    import entrep_cli.torchvision_ops  # noqa: F401 - before accelerate imports torchvision
 
     import torch
     import torch.distributed as dist

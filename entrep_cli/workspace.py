@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def data_dir(option: Path | None = None, *, of_split: bool = True) -> Path:
         raise DataError(
             what,
             where=folder,
-            mend="name it with --data FOLDER or ENTREP_DATA; `entrep synth phantom` makes one to try",
+            hint="name it with --data FOLDER or ENTREP_DATA; `entrep synth phantom` makes one to try",
         )
     return folder
 
@@ -167,7 +167,7 @@ class Run:
             raise RunError(
                 f"Run {self.name!r} is not complete: its training did not end, {MANIFEST} is missing.",
                 where=self.folder,
-                mend=f"go on with `entrep train --name {self.name} --resume`, or start anew with --overwrite"
+                hint=f"go on with `entrep train --name {self.name} --resume`, or start anew with --overwrite"
                 if self.reference == self.name
                 else "the command that began it (hybrid, ablate, reproduce) goes on with it",
             )
@@ -180,7 +180,7 @@ class Run:
             raise RunError(
                 f"The manifest of run {self.name!r} is damaged: {error}.",
                 where=path,
-                mend=f"train it again with `entrep train --recipe {self.folder / CONFIG} --name {self.name} --overwrite`",
+                hint=f"train it again with `entrep train --recipe {self.folder / CONFIG} --name {self.name} --overwrite`",
             ) from error
 
     def remove_if_empty(self) -> None:
@@ -193,12 +193,12 @@ class Run:
             if self._replaced.is_dir():
                 self._replaced.rename(self.folder)
 
-    def finish(self, manifest: Mapping[str, Any]) -> None:
+    def mark_complete(self, manifest: Mapping[str, Any]) -> None:
         """Write `run.json`, with the hash of every file of the model: from now on the run is complete."""
         paths = (path for path in sorted(self.folder.iterdir()) if path.is_file() and path.suffix != ".tmp")
         files = {path.name: file_sha256(path) for path in paths if path.name not in (MANIFEST, CHECKPOINT)}
-        finished = datetime.now(timezone.utc).isoformat(timespec="microseconds")
-        write_json_atomic(self.folder / MANIFEST, {**manifest, "files": files, "finished": finished})
+        completed = datetime.now(UTC).isoformat(timespec="microseconds")
+        write_json_atomic(self.folder / MANIFEST, {**manifest, "files": files, "completed": completed})
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     @property
@@ -207,7 +207,7 @@ class Run:
         return self.folder.with_name(f".{self.name}.replaced")
 
     def check_files(self) -> None:
-        """RunError that names each file which is gone or is not the one the run was finished with."""
+        """RunError that names each file which is gone or is not the one the run was completed with."""
         faults = []
         for name, sha256 in self.manifest["files"].items():
             path = self.folder / name
@@ -220,7 +220,7 @@ class Run:
                 f"Run {self.name!r} is damaged.",
                 where=self.folder,
                 faults=faults,
-                mend="copy the run folder again from where it was trained, or train it again",
+                hint="copy the run folder again from where it was trained, or train it again",
             )
 
 
@@ -233,17 +233,17 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
     """
     root = runs_dir()
     if name is not None and (not _RUN_NAME.fullmatch(name) or name.lower() in _TAKEN):
-        raise UsageError(f"{name!r} cannot be the name of a run.", mend="use letters, digits, - and _")
+        raise UsageError(f"{name!r} cannot be the name of a run.", hint="use letters, digits, - and _")
     if resume:
-        candidates = [root / name] if name else sorted(_unfinished(root), key=lambda p: p.stat().st_mtime)
+        candidates = [root / name] if name else sorted(_incomplete(root), key=lambda p: p.stat().st_mtime)
         if not candidates or not candidates[-1].is_dir():
-            raise RunError("There is no unfinished run to go on with.", where=root, mend="leave out --resume")
+            raise RunError("There is no incomplete run to go on with.", where=root, hint="leave out --resume")
         run = Run(_own(candidates[-1]))
         if run.complete:
             raise RunError(
                 f"Run {run.name!r} is complete; there is nothing to resume.",
                 where=run.folder,
-                mend=f"`entrep evaluate --run {run.name}`, or --overwrite to train it again",
+                hint=f"`entrep evaluate --run {run.name}`, or --overwrite to train it again",
             )
         return run
     if name is None:
@@ -259,7 +259,7 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
         raise RunError(
             f"There is a run {name!r} already.",
             where=folder,
-            mend="choose another --name, replace it with --overwrite" + ("" if run.complete else ", or go on with --resume"),
+            hint="choose another --name, replace it with --overwrite" + ("" if run.complete else ", or go on with --resume"),
         )
     if run.complete:
         shutil.rmtree(run._replaced, ignore_errors=True)
@@ -271,13 +271,13 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
 
 
 def open_run(name: str | None = None) -> Run:
-    """A complete run by name or path; without a name the one that finished last."""
+    """A complete run by name or path; without a name the one that completed last."""
     root = runs_dir()
     if name is None:
         complete = _complete(root)
         if not complete:
-            raise RunError("There is no trained run yet.", where=root, mend="train one: `entrep train`")
-        run = max(complete, key=lambda run: (_finished(run), run.name))
+            raise RunError("There is no trained run yet.", where=root, hint="train one: `entrep train`")
+        run = max(complete, key=lambda run: (_completed(run), run.name))
         run.manifest  # noqa: B018 - raises where not even the last one can be read
         return run
     if run := find_run(name):
@@ -287,7 +287,7 @@ def open_run(name: str | None = None) -> Run:
     raise RunError(
         f"There is no run {name!r}.",
         where=root,
-        mend=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
+        hint=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
     )
 
 
@@ -309,7 +309,7 @@ def _own(folder: Path) -> Path:
     """The folder, if it may be written to or replaced as a run."""
     if _is_run(folder) or folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir()):
         return folder
-    raise RunError("What has this name is no run, and is left alone.", where=folder, mend="choose another --name")
+    raise RunError("What has this name is no run, and is left alone.", where=folder, hint="choose another --name")
 
 
 def _made(folder: Path) -> bool:
@@ -336,13 +336,13 @@ def _complete(root: Path) -> list[Run]:
     return [Run(path.parent) for path in root.glob(f"[!.]*/{MANIFEST}")]
 
 
-def _finished(run: Run) -> str:
-    """When it was finished; "", before all others, where its manifest is damaged."""
+def _completed(run: Run) -> str:
+    """When it was completed; "", before all others, where its manifest is damaged."""
     try:
-        return str(run.manifest.get("finished", ""))
+        return str(run.manifest.get("completed", ""))
     except RunError:
         return ""
 
 
-def _unfinished(root: Path) -> list[Path]:
+def _incomplete(root: Path) -> list[Path]:
     return [path.parent for path in root.glob(f"*/{CHECKPOINT}") if not Run(path.parent).complete]

@@ -15,7 +15,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def human() -> None:
-    console.set_mode("human")  # a command of an earlier test may have set another
+    console.set_mode("human")  # as of a command; a command of an earlier test may have set another
 
 
 @pytest.fixture(autouse=True)

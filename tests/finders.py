@@ -29,7 +29,7 @@ class Colours(torch.nn.Module):
 
     def __init__(self, taxonomy: Taxonomy, text: bool) -> None:
         super().__init__()
-        self.taxonomy, self.preprocess, self.has_text_tower = taxonomy, Preprocess(16), text
+        self.taxonomy, self.preprocess, self.reads_text = taxonomy, Preprocess(16), text
         self.prototypes = torch.nn.Parameter(torch.zeros(len(taxonomy), 6))
 
     def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.experiments.scored import Scored
+from entrep_cli.evaluation.scored import Scored
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.sets import catalog_items
 from entrep_cli.workspace import Run
@@ -37,7 +37,7 @@ MANIFEST = {
     "seconds": 3725.0,
     "versions": {"python": "3.11.7", "torch": "2.13.0"},
     "files": {},
-    "finished": "2026-01-02T03:04:05.000000+00:00",
+    "completed": "2026-01-02T03:04:05.000000+00:00",
 }
 METRICS = "epoch,train_loss,val_loss,val_accuracy,val_macro_f1\n1,1.5,1.2,0.5,0.4\n2,1.0,0.9,0.8,0.7\n3,0.7,1.0,0.7,0.6\n"
 

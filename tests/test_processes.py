@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from entrep_cli import processes
 from entrep_cli.app import main
 from entrep_cli.errors import UsageError
-from entrep_cli.training.shares import average_gradients, same_start
+from entrep_cli.training.gathering import average_gradients, same_start
 from entrep_cli.workspace import Run
 from tests.tiny import CLIP, make_contest
 from tests.two_processes import contrast_gradients
@@ -125,9 +125,9 @@ def test_two_come_to_what_one_comes_to(tmp_path, monkeypatch):
         found = torch.load(tmp_path / f"gradients-{rank}.pt", weights_only=True)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
-    finished = [Path((tmp_path / f"finished-{rank}.txt").read_text()) for rank in (0, 1)]
-    assert finished[0] == (tmp_path / "runs" / "two").resolve()  # the other process has written into a copy, which is gone
-    assert finished[1].name == "two" and not finished[1].exists()
+    completed = [Path((tmp_path / f"completed-{rank}.txt").read_text()) for rank in (0, 1)]
+    assert completed[0] == (tmp_path / "runs" / "two").resolve()  # the other process has written into a copy, which is gone
+    assert completed[1].name == "two" and not completed[1].exists()
 
     curves = []
     for name in ("one", "two"):

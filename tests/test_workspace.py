@@ -27,14 +27,14 @@ from entrep_cli.workspace import (
 )
 
 
-def train(name: str = "m", finished: str | None = None) -> Run:
+def train(name: str = "m", completed: str | None = None) -> Run:
     """A complete run."""
     run = new_run("dinov2", name)
     for file in (CONFIG, MODEL, METRICS):
         run.path(file).write_text(f"{name} {file}")
-    run.finish({"method": "dinov2"})
-    if finished is not None:
-        write_json_atomic(run.path(MANIFEST), run.manifest | {"finished": finished})
+    run.mark_complete({"method": "dinov2"})
+    if completed is not None:
+        write_json_atomic(run.path(MANIFEST), run.manifest | {"completed": completed})
     return run
 
 
@@ -49,7 +49,7 @@ def test_where_data_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no dataset folder") as error:
         data_dir()
-    assert error.value.where == "data" and "`entrep synth phantom`" in error.value.mend  # in data/ it would be merged with what is there
+    assert error.value.where == "data" and "`entrep synth phantom`" in error.value.hint  # in data/ it would be merged with what is there
     (tmp_path / "data").mkdir()
     (tmp_path / "mine").mkdir()
     assert data_dir() == Path("data")
@@ -124,9 +124,9 @@ def test_a_run_is_complete_when_its_manifest_is_there():
     assert not run.complete and run.folder == runs_dir() / "m"
     with pytest.raises(RunError, match="not complete") as error:
         run.manifest  # noqa: B018
-    assert "--resume" in error.value.mend
+    assert "--resume" in error.value.hint
     run.path(MODEL).write_text("weights")
-    run.finish({"method": "dinov2"})
+    run.mark_complete({"method": "dinov2"})
     assert run.complete and run.manifest["method"] == "dinov2" and list(run.manifest["files"]) == [MODEL]
     run.check_files()
     assert open_run("m") == run == open_run()
@@ -177,11 +177,11 @@ def test_a_name_that_exists_is_refused():
     before = everything(runs_dir())
     with pytest.raises(RunError) as error:
         new_run("dinov2", "m")
-    assert "--overwrite" in error.value.mend and "--resume" not in error.value.mend and everything(runs_dir()) == before
+    assert "--overwrite" in error.value.hint and "--resume" not in error.value.hint and everything(runs_dir()) == before
     new_run("dinov2", "half")
     with pytest.raises(RunError) as error:
         new_run("dinov2", "half")
-    assert "--resume" in error.value.mend
+    assert "--resume" in error.value.hint
 
 
 def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete():
@@ -199,7 +199,7 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete():
     run.remove_if_empty()
     again = new_run("dinov2", "m", overwrite=True)
     assert everything(again.folder) == {}
-    again.finish({"method": "dinov2"})
+    again.mark_complete({"method": "dinov2"})
     assert set(everything(runs_dir())) == {f"m/{MANIFEST}"}
 
 
@@ -244,7 +244,7 @@ def test_every_file_of_the_model_is_hashed():
     run = new_run("clip-lora", "m")
     for file in (CONFIG, MODEL, METRICS, "clip.json", CHECKPOINT, ".model.safetensors.1-ab.tmp"):
         run.path(file).write_text(file)
-    run.finish({})
+    run.mark_complete({})
     assert set(run.manifest["files"]) == {CONFIG, MODEL, METRICS, "clip.json"}
     run.path("clip.json").write_text("other")
     with pytest.raises(RunError) as error:
@@ -253,7 +253,7 @@ def test_every_file_of_the_model_is_hashed():
 
 
 def test_resuming():
-    with pytest.raises(RunError, match="no unfinished run"):
+    with pytest.raises(RunError, match="no incomplete run"):
         new_run("dinov2", None, resume=True)
     train("done")
     half = new_run("dinov2", "half")
@@ -261,7 +261,7 @@ def test_resuming():
     assert new_run("dinov2", None, resume=True) == half == new_run("dinov2", "half", resume=True)
     with pytest.raises(RunError, match="is complete"):
         new_run("dinov2", "done", resume=True)
-    with pytest.raises(RunError, match="no unfinished run"):
+    with pytest.raises(RunError, match="no incomplete run"):
         new_run("dinov2", "none", resume=True)
 
 
@@ -279,7 +279,7 @@ def test_opening_by_name_or_by_folder(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     with pytest.raises(RunError) as error:
         open_run("other")  # a folder, but no run
-    assert error.value.what == "There is no run 'other'." and error.value.mend == "choose one of: m"
+    assert error.value.what == "There is no run 'other'." and error.value.hint == "choose one of: m"
     for name in ("", ".", "..", "none"):
         with pytest.raises(RunError, match="There is no run"):
             open_run(name)
@@ -299,7 +299,7 @@ def test_a_full_disk_leaves_no_half_manifest(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(workspace.os, "replace", full)
         with pytest.raises(OSError):
-            run.finish({})
+            run.mark_complete({})
     assert set(everything(run.folder)) == {MODEL} and not run.complete
 
 

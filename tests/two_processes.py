@@ -10,8 +10,8 @@ import torch
 
 from entrep_cli import processes
 from entrep_cli.app import main
+from entrep_cli.training.gathering import average_gradients, gathered
 from entrep_cli.training.losses import multi_positive_contrast
-from entrep_cli.training.shares import average_gradients, gathered
 from entrep_cli.workspace import Run
 
 
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     finish = Run.finish
 
     def finish_aloud(run: Run, manifest: dict) -> None:
-        (folder / f"finished-{processes.rank()}.txt").write_text(str(run.folder.resolve()))
+        (folder / f"completed-{processes.rank()}.txt").write_text(str(run.folder.resolve()))
         finish(run, manifest)
 
     Run.finish = finish_aloud

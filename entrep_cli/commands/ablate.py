@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -27,10 +27,10 @@ def ablate(
     weights: options.Weights = None,
     epochs: options.Epochs = None,
     pretrain_epochs: Annotated[
-        Optional[int], typer.Option(help="At most this many epochs of each pre-training of mics.", min=1, show_default=False)
+        int | None, typer.Option(help="At most this many epochs of each pre-training of mics.", min=1, show_default=False)
     ] = None,
     only: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--rows", help="Only rows whose key (see --list) matches this, as 'all-*'; may be repeated.", show_default=False),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the rows, their keys and how many trainings they are, and stop.")] = False,
@@ -39,9 +39,9 @@ def ablate(
     on: options.On = "test",
     fold: options.Fold = None,
     folds: Annotated[
-        Optional[int], typer.Option(help="Leave out so many folds of the split in turn, each to be scored on.", min=1, show_default=False)
+        int | None, typer.Option(help="Leave out so many folds of the split in turn, each to be scored on.", min=1, show_default=False)
     ] = None,
-    name: Annotated[Optional[str], typer.Option(help="Folder under runs/ablations (default: the paper's).", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Folder under runs/ablations (default: the paper's).", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, and delete what was trained.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -59,13 +59,13 @@ def ablate(
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 
     if paper not in ABLATIONS:
-        raise UsageError(f"There is no ablation {paper!r}.", mend=f"choose one of: {', '.join(ABLATIONS)}")
+        raise UsageError(f"There is no ablation {paper!r}.", hint=f"choose one of: {', '.join(ABLATIONS)}")
     if name is not None and not re.fullmatch(r"\w[\w.+-]*", name):
-        raise UsageError(f"{name!r} cannot be the name of a folder.", mend="use letters, digits, - and _")
+        raise UsageError(f"{name!r} cannot be the name of a folder.", hint="use letters, digits, - and _")
     ablation = ABLATIONS[paper]
     base = read_recipe(recipe or ablation.recipe)
     if base.get("method", ablation.method) != ablation.method:
-        raise UsageError(f"The ablation {paper} is one of {ablation.method}, not of {base['method']}.", mend=f"--recipe {ablation.recipe}")
+        raise UsageError(f"The ablation {paper} is one of {ablation.method}, not of {base['method']}.", hint=f"--recipe {ablation.recipe}")
     short = options.short_settings(backbone=backbone, weights=weights, epochs=epochs, seed=seed)
     limit = {} if pretrain_epochs is None else {"pretraining": {"train": {"epochs": pretrain_epochs}}}
     settings = build_recipe(method_class(ablation.method).Recipe, base, parse_assignments(set_ or []), short, limit)
@@ -76,7 +76,7 @@ def ablate(
         refined = {row.against for row in named if row.refine}  # what they refine must be there
         rows = [row for row in rows if row in named or row.key in refined]
         if not rows:
-            raise UsageError(f"No row is called {' or '.join(only)}.", mend=f"--rows with one of: {', '.join(known)}")
+            raise UsageError(f"No row is called {' or '.join(only)}.", hint=f"--rows with one of: {', '.join(known)}")
     if list_:
         return _show_rows(paper, rows, sum(not row.refine for row in rows) * seeds * (folds or 1))
 
@@ -91,8 +91,8 @@ def ablate(
     try:
         found, chance = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
     except KeyboardInterrupt:
-        mend = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
-        raise Interrupted("Interrupted; what was trained is kept.", where=folder, mend=mend) from None
+        hint = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
+        raise Interrupted("Interrupted; what was trained is kept.", where=folder, hint=hint) from None
     shown = [column for column in SHOWN if any(column in row.scores for row in found)]
     where = f"{folds} of {split.folds} folds" if folds else on
     title = f"{paper} on {where}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups (texts: over texts)"

@@ -33,7 +33,7 @@ def app(
     if missing:
         raise UsageError(
             f"The search page needs {' and '.join(missing)}.",
-            mend="pip install '.[app]', in the checkout",
+            hint="pip install '.[app]', in the checkout",
         )
     if class_weight is not None:
         options.check_class_aware("soft", class_weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -35,9 +35,9 @@ def list_() -> dict[str, Any]:
 
 
 def clear(
-    kind: Annotated[Optional[str], typer.Argument(help=f"{', '.join(KINDS)} (default: all).", show_default=False)] = None,
+    kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)} (default: all).", show_default=False)] = None,
     older_than: Annotated[
-        Optional[float],
+        float | None,
         typer.Option("--older-than", help="Only what was written so many days ago.", min=0, metavar="DAYS", show_default=False),
     ] = None,
 ) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def clear(
 
 def _tell_link(root: Any) -> None:
     if root.is_symlink():
-        mend = "clear it there: ENTREP_RUNS names the folder that holds cache/"
-        console.warn(f"{root} is a link to another place, and is left alone; {mend}")
+        hint = "clear it there: ENTREP_RUNS names the folder that holds cache/"
+        console.warn(f"{root} is a link to another place, and is left alone; {hint}")
 
 
 def _megabytes(size: int) -> str:

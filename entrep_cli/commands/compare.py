@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from entrep_cli.errors import UsageError
 from entrep_cli.workspace import data_dir
 
 if TYPE_CHECKING:
+    from entrep_cli.evaluation.comparison import Difference
     from entrep_cli.experiments.comparison import Comparison
-    from entrep_cli.scoring.comparison import Difference
 
 # Scores that fit beside each other into 80 columns.
 _TABLES = {
@@ -31,15 +31,15 @@ _MOST_PAIRS = 10  # in a table of differences; among more, those that matter are
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name or folder, or patterns of names: 'dinov2*'.")],
     data: options.Data = None,
-    part: Annotated[str, typer.Option(help="test or val; queries: the test folder and its truth.")] = "test",
-    fold: Annotated[Optional[int], typer.Option(help="Another fold than the runs' own.", min=0, show_default=False)] = None,
+    part: Annotated[str, typer.Option("--split", help="test or val; queries: the test folder and its truth.")] = "test",
+    fold: Annotated[int | None, typer.Option(help="Another fold than the runs' own.", min=0, show_default=False)] = None,
     mask_groups: options.MaskGroups = True,
     baseline: Annotated[
-        Optional[str], typer.Option(help="Compare all others with this run (default: each with each).", show_default=False)
+        str | None, typer.Option(help="Compare all others with this run (default: each with each).", show_default=False)
     ] = None,
     level: Annotated[float, typer.Option(help="Significance level; intervals cover 1 minus this.")] = 0.05,
     name: Annotated[
-        Optional[str], typer.Option(help="Of the JSON and CSV under runs/comparisons (default: the part's).", show_default=False)
+        str | None, typer.Option(help="Of the JSON and CSV under runs/comparisons (default: the part's).", show_default=False)
     ] = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def compare(
     It compares runs as they are, one seed each: how much the seed matters, `entrep ablate` shows.
     """
     if name is not None and not re.fullmatch(r"\w[\w.+-]*", name):
-        raise UsageError(f"{name!r} cannot be the name of a file.", mend="use letters, digits, - and _")
+        raise UsageError(f"{name!r} cannot be the name of a file.", hint="use letters, digits, - and _")
 
     from entrep_cli.experiments.comparison import compare_runs
 
@@ -94,7 +94,7 @@ def _show(found: Comparison) -> None:
         console.table(f"{title}: {found.title} ({first.n_items} {of})", ["run", *shown], rows)
     letters = "A letter marks a run that this one is significantly better than" if marked else "No run is significantly better than another"
     pairs = f"{found.n_pairs} pair{'s' * (found.n_pairs > 1)}"
-    console.plain(f"{letters}: swap test over groups, level {found.level:g}, Holm over {pairs} a score.\n")
+    console.plain(f"{letters}: permutation test over groups, level {found.level:g}, Holm over {pairs} a score.\n")
     costs = [contender.cost for contender in found.contenders]
     cost = [(f"{c['learned_parameters']:,}", f"{c['parameters']:,}", f"{c['megabytes']:,.1f}", f"{c['seconds']:,.0f}") for c in costs]
     console.table("Cost", ["run", "learned", "parameters", "MB", "s to train"], [(run, *told) for run, told in zip(runs, cost)])
@@ -134,7 +134,7 @@ def _next(found: Comparison, data: str, more: str) -> list[str]:
 
     commands = []
     if found.part != "val":
-        commands.append(f"entrep compare {named(list(range(len(found.contenders))))}{data}{more} --part val")
+        commands.append(f"entrep compare {named(list(range(len(found.contenders))))}{data}{more} --split val")
     image_recall = next((score for score in IMAGE_RECALL if score in found.scores), None)
     for track, score in ((1, ACCURACY), (2, image_recall), (3, TEXT_RECALL)):
         if score in found.scores:

@@ -42,8 +42,8 @@ def demo(
     from entrep_cli.commands.validate import validate
 
     if folder.exists() and any(folder.iterdir()):
-        mend = f"remove it (rm -r {shlex.quote(str(folder))}) or name another: entrep demo FOLDER"
-        raise RunError("The demo's folder is not empty.", where=folder, mend=mend)
+        hint = f"remove it (rm -r {shlex.quote(str(folder))}) or name another: entrep demo FOLDER"
+        raise RunError("The demo's folder is not empty.", where=folder, hint=hint)
     data, test, runs = folder / "data", folder / "data" / "test", folder / "runs"
     started = time.monotonic()
     before = os.environ.get("ENTREP_RUNS")

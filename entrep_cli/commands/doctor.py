@@ -23,7 +23,7 @@ def doctor(
 
     Look at what entrep stands on: Python, packages, torch and torchvision as a pair, device and
     precision with the reason, threads, memory, disk, caches, weights; then do the main job in small.
-    What can be mended comes with a command. Exit code 1 where something is broken; a warning is no fault.
+    What can be corrected comes with a command. Exit code 1 where something is broken; a warning is no fault.
     """
     from entrep_cli.machine.doctor import examinations, examine
 

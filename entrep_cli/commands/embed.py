@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ def embed(
     data: options.Data = None,
     run: options.RunName = None,
     folder: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Option("--folder", help="A folder of images to embed too, without labels; may be repeated.", show_default=False),
     ] = None,
     device: options.Device = "auto",
@@ -35,7 +35,7 @@ def embed(
         typer.Option(help="Number format of the towers: auto (as images embedded before, else a ViT's fastest), fp32, bf16, fp16."),
     ] = "auto",
     batch_size: Annotated[
-        Optional[int], typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)
+        int | None, typer.Option("--batch-size", min=1, help="Images at a time (default: what fits, said aloud).", show_default=False)
     ] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Have torch compile the model first: minutes, worth it on a GPU.")] = False,
     engine: Annotated[
@@ -52,14 +52,14 @@ def embed(
     from entrep_cli.retrieval.pipeline import Stages, choose_batch
 
     if engine == ONNX and (compile_ or precision != "auto"):
-        raise UsageError("--precision and --compile are of the torch engine.", mend="leave them out, or --engine torch")
+        raise UsageError("--precision and --compile are of the torch engine.", hint="leave them out, or --engine torch")
     root, opened = data_dir(data), open_run(run)
     if not os.access(opened.folder, os.W_OK):
-        mend = f"copy it: `cp -r {shlex.quote(str(opened.folder))} {shlex.quote(str(runs_dir()))}/`, then --run {shlex.quote(opened.name)}"
-        raise RunError(f"Run {opened.name!r} may not be written to, and embeddings are kept in it.", where=opened.folder, mend=mend)
+        hint = f"copy it: `cp -r {shlex.quote(str(opened.folder))} {shlex.quote(str(runs_dir()))}/`, then --run {shlex.quote(opened.name)}"
+        raise RunError(f"Run {opened.name!r} may not be written to, and embeddings are kept in it.", where=opened.folder, hint=hint)
     missing = [str(place) for place in folder or () if not place.is_dir()]
     if missing:
-        raise DataError("There is no such folder to embed.", faults=missing, mend="name folders of images with --folder")
+        raise DataError("There is no such folder to embed.", faults=missing, hint="name folders of images with --folder")
     with processes.main_first():
         sets = _sets(root, folder or [])
     model = _open(opened, engine, device, precision, compile_)
@@ -89,8 +89,8 @@ def embed(
 def _sets(root: Path, folders: list[Path]) -> dict[str, Items]:
     """All that is to be embedded, by the names of the sets; DataError lists the faults of all."""
     from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.testsets import find_test_sets, read_test_folder
     from entrep_cli.data.splits import split_groups
+    from entrep_cli.data.testsets import find_test_sets, read_test_folder
     from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 
     sets, faulty = {}, []
@@ -114,7 +114,7 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
         from entrep_cli.methods.exporting import open_exported
 
         if device not in ("auto", "cpu"):
-            raise UsageError("The onnx engine computes on the CPU.", mend="--device cpu, or --engine torch")
+            raise UsageError("The onnx engine computes on the CPU.", hint="--device cpu, or --engine torch")
         return open_exported(run)
     from entrep_cli.methods.runs import load_model
     from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
@@ -124,7 +124,7 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
     together = precision == "auto" and run.manifest["method"] == "ensemble"  # then each member has its own
     model = open_model(run, device) if together else load_model(run, device)
     if processes.size() > 1 and hasattr(model, "members"):
-        raise UsageError("An ensemble is embedded in one process.", mend="embed each member first, then this without a launcher")
+        raise UsageError("An ensemble is embedded in one process.", hint="embed each member first, then this without a launcher")
     place = device_of(model)
     model.engine = getattr(model, "engine", FP32)
     if together:

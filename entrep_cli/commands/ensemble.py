@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from entrep_cli.workspace import data_dir, new_run
 
 def ensemble(
     runs: Annotated[list[str], typer.Argument(help="Two runs or more, of one dataset, split and fold.")],
-    name: Annotated[Optional[str], typer.Option(help="The ensemble's name (default: ensemble).", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The ensemble's name (default: ensemble).", show_default=False)] = None,
     weights: Annotated[
         str, typer.Option(help="validation: what it finds best; equal; or a number for each run, as in 0.5,0.3,0.2.")
     ] = "validation",
@@ -34,7 +34,7 @@ def ensemble(
 
     wanted = parse_weights(weights, len(runs))
     if name in runs:
-        raise UsageError(f"{name!r} is one of the runs, and cannot be the ensemble's name.", mend="choose another --name")
+        raise UsageError(f"{name!r} is one of the runs, and cannot be the ensemble's name.", hint="choose another --name")
     catalog, split = read_catalog_and_split(data_dir(data))
     say_catalog(catalog)
     members = check_members(runs, catalog, split, wanted)
@@ -63,13 +63,13 @@ def ensemble(
             [(key, best, interval) for key, (best, interval) in built.gains.items()],
         )
         console.say("Weights and temperatures were chosen on these images; the test part tells what they are worth.")
-    reading = [member for member, model in zip(built.names, built.model.members) if getattr(model, "has_text_tower", False)]
-    if reading and not built.model.has_text_tower:
+    reading = [member for member, model in zip(built.names, built.model.members) if getattr(model, "reads_text", False)]
+    if reading and not built.model.reads_text:
         console.warn(
             f"{', '.join(reading)} reads texts and has no weight in the rankings, so this ensemble cannot answer texts; "
             "--weights equal, or numbers of your own, change that"
         )
     place = options.flags(data=data, run=run.name)
-    part = " --part queries" if split.folds and built.val is None else ""
+    part = " --split queries" if split.folds and built.val is None else ""
     console.next_commands(f"entrep evaluate{place}{part}", f"entrep embed{place}", f"entrep predict --track 2{place}")
     return {"run": run.name, "folder": str(run.folder), **run.manifest}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +14,10 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import MANIFEST, Run, data_dir, data_dir_exists, open_run, runs_dir, write_json_atomic
 
 if TYPE_CHECKING:
-    from entrep_cli.experiments.scored import Scored
+    from entrep_cli.evaluation.intervals import Interval
+    from entrep_cli.evaluation.scored import Scored
+    from entrep_cli.evaluation.subsets import TextQueries
     from entrep_cli.retrieval.class_aware import ClassRule
-    from entrep_cli.scoring.intervals import Interval
-    from entrep_cli.scoring.parts import TextQueries
 
 RETRIEVALS_A_TABLE = 2  # more do not fit beside each other into 80 columns
 
@@ -26,27 +26,28 @@ def evaluate(
     data: options.Data = None,
     run: options.RunName = None,
     part: Annotated[
-        Optional[str], typer.Option(help="train, val or test (the default); queries: the test folder and its truth.", show_default=False)
+        str | None,
+        typer.Option("--split", help="train, val or test (the default); queries: the test folder and its truth.", show_default=False),
     ] = None,
-    fold: Annotated[Optional[int], typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
+    fold: Annotated[int | None, typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
     mask_groups: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option(
             "--mask-groups/--no-mask-groups",
             help="Whether frames of the query's own group are left out of the answers (default: yes).",
             show_default=False,
         ),
     ] = None,
-    submission: Annotated[Optional[Path], typer.Option(help="Score this zip or JSON instead.", show_default=False)] = None,
-    truth: Annotated[Optional[Path], typer.Option(help="The truth file of the submission.", show_default=False)] = None,
-    track: Annotated[Optional[int], typer.Option(help="The track of the submission.", show_default=False)] = None,
+    submission: Annotated[Path | None, typer.Option(help="Score this zip or JSON instead.", show_default=False)] = None,
+    truth: Annotated[Path | None, typer.Option(help="The truth file of the submission.", show_default=False)] = None,
+    track: Annotated[int | None, typer.Option(help="The track of the submission.", show_default=False)] = None,
     class_aware: options.ClassAware = "off",
     class_weight: options.ClassWeight = None,
     refine: options.Refine = None,
     tta: options.Tta = False,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
-    """Example: entrep evaluate --part test
+    """Example: entrep evaluate --split test
 
     Score a run on a part of the split: accuracy, F1, per class, Recall@1/5/10, MRR and mAP, with 95%
     bootstrap intervals over groups; and how far its probabilities can be trusted, as they are and at the
@@ -57,22 +58,22 @@ def evaluate(
     if submission is not None:
         if class_aware != "off" or class_weight is not None:
             raise UsageError(
-                "--class-aware ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too"
+                "--class-aware ranks anew, and a submission is ranked already.", hint="leave it out; `entrep predict` has it too"
             )
         if refine is not None:
-            raise UsageError("--refine ranks anew, and a submission is ranked already.", mend="leave it out; `entrep predict` has it too")
+            raise UsageError("--refine ranks anew, and a submission is ranked already.", hint="leave it out; `entrep predict` has it too")
         if tta:
-            raise UsageError("--tta is for images, and a submission is answered already.", mend="leave it out; `entrep predict` has it")
+            raise UsageError("--tta is for images, and a submission is answered already.", hint="leave it out; `entrep predict` has it")
         if truth is None or track is None:
-            raise UsageError("A submission needs its truth file and its track.", mend="--submission FILE --truth FILE --track N")
-        for option, given in (("--part", part), ("--fold", fold), ("--mask-groups", mask_groups)):
+            raise UsageError("A submission needs its truth file and its track.", hint="--submission FILE --truth FILE --track N")
+        for option, given in (("--split", part), ("--fold", fold), ("--mask-groups", mask_groups)):
             if given is not None:
-                raise UsageError(f"{option} is of a part of the split, and a submission has its own queries.", mend="leave it out")
+                raise UsageError(f"{option} is of a part of the split, and a submission has its own queries.", hint="leave it out")
         if run is not None and track != 1:
-            raise UsageError("--run tells what the class ids of track 1 mean, and these answers are images.", mend="leave it out")
+            raise UsageError("--run tells what the class ids of track 1 mean, and these answers are images.", hint="leave it out")
         return _evaluate_submission(submission, truth, track, data, run)
     if truth is not None or track is not None:
-        raise UsageError("--truth and --track go with --submission.", mend="add --submission FILE, or leave them out")
+        raise UsageError("--truth and --track go with --submission.", hint="add --submission FILE, or leave them out")
     options.check_class_aware(class_aware, class_weight)
     return _evaluate_part(part or "test", fold, mask_groups is not False, class_aware, class_weight, refine, tta, data, run, device)
 
@@ -91,8 +92,8 @@ def _evaluate_part(
 ) -> dict[str, Any]:
     import torch
 
-    from entrep_cli.experiments.scored import open_scored
-    from entrep_cli.scoring.parts import finding_texts, score_part
+    from entrep_cli.evaluation.scored import open_scored
+    from entrep_cli.evaluation.subsets import finding_texts, score_subset
 
     scored = open_scored(run_name, data_dir(data), part, fold=fold, flip=tta, device=device)
     options.say_catalog(scored.catalog)
@@ -103,9 +104,9 @@ def _evaluate_part(
     tuned = options.refinement_of(refine, opened, model, lambda: (scored.catalog, scored.split), flip=tta)
     if tuned is not None and part == "val":
         notes.append("the refinement was chosen on the validation part itself: these scores with it are too good")
-    texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "has_text_tower", False) else None
+    texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "reads_text", False) else None
     refinement = None if tuned is None else tuned.refinement
-    scores = score_part(images, seen, mask_groups=mask_groups, rule=rule, texts=texts, refinement=refinement)
+    scores = score_subset(images, seen, mask_groups=mask_groups, rule=rule, texts=texts, refinement=refinement)
     for queries, n in scores.fell_back.items():
         if n:
             notes.append(f"{rule}: {n} queries ({queries}) have no candidate of their predicted class; for them the whole part was ranked")
@@ -127,9 +128,7 @@ def _evaluate_part(
     own = options.flags(run=opened.reference, data=data)
     page = options.flags(part=part if part in ("val", "queries") else None, fold=fold, data=data)
     all_classes = getattr(model.recipe, "target", "class") == "class"
-    console.next_commands(
-        f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if all_classes else 2}{own}"
-    )
+    console.next_commands(f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if all_classes else 2}{own}")
     return document
 
 
@@ -141,8 +140,8 @@ def _calibration(scored: Scored, notes: list[str]) -> tuple[dict[str, Any], dict
     import numpy as np
 
     from entrep_cli.errors import RunError
-    from entrep_cli.scoring.calibration import calibration_sample, reliability, with_temperature
-    from entrep_cli.scoring.temperature import run_temperature
+    from entrep_cli.evaluation.calibration import calibration_sample, reliability, with_temperature
+    from entrep_cli.evaluation.temperature import run_temperature
 
     shares, targets, groups = np.asarray(scored.seen.probabilities), scored.images.targets, scored.images.groups
     kinds, temperature = {"as it is": shares}, None
@@ -164,9 +163,9 @@ def _calibration(scored: Scored, notes: list[str]) -> tuple[dict[str, Any], dict
 
 def _text_queries(scored: Scored, texts: list[str], rule: ClassRule, notes: list[str]) -> TextQueries | None:
     """The finding texts as queries; without their classes, and with a note, where the model cannot tell them."""
+    from entrep_cli.evaluation.subsets import TextQueries
     from entrep_cli.retrieval.embeddings import texts_beside
     from entrep_cli.retrieval.text_queries import text_probabilities, text_vectors
-    from entrep_cli.scoring.parts import TextQueries
 
     if not texts:
         return None
@@ -225,7 +224,7 @@ def _show(
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {}), **(more or {})}
     if classification is not None:
-        from entrep_cli.report.figures import confusion_png
+        from entrep_cli.reporting.figures import confusion_png
 
         table = classification.as_dict()
         picture = confusion_png(classification.confusion, classification.class_names, stem.with_name(f"{stem.name}.png"), title)

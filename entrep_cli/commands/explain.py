@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,16 +20,16 @@ _ROWS = 100  # of one sheet, so that it stays a picture that programs open
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     run: options.RunName = None,
-    text: Annotated[Optional[str], typer.Option(help="Where this finding is seen, by a text tower.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="Where this finding is seen, by a text tower.", show_default=False)] = None,
     class_name: Annotated[
-        Optional[str], typer.Option("--class", help="What speaks for this class (default: the one predicted).", show_default=False)
+        str | None, typer.Option("--class", help="What speaks for this class (default: the one predicted).", show_default=False)
     ] = None,
     by: Annotated[
         Literal["auto", "rollout", "gradient-rollout", "layer-cam", "hires-cam", "grad-cam"],
         typer.Option(help="auto: gradient-rollout for a ViT, else layer-cam. The rollouts follow the attention that ViTs have."),
     ] = "auto",
     save: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="FILE.png for all on one sheet, or a folder (default: RUN/explain, a file an image).", show_default=False),
     ] = None,
     device: options.Device = "auto",
@@ -45,7 +45,7 @@ def explain(
     from entrep_cli.data.pixels import decode_images
     from entrep_cli.methods.explanation import explain_images
     from entrep_cli.methods.runs import load_model
-    from entrep_cli.report.overlays import Look, explanation_sheet
+    from entrep_cli.reporting.overlays import Look, explanation_sheet
 
     _check(len(images), text, class_name, by, save)
     opened = open_run(run)
@@ -98,22 +98,22 @@ def explain(
 def _check(n_images: int, text: str | None, class_name: str | None, by: str, save: Path | None) -> None:
     """What no run is needed to refuse."""
     if text is not None and class_name is not None:
-        raise UsageError("--text and --class are two questions.", mend="leave one of them out")
+        raise UsageError("--text and --class are two questions.", hint="leave one of them out")
     if text is not None and by == "rollout":
-        raise UsageError("Attention rollout knows no text: it has one map for all questions.", mend="--by gradient-rollout, or layer-cam")
+        raise UsageError("Attention rollout knows no text: it has one map for all questions.", hint="--by gradient-rollout, or layer-cam")
     if save is None or save.is_dir():
         return
     if save.exists() and not _is_png(save):
-        raise UsageError("The pictures cannot be written over that file.", where=save, mend="--save FILE.png, or a folder")
+        raise UsageError("The pictures cannot be written over that file.", where=save, hint="--save FILE.png, or a folder")
     if _is_png(save) and n_images > _ROWS:
-        raise UsageError(f"{n_images} images are too many for one sheet of {_ROWS} or fewer.", mend="name a folder with --save")
+        raise UsageError(f"{n_images} images are too many for one sheet of {_ROWS} or fewer.", hint="name a folder with --save")
 
 
 def _check_files(images: list[Path], files: list[Path]) -> None:
     """No picture may take the place of an image that is explained."""
     inputs = {image.resolve() for image in images}
     if over := [str(file) for file in dict.fromkeys(files) if file.resolve() in inputs]:
-        raise UsageError("The pictures would be written over the images themselves.", faults=over, mend="name another folder with --save")
+        raise UsageError("The pictures would be written over the images themselves.", faults=over, hint="name another folder with --save")
 
 
 def _check_class(class_name: str | None, names: list[str]) -> None:
@@ -122,7 +122,7 @@ def _check_class(class_name: str | None, names: list[str]) -> None:
         raise UsageError(
             f"The run knows no class {class_name!r}.",
             where="--class",
-            mend=(f"did you mean {near[0]!r}? " if near else "") + f"its classes: {', '.join(names)}",
+            hint=(f"did you mean {near[0]!r}? " if near else "") + f"its classes: {', '.join(names)}",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ _COMPARED = 4  # images
 
 def export(
     run: Annotated[
-        Optional[str], typer.Argument(help="A run by name or folder (default: the one that finished last).", show_default=False)
+        str | None, typer.Argument(help="A run by name or folder (default: the one that completed last).", show_default=False)
     ] = None,
     to: Annotated[Literal["onnx"], typer.Option("--to", help="The format.")] = "onnx",
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from entrep_cli.workspace import open_run
 def index(
     run: options.RunName = None,
     store: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--store",
             help="Keep it in Milvus: milvus (a file in the run), FILE.db, or a server as http://HOST:19530, whose token is "

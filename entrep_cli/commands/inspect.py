@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from entrep_cli.data.inspection import Inspection
     from entrep_cli.data.remarks import Remark
 
-LINES = 3  # of details shown under what must be mended; all are in the JSON and, in the main, on the page
+LINES = 3  # of details shown under what must be corrected; all are in the JSON and, in the main, on the page
 
 
 def inspect(
     data: options.Data = None,
-    html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page, with pictures.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page, with pictures.", show_default=False)] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Rank suspected label errors, by predictions out of fold.")] = False,
-    run: Annotated[Optional[str], typer.Option("--run", help="Compare by this run's embeddings too.", show_default=False)] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Compare by this run's embeddings too.", show_default=False)] = None,
     private: Annotated[bool, typer.Option("--private", help="Leave out names, texts and pictures: to show it to others.")] = False,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
@@ -34,13 +34,13 @@ def inspect(
 
     Look at a dataset before anything is trained on it: counts, sizes, unreadable files, dark or blurred
     images, exact, near and mirrored duplicates, groups across the split, training images among the test
-    queries, texts that do not fit. Nothing is changed. Exit code 1 where something must be mended.
+    queries, texts that do not fit. Nothing is changed. Exit code 1 where something must be corrected.
     """
     from entrep_cli.data.inspection import inspect_dataset
     from entrep_cli.submission.tracks import read_queries
 
     if html is not None and html.is_dir():
-        raise UsageError(f"--html {str(html)!r} is a folder.", mend="name a file, for example --html inspection.html")
+        raise UsageError(f"--html {str(html)!r} is a folder.", hint="name a file, for example --html inspection.html")
     root = data_dir(data)
     opened = open_run(run) if run is not None else None
     if labels and opened is not None:
@@ -55,7 +55,7 @@ def inspect(
     _show(found, private)
     document = found.as_dict(private)
     if html is not None:
-        from entrep_cli.report.inspect_page import write_page
+        from entrep_cli.reporting.inspect_page import write_page
 
         document["html"] = str(write_page(found, html, private=private))
         console.say(f"Page: {html}")
@@ -66,8 +66,8 @@ def inspect(
 
 def _embedded(run: Run, catalog: Catalog, device: str) -> tuple[np.ndarray, str]:
     """The run's vectors of the images of a catalog, kept in the run as by `entrep embed`."""
-    from entrep_cli.retrieval.opening import open_model
     from entrep_cli.retrieval.embeddings import embeddings_of
+    from entrep_cli.retrieval.opening import open_model
     from entrep_cli.retrieval.sets import TRAIN, catalog_items
 
     return embeddings_of(run, TRAIN, catalog_items(catalog), open_model(run, device)).vectors, f"embeddings of run {run.name}"
@@ -97,19 +97,19 @@ def _show(found: Inspection, private: bool) -> None:
     console.table("Dataset" if private else f"Dataset {found.root}", [""], [(f"{name:<9}{text}",) for name, text in rows])
     if counts.get("classes"):
         console.table(f"Classes ({found.taxonomy})", ["class", "images"], list(counts["classes"].items()))
-    for title, severity in (("Must be mended", "must mend"), ("To look at", "note")):
+    for title, severity in (("Must be corrected", "must hint"), ("To look at", "note")):
         lines = [line for remark in found.remarks if remark.severity == severity for line in _lines(remark, private)]
         console.table(title, [""], [(line,) for line in lines or ["nothing"]])
 
 
 def _lines(remark: Remark, private: bool) -> list[str]:
-    """A remark for the terminal, with its mend; what must be mended with its first details too."""
+    """A remark for the terminal, with its hint; what must be corrected with its first details too."""
     lines = [f"{remark.kind}: {remark.what}"]
-    if remark.severity == "must mend":
+    if remark.severity == "must hint":
         details = () if private else remark.details
         lines += [f"  - {detail}" for detail in details[:LINES]]
         lines += [f"  - and {len(details) - LINES} more"] if len(details) > LINES else []
-    return [*lines, *([f"  mend: {remark.mend}"] if remark.mend else [])]
+    return [*lines, *([f"  hint: {remark.hint}"] if remark.hint else [])]
 
 
 def _first(table: dict[str, int], n: int = 4) -> str:

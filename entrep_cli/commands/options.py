@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from entrep_cli.retrieval.refinement import Tuned
 
 Data = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(
         "--data", help="The dataset folder (default: $ENTREP_DATA, else that of the split, else data). It is only read.", show_default=False
     ),
 ]
 RunName = Annotated[
-    Optional[str],
-    typer.Option("--run", help="A run by name or folder (default: the one that finished last).", show_default=False),
+    str | None,
+    typer.Option("--run", help="A run by name or folder (default: the one that completed last).", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
@@ -46,33 +46,33 @@ MaskGroups = Annotated[
 ]
 _RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.toml"))
 RecipeName = Annotated[
-    Optional[str], typer.Option("--recipe", help=f"A TOML file, or a built-in recipe: {', '.join(_RECIPES)}.", show_default=False)
+    str | None, typer.Option("--recipe", help=f"A TOML file, or a built-in recipe: {', '.join(_RECIPES)}.", show_default=False)
 ]
 Assignments = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--set", help="One setting of the recipe, as in head.dropout=0.5; may be repeated.", show_default=False),
 ]
 Backbone = Annotated[
-    Optional[str], typer.Option(help="The model by name: of open_clip for clip-lora, of timm for dinov2 and mics.", show_default=False)
+    str | None, typer.Option(help="The model by name: of open_clip for clip-lora, of timm for dinov2 and mics.", show_default=False)
 ]
 Weights = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         help="Start from: a weights file, a name of `entrep weights list`, hub (the backbone's own, if cached), none (random), "
         "or a run (of dinov2, mics, prototype).",
         show_default=False,
     ),
 ]
-Tune = Annotated[Optional[str], typer.Option(help="What is learned: head, lora or full.", show_default=False)]
+Tune = Annotated[str | None, typer.Option(help="What is learned: head, lora or full.", show_default=False)]
 LabelFraction = Annotated[
-    Optional[float],
+    float | None,
     typer.Option("--label-fraction", help="Of mics: the share of each class's training images that keep their label.", show_default=False),
 ]
-Epochs = Annotated[Optional[int], typer.Option(help="At most this many epochs.", min=1, show_default=False)]
-RecipeSeed = Annotated[Optional[int], typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
+Epochs = Annotated[int | None, typer.Option(help="At most this many epochs.", min=1, show_default=False)]
+RecipeSeed = Annotated[int | None, typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
 Precision = Annotated[str, typer.Option(help="Number format of the towers in training: auto (the fastest here), fp32, bf16 or fp16.")]
-On = Annotated[str, typer.Option("--on", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
-Fold = Annotated[Optional[int], typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
+On = Annotated[str, typer.Option("--split", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
+Fold = Annotated[int | None, typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Test-time augmentation: look at each image and its flip; sides are kept right.", show_default=False)
 ]
@@ -88,7 +88,7 @@ ClassAware = Annotated[
     ),
 ]
 ClassWeight = Annotated[
-    Optional[float],
+    float | None,
     typer.Option(
         "--class-weight",
         min=0,
@@ -97,7 +97,7 @@ ClassWeight = Annotated[
     ),
 ]
 Template = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--template",
         help="A sentence around each text query, as 'an endoscopic image showing {}' (default: the text alone).",
@@ -105,7 +105,7 @@ Template = Annotated[
     ),
 ]
 Refine = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--refine",
         help="Refine image rankings by any of whiten,dba,qe,rerank, in this order, each as validation sets it.",
@@ -119,9 +119,9 @@ def check_class_aware(mode: str, weight: float | None) -> None:
     if weight is None:
         return
     if mode != "soft":
-        raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", mend="--class-aware soft, or leave it out")
+        raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", hint="--class-aware soft, or leave it out")
     if not math.isfinite(weight):
-        raise UsageError(f"The class weight must be a number, not {weight}.", mend="--class-weight 0.05")
+        raise UsageError(f"The class weight must be a number, not {weight}.", hint="--class-weight 0.05")
 
 
 def class_rule(

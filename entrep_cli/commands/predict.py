@@ -7,7 +7,7 @@ import io
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,14 +22,14 @@ def predict(
     data: options.Data = None,
     run: options.RunName = None,
     queries: Annotated[
-        Optional[Path], typer.Option(help="A folder of images, or a query file (default: the dataset's test folder).", show_default=False)
+        Path | None, typer.Option(help="A folder of images, or a query file (default: the dataset's test folder).", show_default=False)
     ] = None,
     gallery: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Where tracks 2 and 3 search: queries, test (the default), train, all, or a folder.", show_default=False),
     ] = None,
     top_k: Annotated[
-        Optional[int], typer.Option("--top-k", min=1, help="Tracks 2 and 3: how many answers to a query (default: 10).", show_default=False)
+        int | None, typer.Option("--top-k", min=1, help="Tracks 2 and 3: how many answers to a query (default: 10).", show_default=False)
     ] = None,
     tta: options.Tta = False,
     calibrate: Annotated[
@@ -40,7 +40,7 @@ def predict(
     class_weight: options.ClassWeight = None,
     refine: options.Refine = None,
     template: options.Template = None,
-    out: Annotated[Optional[Path], typer.Option(help="The zip to write (default: in the run folder).", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="The zip to write (default: in the run folder).", show_default=False)] = None,
     device: options.Device = "auto",
 ) -> dict[str, Any]:
     """Example: entrep predict --track 1
@@ -60,39 +60,39 @@ def predict(
     if track == 3 and method not in WITH_TEXT:
         raise UsageError(
             f"Run {opened.name!r} cannot answer track 3: {method} has no text tower.",
-            mend=f"train a method that has one: `entrep train {WITH_TEXT[0]}`",
+            hint=f"train a method that has one: `entrep train {WITH_TEXT[0]}`",
         )
     if tta and track == 3:
-        raise UsageError("--tta flips images, and a text may name a side; it is for tracks 1 and 2.", mend="leave it out")
+        raise UsageError("--tta flips images, and a text may name a side; it is for tracks 1 and 2.", hint="leave it out")
     if calibrate and track != 1:
-        raise UsageError("--calibrate is for class probabilities, the scores of track 1.", mend="leave it out")
+        raise UsageError("--calibrate is for class probabilities, the scores of track 1.", hint="leave it out")
     if mask_groups and track != 2:
-        raise UsageError("--mask-groups masks the group of a query image in a gallery; it is for track 2.", mend="leave it out")
+        raise UsageError("--mask-groups masks the group of a query image in a gallery; it is for track 2.", hint="leave it out")
     if track == 1 and (gallery is not None or top_k is not None):
         option = "--gallery" if gallery is not None else "--top-k"
-        raise UsageError(f"{option} is for what is searched, in tracks 2 and 3; track 1 answers with a class.", mend="leave it out")
+        raise UsageError(f"{option} is for what is searched, in tracks 2 and 3; track 1 answers with a class.", hint="leave it out")
     gallery, top_k = gallery or "test", top_k or 10
     if track == 1 and class_aware != "off":
-        raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", mend="leave it out")
+        raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", hint="leave it out")
     options.check_class_aware(class_aware, class_weight)
     if refine is not None and (track != 2 or class_aware != "off"):
-        raise UsageError("--refine is for the image queries of track 2, by the cosine alone.", mend="leave it or --class-aware out")
+        raise UsageError("--refine is for the image queries of track 2, by the cosine alone.", hint="leave it or --class-aware out")
     if template is not None and track != 3:
-        raise UsageError(f"--template is for the texts of track 3; the queries of track {track} are images.", mend="leave it out")
+        raise UsageError(f"--template is for the texts of track 3; the queries of track {track} are images.", hint="leave it out")
     check_template(template)
     out = out or opened.path("submissions", f"track{track}.zip")
     if out.suffix.lower() != ".zip":
-        raise UsageError(f"A submission is a zip, not {out.name!r}.", mend=f"--out {out.with_suffix('.zip')}")
+        raise UsageError(f"A submission is a zip, not {out.name!r}.", hint=f"--out {out.with_suffix('.zip')}")
     place = next(folder for folder in out.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
-        raise UsageError("The submission may not be written there.", where=place, mend=f"write it elsewhere, as with --out {out.name}")
+        raise UsageError("The submission may not be written there.", where=place, hint=f"write it elsewhere, as with --out {out.name}")
     # Queries of one's own need no dataset, unless its training images are the gallery.
     needed = queries is None or data is not None or gallery in ("train", "all") or data_dir_exists()
     root = data_dir(data) if needed else None
     from entrep_cli.data.splits import read_catalog_and_split
-    from entrep_cli.retrieval.opening import open_model
+    from entrep_cli.evaluation.temperature import run_temperature
     from entrep_cli.retrieval.embeddings import check_flip
-    from entrep_cli.scoring.temperature import run_temperature
+    from entrep_cli.retrieval.opening import open_model
     from entrep_cli.submission.answers import answer_track
 
     model = open_model(opened, device)
@@ -100,9 +100,9 @@ def predict(
     if track == 1 and target != "class":
         raise UsageError(
             f"Run {opened.name!r} cannot answer track 1: it tells regions, or the classes of one region, apart ({target}).",
-            mend="name a run that knows all classes",
+            hint="name a run that knows all classes",
         )
-    reads = bool(getattr(model, "has_text_tower", False))
+    reads = bool(getattr(model, "reads_text", False))
     if track == 3 and not reads:
         model.embed_texts([name])  # says why it cannot, before any image is embedded
     if tta:

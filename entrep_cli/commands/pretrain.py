@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ def pretrain(
     method: Annotated[str, typer.Argument(help="mics: two encoders, of white light and of narrow band.")],
     data: options.Data = None,
     images: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Option("--images", help="A folder of images to learn from as well; may be repeated.", show_default=False),
     ] = None,
     recipe: options.RecipeName = None,
@@ -29,7 +29,7 @@ def pretrain(
     epochs: options.Epochs = None,
     seed: options.RecipeSeed = None,
     fold: options.Fold = None,
-    name: Annotated[Optional[str], typer.Option(help="The run's name (default: mics-pretrain).", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name (default: mics-pretrain).", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a pre-training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
@@ -46,20 +46,20 @@ def pretrain(
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
 
     if method not in METHODS:
-        raise UsageError(f"There is no pre-training of {method!r}.", mend=f"choose one of: {', '.join(METHODS)}")
+        raise UsageError(f"There is no pre-training of {method!r}.", hint=f"choose one of: {', '.join(METHODS)}")
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
+        raise UsageError("--resume goes on with a run, --overwrite begins it anew.", hint="give one of them")
 
     from entrep_cli.methods.mics import MicsRecipe
     from entrep_cli.methods.mics_pretraining import PRETRAINING
 
-    begun = new_run(PRETRAINING, name, resume=True) if resume else None
-    if begun and not recipe and begun.path(CONFIG).is_file():
-        recipe = str(begun.path(CONFIG))
+    started = new_run(PRETRAINING, name, resume=True) if resume else None
+    if started and not recipe and started.path(CONFIG).is_file():
+        recipe = str(started.path(CONFIG))
     base = read_recipe(recipe or method)
     if base.get("method", method) not in (method, PRETRAINING):
-        what = f"{recipe or begun.name!r} is a recipe of {base['method']}, not of {method}."
-        raise UsageError(what, mend="--recipe mics or mics-tiny; with --resume, --name names the run")
+        what = f"{recipe or started.name!r} is a recipe of {base['method']}, not of {method}."
+        raise UsageError(what, hint="--recipe mics or mics-tiny; with --resume, --name names the run")
     short = options.short_settings(backbone=backbone, weights=weights, epochs=None, seed=seed)
     limit = {} if epochs is None else {"pretraining": {"train": {"epochs": epochs}}}
     whole = build_recipe(MicsRecipe, {**base, "method": method}, parse_assignments(set_ or []), short, limit)
@@ -80,9 +80,9 @@ def pretrain(
         catalog, split = read_catalog_and_split(root) if split_path().is_file() else (Catalog.read(root), None)
         say_catalog(catalog)
     if fold is not None and split is None:
-        raise UsageError("--fold needs a dataset that is split into folds.", mend="`entrep split --folds 5`")
+        raise UsageError("--fold needs a dataset that is split into folds.", hint="`entrep split --folds 5`")
     seen, about = gather(catalog, split, fold, images or ())
-    run = begun or new_run(PRETRAINING, name, overwrite=overwrite)
+    run = started or new_run(PRETRAINING, name, overwrite=overwrite)
     try:
         pictures = RunPictures(run, settings)
         _, manifest = pretrain_run(seen, about, settings, run, device=device, precision=precision, resume=resume, pictures=pictures)
@@ -92,7 +92,7 @@ def pretrain(
             named = "".join(options.flags(images=folder) for folder in images or ())
             again = f"`entrep pretrain {method} --resume{options.flags(name=run.name, data=data, fold=fold)}{named}`"
             raise Interrupted(
-                "Interrupted; the pre-training is kept up to its last checkpoint.", where=run.folder, mend=f"go on with {again}"
+                "Interrupted; the pre-training is kept up to its last checkpoint.", where=run.folder, hint=f"go on with {again}"
             ) from None
         raise
     title = f"Run {run.name}: losses; the weights of epoch {manifest['epoch']} are kept, where the held-out sum is least"
@@ -100,7 +100,7 @@ def pretrain(
     console.say("The two contrastive losses count the other images of a batch: held out and in training they are not alike.")
     probe = _show_probe(run, catalog, split, fold, device)
     console.say(f"Written: {run.path('losses.png')}" + (f", {run.path('reconstructions')}" if settings.pretraining.pictures else ""))
-    again = recipe if recipe and not begun else None
+    again = recipe if recipe and not started else None
     size, own = settings.image.size, [f"backbone.options={_inline(settings.backbone.options)}"] if settings.backbone.options else []
     dinov2 = "".join(options.flags(set=assignment) for assignment in [f"image.size={size}", *own])
     console.next_commands(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +18,14 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="foregut: Fusion at the Foregut.")],
     data: options.Data = None,
     run: Annotated[
-        Optional[str], typer.Option("--run", help="Score this run, by name or folder, and train nothing.", show_default=False)
+        str | None, typer.Option("--run", help="Score this run, by name or folder, and train nothing.", show_default=False)
     ] = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
     seed: options.RecipeSeed = None,
     on: options.On = "test",
     name: Annotated[
-        Optional[str], typer.Option(help="The name of the run that is trained (default: the paper's).", show_default=False)
+        str | None, typer.Option(help="The name of the run that is trained (default: the paper's).", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train it again.")] = False,
     device: options.Device = "auto",
@@ -41,17 +41,17 @@ def reproduce(
     from entrep_cli.commands.options import say_catalog
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.splits import make_split, read_split, split_path, write_split
+    from entrep_cli.evaluation.scored import check_scored, scored_subset
     from entrep_cli.experiments.foregut import score_foregut
-    from entrep_cli.experiments.scored import check_scored, scored_part
     from entrep_cli.methods import method_class
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 
     if paper not in PAPERS:
-        raise UsageError(f"There is no paper {paper!r}.", mend=f"choose one of: {', '.join(PAPERS)}")
+        raise UsageError(f"There is no paper {paper!r}.", hint=f"choose one of: {', '.join(PAPERS)}")
     method = PAPERS[paper]
     check_scored(on)
     if run is not None and (recipe or set_ or name or overwrite or seed is not None):
-        raise UsageError("--run names a run that is there; the others say how to train one.", mend="give one or the other")
+        raise UsageError("--run names a run that is there; the others say how to train one.", hint="give one or the other")
     root = data_dir(data)
     if split_path().is_file():
         from entrep_cli.data.splits import read_catalog_and_split
@@ -64,12 +64,12 @@ def reproduce(
         write_split(make_split(catalog), root)
         split = read_split(catalog)
         console.say(f"Split 80/10/10, seed 0, groups kept whole: {split_path()}")
-    part = scored_part(catalog, split, root, on)
+    part = scored_subset(catalog, split, root, on)
     missing: WeightsError | None = None
     if run is not None:
         trained = open_run(run)
         if trained.manifest["method"] != method:
-            raise UsageError(f"Run {trained.name!r} is one of {trained.manifest['method']}, not of {method}.", mend="name another --run")
+            raise UsageError(f"Run {trained.name!r} is one of {trained.manifest['method']}, not of {method}.", hint="name another --run")
     else:
         settings = build_recipe(
             method_class(method).Recipe,
@@ -83,15 +83,15 @@ def reproduce(
             trained, missing = None, error
     made = trained and (trained.manifest["split"]["fingerprint"], trained.manifest["data"]["catalog"])
     if made and made != (split.fingerprint, catalog.fingerprint):
-        mend = "bring back the data and the split as they were then, or --overwrite"
-        raise RunError(f"Run {trained.name!r} was trained on other labels or another split.", where=trained.folder, mend=mend)
+        hint = "bring back the data and the split as they were then, or --overwrite"
+        raise RunError(f"Run {trained.name!r} was trained on other labels or another split.", where=trained.folder, hint=hint)
     found = None if trained is None else score_foregut(trained, part, catalog, root, on, device=device)
     if found is not None:
         _show_ours(found, on, len(part))
     title = f"{', '.join(catalog.layouts)}, {on}: {len(part)} images"
     tables = _show_beside(paper, {} if found is None else found.tables, title)
     if missing is not None:
-        console.warn(f"Nothing was trained: {missing.what} {missing.where or ''}", f"mend: {missing.mend}")
+        console.warn(f"Nothing was trained: {missing.what} {missing.where or ''}", f"hint: {missing.hint}")
         console.say("To see it all on phantom data, from scratch and without weights: entrep reproduce foregut --recipe foregut-tiny")
     else:
         console.say(f"Written: {trained.path('paper', f'{on}.json')}" + (f", {found.figure}" if found.figure else ""))
@@ -116,17 +116,17 @@ def _trained(name: str, catalog, split, settings, overwrite: bool, device: str, 
     there = Run(runs_dir() / name)
     if there.complete and not overwrite:
         if there.path(CONFIG).read_text("utf-8") != recipe_toml(settings):
-            raise RunError(f"Run {name!r} has other settings.", where=there.folder, mend="choose another --name, or --overwrite")
+            raise RunError(f"Run {name!r} has other settings.", where=there.folder, hint="choose another --name, or --overwrite")
         return there
-    unfinished = there.folder.is_dir() and not there.complete
-    run = new_run(settings.method, name, overwrite=overwrite, resume=unfinished and not overwrite)
+    incomplete = there.folder.is_dir() and not there.complete
+    run = new_run(settings.method, name, overwrite=overwrite, resume=incomplete and not overwrite)
     try:
-        train_run(catalog, split, settings, run, device=device, precision=precision, resume=unfinished and not overwrite)
+        train_run(catalog, split, settings, run, device=device, precision=precision, resume=incomplete and not overwrite)
     except BaseException as error:
         run.remove_if_empty()
         if isinstance(error, KeyboardInterrupt):
-            mend = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
-            raise Interrupted("Interrupted; what was trained is kept.", where=run.folder, mend=mend) from None
+            hint = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
+            raise Interrupted("Interrupted; what was trained is kept.", where=run.folder, hint=hint) from None
         raise
     return run
 
@@ -159,7 +159,7 @@ def _show_ours(found, on: str, n: int) -> None:
 
 
 def _show_beside(paper: str, ours: dict[int, Any], where: str) -> list[dict[str, Any]]:
-    from entrep_cli.report.published import published
+    from entrep_cli.reporting.published import published
 
     about = published(paper)
     told = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,11 +27,11 @@ def search(
     class_weight: options.ClassWeight = None,
     template: options.Template = None,
     label: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="The query's true class, to tell hits from misses (default: its label, if it is embedded).", show_default=False),
     ] = None,
     save: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Draw query and answers on this sheet, a PNG (default: one in the run's searches).", show_default=False),
     ] = None,
     sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Whether a sheet is drawn.")] = True,
@@ -52,17 +52,17 @@ def search(
 
     path, is_file = Path(query), _is_file(query)
     if save is not None and (save.suffix.lower() != ".png" or save.exists() and is_file and save.samefile(path)):
-        raise UsageError(f"The sheet cannot be {str(save)!r}.", mend="name a new file that ends in .png with --save")
+        raise UsageError(f"The sheet cannot be {str(save)!r}.", hint="name a new file that ends in .png with --save")
     if save is not None and not sheet:
-        raise UsageError("--save names a sheet, and --no-sheet draws none.", mend="leave one of them out")
+        raise UsageError("--save names a sheet, and --no-sheet draws none.", hint="leave one of them out")
     options.check_class_aware(class_aware, class_weight)
     check_template(template)
     if template is not None and is_file:
-        raise UsageError(f"--template is for text queries; {query!r} is a file.", mend="leave it out")
+        raise UsageError(f"--template is for text queries; {query!r} is a file.", hint="leave it out")
     if mask_groups and not is_file:
-        raise UsageError(f"--mask-groups masks the group of a query image; {query!r} is no image file.", mend="leave it out")
+        raise UsageError(f"--mask-groups masks the group of a query image; {query!r} is no image file.", hint="leave it out")
     if not is_file and path.suffix.lower() in SUFFIXES:
-        raise UsageError(f"There is no image {query!r}.", mend="name an image file, or write a finding as text")
+        raise UsageError(f"There is no image {query!r}.", hint="name an image file, or write a finding as text")
     opened = open_run(run)
     by_class = class_aware != "off"
     if not is_file:
@@ -101,11 +101,9 @@ def search(
     return {**result, "answers": [case.as_dict() for case in found.cases], **({"sheet": str(drawn)} if drawn else {})}
 
 
-def _draw(
-    title: str, image: Path | None, query: Query, found: Found, save: Path | None, folder: Path, settings: list[Any]
-) -> Path | None:
+def _draw(title: str, image: Path | None, query: Query, found: Found, save: Path | None, folder: Path, settings: list[Any]) -> Path | None:
     """The sheet, where it was asked for or under a name that the query and its settings make; None where that folder is not ours."""
-    from entrep_cli.report.figures import Tile, contact_sheet
+    from entrep_cli.reporting.figures import Tile, contact_sheet
 
     tiles = [Tile(image, f"query\n{query.label}", "query")] if image else []
     for case in found.cases:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,7 @@ from entrep_cli.workspace import data_dir
 
 def split(
     data: options.Data = None,
-    ratios: Annotated[
-        Optional[str], typer.Option(help="Train, val and test; test may be 0 (default: 80/10/10).", show_default=False)
-    ] = None,
+    ratios: Annotated[str | None, typer.Option(help="Train, val and test; test may be 0 (default: 80/10/10).", show_default=False)] = None,
     folds: Annotated[int, typer.Option(help="Make this many folds instead (3 or more).", min=0)] = 0,
     seed: options.Seed = 0,
     groups: options.Groups = "auto",
@@ -31,12 +29,12 @@ def split(
     gives the same bytes.
     """
     if folds and ratios is not None:
-        raise UsageError("Folds are all of one size: --ratios are of train, val and test.", mend="give --folds or --ratios")
+        raise UsageError("Folds are all of one size: --ratios are of train, val and test.", hint="give --folds or --ratios")
     ratios = "80/10/10" if ratios is None else ratios
     try:
         shares = [float(part) for part in ratios.replace(",", "/").split("/")]
     except ValueError:
-        raise UsageError(f"--ratios {ratios!r} are not numbers.", mend="--ratios 80/10/10") from None
+        raise UsageError(f"--ratios {ratios!r} are not numbers.", hint="--ratios 80/10/10") from None
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.splits import make_split, moved_by_near_duplicates, runs_left_behind, write_split
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    method: Annotated[
-        Optional[str], typer.Argument(help=f"{', '.join(TRAINABLE)} (default: {DEFAULT_METHOD}).", show_default=False)
-    ] = None,
+    method: Annotated[str | None, typer.Argument(help=f"{', '.join(TRAINABLE)} (default: {DEFAULT_METHOD}).", show_default=False)] = None,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
@@ -32,7 +30,7 @@ def train(
     seed: options.RecipeSeed = None,
     fold: options.Fold = None,
     folds: Annotated[bool, typer.Option("--folds", help="Train on every fold of the split; the result is an ensemble of them.")] = False,
-    name: Annotated[Optional[str], typer.Option(help="The run's name (default: the method's).", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name (default: the method's).", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
@@ -49,26 +47,24 @@ def train(
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
 
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite begins it anew.", mend="give one of them")
+        raise UsageError("--resume goes on with a run, --overwrite begins it anew.", hint="give one of them")
     if folds and fold is not None:
-        raise UsageError("--folds trains on every fold, --fold on one.", mend="give one of them")
-    begun = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
-    folds = folds or bool(begun and begun.path("fold-0").is_dir())
+        raise UsageError("--folds trains on every fold, --fold on one.", hint="give one of them")
+    started = processes.on_main(lambda: new_run(method or DEFAULT_METHOD, name, resume=True)) if resume else None
+    folds = folds or bool(started and started.path("fold-0").is_dir())
     if folds and processes.size() > 1:
-        raise UsageError("--folds trains in one process.", mend="train fold by fold with --fold, or leave out the launcher")
-    config = begun and (begun.path("fold-0", CONFIG) if folds else begun.path(CONFIG))
+        raise UsageError("--folds trains in one process.", hint="train fold by fold with --fold, or leave out the launcher")
+    config = started and (started.path("fold-0", CONFIG) if folds else started.path(CONFIG))
     if config and not recipe and config.is_file():
         recipe = str(config)
     base = read_recipe(recipe) if recipe else {}
     wanted = method or base.get("method") or DEFAULT_METHOD
     if base.get("method", wanted) != wanted:
-        again = f" --resume{options.flags(name=begun.name)}" if begun else options.flags(recipe=recipe)
-        raise UsageError(f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", mend=f"entrep train {base['method']}{again}")
-    short = options.short_settings(
-        backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed
-    )
+        again = f" --resume{options.flags(name=started.name)}" if started else options.flags(recipe=recipe)
+        raise UsageError(f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", hint=f"entrep train {base['method']}{again}")
+    short = options.short_settings(backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed)
     if wanted not in TRAINABLE and wanted in METHODS:
-        raise UsageError("An ensemble is made of runs, and not trained.", mend="entrep ensemble RUN RUN")
+        raise UsageError("An ensemble is made of runs, and not trained.", hint="entrep ensemble RUN RUN")
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:
         console.plain(recipe_toml(settings))
@@ -86,7 +82,7 @@ def train(
         check_folds(split)
     else:
         split.images("train", fold)  # a fault in --fold must show before a folder is made
-    run = begun or processes.on_main(lambda: new_run(wanted, name, overwrite=overwrite))
+    run = started or processes.on_main(lambda: new_run(wanted, name, overwrite=overwrite))
     try:
         if folds:
             _, found = train_folds(catalog, split, settings, run, device=device, precision=precision, resume=resume)
@@ -98,7 +94,7 @@ def train(
         if isinstance(error, KeyboardInterrupt) and run.path(CHECKPOINT).is_file():
             again = f"`entrep train --resume{options.flags(name=run.name, data=data, fold=fold)}`"
             raise Interrupted(
-                "Interrupted; the training is kept up to its last checkpoint.", where=run.folder, mend=f"go on with {again}"
+                "Interrupted; the training is kept up to its last checkpoint.", where=run.folder, hint=f"go on with {again}"
             ) from None
         raise
     console.table(
@@ -108,7 +104,7 @@ def train(
     )
     place = options.flags(data=data, run=run.name)
     of_class = getattr(settings, "target", "class") == "class"  # a coarse model or an expert has no classes to submit
-    tracks = [*([1] if of_class else []), 2, *([3] if getattr(model, "has_text_tower", False) else [])]
+    tracks = [*([1] if of_class else []), 2, *([3] if getattr(model, "reads_text", False) else [])]
     commands = ["evaluate", "embed", *(f"predict --track {track}" for track in tracks)]
     console.next_commands(*(f"entrep {command}{place}" for command in commands))
     return {"run": run.name, "folder": str(run.folder), **manifest}
@@ -126,5 +122,5 @@ def _show_folds(run: Run, found: CrossValidation, data: Path | None) -> dict[str
     )
     console.say(f"Written: {run.path(FILE)}, {run.path(PREDICTIONS)}")
     place = options.flags(data=data, run=run.name)
-    console.next_commands(f"entrep evaluate --part queries{place}", f"entrep predict --track 1{place}")
+    console.next_commands(f"entrep evaluate --split queries{place}", f"entrep predict --track 1{place}")
     return {"run": run.name, "folder": str(run.folder), **run.manifest}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ def list_() -> dict[str, Any]:
     Every published weight that a recipe or a method can start from: what for, how large, under which
     licence, and whether it is on this machine. Asks no network.
     """
-    from entrep_cli.models.published import published_weights
+    from entrep_cli.models.pretrained import published_weights
 
     known = published_weights()
     console.table(
@@ -30,7 +30,7 @@ def list_() -> dict[str, Any]:
 
 def check(
     name: Annotated[
-        Optional[str], typer.Argument(help="As in `entrep weights list` (default: all of which something is here).", show_default=False)
+        str | None, typer.Argument(help="As in `entrep weights list` (default: all of which something is here).", show_default=False)
     ] = None,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Also load them strictly into their model.")] = True,
 ) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def check(
     strictly into its model, without a network. Exit code 1 where a file is missing or damaged; weights
     of which nothing is here are no fault unless they are named.
     """
-    from entrep_cli.models.published import find_weights, published_weights
+    from entrep_cli.models.pretrained import find_weights, published_weights
     from entrep_cli.models.published_check import check_weights
 
     wanted = [find_weights(name)] if name else [weights for weights in published_weights() if weights.state != "no"]
@@ -72,8 +72,8 @@ def fetch(names: Annotated[list[str], typer.Argument(help="As in `entrep weights
     where those are known. What is there already is not fetched again; an interrupted download goes on.
     Nothing else in entrep ever downloads anything.
     """
-    from entrep_cli.models.published import find_weights
-    from entrep_cli.models.published_fetch import fetch_file
+    from entrep_cli.models.pretrained import find_weights
+    from entrep_cli.models.pretrained_fetch import fetch_file
 
     wanted = [find_weights(name) for name in dict.fromkeys(names)]
     for weights in wanted:
@@ -95,7 +95,7 @@ def fetch(names: Annotated[list[str], typer.Argument(help="As in `entrep weights
             done.append({"name": weights.name, "licence": weights.licence, "commercial": weights.commercial, "files": files})
     except KeyboardInterrupt:
         again = f"`entrep weights fetch {' '.join(weights.name for weights in wanted)}`"
-        raise Interrupted("Interrupted; what was downloaded so far is kept.", mend=f"go on with {again}") from None
+        raise Interrupted("Interrupted; what was downloaded so far is kept.", hint=f"go on with {again}") from None
     except EntrepError as error:
         if done:
             console.warn(f"fetched before the error: {', '.join(entry['name'] for entry in done)}")

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.recipes.recipe import Section
 
-
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -118,7 +118,7 @@ class Catalog:
                 f"The dataset has {len(lines)} fault{'s' * (len(lines) > 1)}.",
                 where=root,
                 faults=lines,
-                mend="mend what is named above; nothing was written",
+                hint="hint what is named above; nothing was written",
             )
         return catalog
 
@@ -142,7 +142,7 @@ class Catalog:
             raise DataError(
                 f"The pattern {groups!r} finds a group in none of {len(rows)} file names.",
                 where=root,
-                mend=f"--groups with one that fits the names, as {rows[0][1].path.name!r}; or write groups.csv (image,group)",
+                hint=f"--groups with one that fits the names, as {rows[0][1].path.name!r}; or write groups.csv (image,group)",
             )
         labels = [row.label for _, row in rows if row.label]
         probes, unreadable = probe_images([row.path for _, row in rows])
@@ -251,14 +251,14 @@ def group_pattern(rule: GroupRule) -> re.Pattern[str] | None:
     """
     if rule in RULES:
         return None
-    mend = r"--groups auto, exam, none, or a regular expression with one capture group, as '^(P\d+)_' of names such as P12_a.png"
+    hint = r"--groups auto, exam, none, or a regular expression with one capture group, as '^(P\d+)_' of names such as P12_a.png"
     try:
         pattern = re.compile(rule)
     except (re.error, OverflowError) as error:
-        raise UsageError(f"There is no way {rule!r} to group images, and it is no regular expression: {error}.", mend=mend) from None
+        raise UsageError(f"There is no way {rule!r} to group images, and it is no regular expression: {error}.", hint=hint) from None
     if pattern.groups != 1:
         what = f"There is no way {rule!r} to group images; as a regular expression it has {pattern.groups} capture groups instead of one."
-        raise UsageError(what, mend=mend)
+        raise UsageError(what, hint=hint)
     return pattern
 
 

@@ -106,12 +106,12 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"The file cannot be read: {error.strerror}.", where=path) from error
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError("The file is UTF-16; UTF-8 is wanted.", where=path, mend="save it as UTF-8")
+        raise DataError("The file is UTF-16; UTF-8 is wanted.", where=path, hint="save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"The file is not UTF-8 (line {line}).", where=path, mend="save it as UTF-8") from error
+        raise DataError(f"The file is not UTF-8 (line {line}).", where=path, hint="save it as UTF-8") from error
 
 
 Json = TypeVar("Json", dict, list)

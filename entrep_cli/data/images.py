@@ -169,7 +169,7 @@ def raise_image_faults(faults: Sequence[ImageError], folder: Path) -> None:
             f"{len(faults)} image{'s' * (len(faults) > 1)} cannot be read.",
             where=folder,
             faults=[f"{Path(fault.where or '?').name}: {fault.what}" for fault in faults],
-            mend="copy them again from the source, or take them out of the folder and its label files",
+            hint="copy them again from the source, or take them out of the folder and its label files",
         )
 
 

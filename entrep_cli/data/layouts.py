@@ -1,7 +1,7 @@
 """How datasets lie on disk: the contest, the public release, class folders, a CSV.
 
 Each reader returns a `Source`: rows (one a labelled or unlabelled image), faults that must be
-mended, and notes to be said aloud. Nothing is decoded here, and nothing is ever written here.
+corrected, and notes to be said aloud. Nothing is decoded here, and nothing is ever written here.
 """
 
 from __future__ import annotations
@@ -379,10 +379,10 @@ def _apply_groups_file(source: Source, root: Path) -> None:
 
 def _no_dataset(root: Path, tree: Tree, unread: Sequence[Source]) -> DataError:
     found = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
-    mend = "name the folder that holds one of these with --data; `entrep synth phantom` makes one to try"
+    hint = "name the folder that holds one of these with --data; `entrep synth phantom` makes one to try"
     above = root.absolute().parent
     if any((above / name).is_file() for name in ("cls.json", "data.json")):
-        mend = f"the folder above has labels: --data {above}"
+        hint = f"the folder above has labels: --data {above}"
     return DataError(
         f"No dataset is to be found: {_images(found)}, but no labels of a known layout.",
         where=root,
@@ -393,7 +393,7 @@ def _no_dataset(root: Path, tree: Tree, unread: Sequence[Source]) -> DataError:
             "CSV: a header with the columns image and label",
             *(f"could not be read: {source.folder.relative_to(root)}: {fault}" for source in unread for fault in source.faults),
         ],
-        mend=mend,
+        hint=hint,
     )
 
 

@@ -57,7 +57,7 @@ class TestLeaks:
     mirrored: list[tuple[str, str]]
 
 
-def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[str, str] = {}) -> TestLeaks:  # noqa: B006 - read only
+def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[str, str] = {}) -> TestLeaks:
     """What training and test folders share.
 
     Args:
@@ -99,7 +99,7 @@ def query_names(test_set: TestSet) -> dict[int, set[str]]:
     return found
 
 
-def straddling(sets: Mapping[str, Sequence[str]], part_of: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+def straddling(sets: Mapping[str, Sequence[str]], component_of: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
     """The sets of images that stand in more than one part: their images by part.
 
     >>> straddling({"exam 1": ["a", "b"], "exam 2": ["c"]}, {"a": "train", "b": "test", "c": "test"})
@@ -109,8 +109,8 @@ def straddling(sets: Mapping[str, Sequence[str]], part_of: Mapping[str, str]) ->
     for name, images in sets.items():
         parts: dict[str, list[str]] = {}
         for image in images:
-            if image in part_of:
-                parts.setdefault(part_of[image], []).append(image)
+            if image in component_of:
+                parts.setdefault(component_of[image], []).append(image)
         if len(parts) > 1:
             found[name] = parts
     return found

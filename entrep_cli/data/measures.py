@@ -67,7 +67,7 @@ def _read_kept(measure: Measure) -> dict[str, np.ndarray]:
             digests, values = file["digests"], file["values"]
         if values.shape == (len(digests), *measure.shape) and values.dtype == np.dtype(measure.dtype):
             return dict(zip(digests.astype(str).tolist(), values))
-    except Exception:  # noqa: BLE001 - a damaged archive brings any error out of zipfile and numpy
+    except Exception:
         pass
     return {}
 

@@ -71,13 +71,11 @@ def file_mode(path: Path) -> str:
             if image.getexif().get(0x0112, 1) != 1:
                 parts.append("turned by EXIF")
             return ", ".join(part for part in parts if part)
-    except Exception:  # noqa: BLE001 - hostile bytes; that it cannot be read is told elsewhere
+    except Exception:
         return ""
 
 
-def quality_frame(
-    names: Sequence[str], sizes: Sequence[tuple[int, int]], modes: Sequence[str], measured: np.ndarray
-) -> pd.DataFrame:
+def quality_frame(names: Sequence[str], sizes: Sequence[tuple[int, int]], modes: Sequence[str], measured: np.ndarray) -> pd.DataFrame:
     """One row an image: what was measured, and a tuple of flags.
 
     Args:

@@ -21,7 +21,7 @@ def only_test_set(root: Path) -> TestSet:
             "The dataset has no test folder." if not found else f"The dataset has {len(found)} test folders.",
             where=root,
             faults=[str(t.folder) for t in found],
-            mend="name one with --queries FOLDER (images, or imgs/ beside cls.csv, i2i.csv or t2i.csv)",
+            hint="name one with --queries FOLDER (images, or imgs/ beside cls.csv, i2i.csv or t2i.csv)",
         )
     return found[0]
 
@@ -34,10 +34,10 @@ def named_test_set(place: Path, root: Path | None = None) -> TestSet:
     if place.is_dir():
         return read_test_folder(place)
     if place.suffix.lower() in SUFFIXES:
-        raise DataError("An image is no query file.", where=place, mend="name the folder it lies in, or a file that lists queries")
+        raise DataError("An image is no query file.", where=place, hint="name the folder it lies in, or a file that lists queries")
     if place.is_file():
         return only_test_set(root) if root is not None and lies_alone(place) else read_test_folder(place.parent)
-    raise DataError("There is no such folder or query file.", where=place, mend="--queries FOLDER or --queries FILE.csv")
+    raise DataError("There is no such folder or query file.", where=place, hint="--queries FOLDER or --queries FILE.csv")
 
 
 def lies_alone(file: Path) -> bool:
@@ -64,7 +64,7 @@ def read_groups(folder: Path) -> dict[str, str]:
         if row["image"] and row["group"] and groups.setdefault(row["image"], row["group"]) != row["group"]:
             faults.append(f"line {line}: {row['image']!r} stands twice, in different groups")
     if faults:
-        raise DataError("The groups cannot be used.", where=path, faults=faults, mend="write one line for each image")
+        raise DataError("The groups cannot be used.", where=path, faults=faults, hint="write one line for each image")
     return groups
 
 

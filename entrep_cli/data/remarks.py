@@ -30,17 +30,17 @@ class Remark:
 
     Attributes:
         kind: a few words, its key.
-        severity: `must mend`: numbers made with it would be wrong, or a command will stop at it.
+        severity: `must hint`: numbers made with it would be wrong, or a command will stop at it.
         what: a sentence without any name, file or text of the dataset in it.
-        mend: what to do about it.
+        hint: what to do about it.
         details: one line each, with names and texts.
         images: sets of picture keys to be looked at side by side.
     """
 
     kind: str
-    severity: Literal["must mend", "note"]
+    severity: Literal["must hint", "note"]
     what: str
-    mend: str = ""
+    hint: str = ""
     details: tuple[str, ...] = ()
     images: tuple[tuple[str, ...], ...] = ()
 
@@ -53,10 +53,10 @@ def counted(n: int, one: str, several: str) -> str:
 # ---------------------------------------------------------------- files and pictures
 
 _FILES = {
-    "sources": ("label files", ("fault", "faults"), "mend the label files, or put the missing images where they are named"),
+    "sources": ("label files", ("fault", "faults"), "hint the label files, or put the missing images where they are named"),
     "unreadable": ("unreadable images", ("image that cannot be read", "images that cannot be read"), "copy them again, or take them out"),
     "names": ("odd names", ("odd name", "odd names"), "rename in the folder and in the label files"),
-    "classes": ("unknown classes", ("fault of classes", "faults of classes"), "mend the labels, or write a taxonomy.toml"),
+    "classes": ("unknown classes", ("fault of classes", "faults of classes"), "hint the labels, or write a taxonomy.toml"),
     "copies": ("contradicting copies", ("contradiction", "contradictions"), "keep the right label or name, or take both pictures out"),
     "labels": ("no labels", ("dataset without labels", "datasets without labels"), "add cls.json, data.json, a CSV or class folders"),
 }
@@ -65,7 +65,7 @@ _FILES = {
 def of_files(faults: Mapping[str, Sequence[str]]) -> list[Remark]:
     """The faults of `Catalog.examine`."""
     return [
-        Remark(_FILES[kind][0], "must mend", f"{counted(len(lines), *_FILES[kind][1])}.", _FILES[kind][2], tuple(lines))
+        Remark(_FILES[kind][0], "must hint", f"{counted(len(lines), *_FILES[kind][1])}.", _FILES[kind][2], tuple(lines))
         for kind, lines in faults.items()
         if lines
     ]
@@ -86,10 +86,10 @@ _QUALITY = {
 def of_quality(frame: pd.DataFrame) -> list[Remark]:
     """The flags of `quality_frame`; notes, for no threshold knows what a physician needs."""
     found = []
-    for flag, (one, several, mend) in _QUALITY.items():
+    for flag, (one, several, hint) in _QUALITY.items():
         keys = tuple(key for key, flags in zip(frame["image"], frame["flags"]) if flag in flags)
         if keys:
-            found.append(Remark(f"quality: {flag}", "note", f"{counted(len(keys), one, several)}.", mend, keys, (keys,)))
+            found.append(Remark(f"quality: {flag}", "note", f"{counted(len(keys), one, several)}.", hint, keys, (keys,)))
     modes = frame.loc[frame["mode"] != "", ["image", "mode"]]
     # A set that is grey or has a palette throughout is of one kind; a few odd ones are not.
     odd = modes[modes["mode"].map(frame["mode"].value_counts(normalize=True)) < 0.5]
@@ -126,8 +126,8 @@ def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clust
         apart = sum(len({groups[key] for key in cluster}) > 1 for cluster in near)
         n = counted(len(near), "cluster", "clusters")
         what = f"{n} of near-duplicates, {sum(map(len, near))} images; {apart} join groups that are apart."
-        mend, lines = "`entrep split` keeps them together", tuple(map(", ".join, near))
-        found.append(Remark("near-duplicates", "note", what, mend, lines, tuple(near)))
+        hint, lines = "`entrep split` keeps them together", tuple(map(", ".join, near))
+        found.append(Remark("near-duplicates", "note", what, hint, lines, tuple(near)))
     differ = [cluster for cluster in near if len({pictures[key].label for key in cluster} - {""}) > 1]
     if differ:
         lines = tuple(", ".join(labelled[key] for key in cluster) for cluster in differ)
@@ -137,16 +137,16 @@ def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clust
     if pairs:
         lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in pairs)
         what = f"{counted(len(pairs), 'pair', 'pairs')} of images of which one is the other flipped left to right."
-        mend = "let training flip, which knows the sides; `entrep split` keeps them together"
-        found.append(Remark("mirrored copies", "note", what, mend, lines, tuple(pairs)))
+        hint = "let training flip, which knows the sides; `entrep split` keeps them together"
+        found.append(Remark("mirrored copies", "note", what, hint, lines, tuple(pairs)))
     mirror = {c.name: c.mirror for c in catalog.taxonomy.classes}
     wrong = [(a, b) for a, b in pairs if (two := pictures[b].label) and (mirror.get(pictures[a].label) or two) != two]
     if wrong:
         lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in wrong)
         n = counted(len(wrong), "mirrored copy has", "mirrored copies have")
         what = f"{n} another class than the mirror class: a flip changes the side."
-        mend = "give the flipped copy the mirror class, or take it out"
-        found.append(Remark("mirrored labels", "must mend", what, mend, lines, tuple(wrong)))
+        hint = "give the flipped copy the mirror class, or take it out"
+        found.append(Remark("mirrored labels", "must hint", what, hint, lines, tuple(wrong)))
     return found
 
 
@@ -166,8 +166,8 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters:
         return [Remark("alike by embedding", "note", what, "leave out --run, or name one that is not fine-tuned")]
     n = counted(len(more), "cluster", "clusters")
     what = f"{n} of images alike by embedding alone ({told_by}), {sum(map(len, more))} images."
-    mend, lines = "look at them: frames of one exam, perhaps", tuple(map(", ".join, more))
-    return [Remark("alike by embedding", "note", what, mend, lines, tuple(more))]
+    hint, lines = "look at them: frames of one exam, perhaps", tuple(map(", ".join, more))
+    return [Remark("alike by embedding", "note", what, hint, lines, tuple(more))]
 
 
 # ---------------------------------------------------------------- leaks
@@ -184,7 +184,7 @@ def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], picture
     labels = {p.key: p.label or "no label" for p in pictures}
     found = []
     for kind, pairs, severity, one, several in (
-        ("leak by pixels", shared.by_pixels, "must mend", "test image is a training image", "test images are training images"),
+        ("leak by pixels", shared.by_pixels, "must hint", "test image is a training image", "test images are training images"),
         ("leak by name", shared.by_name, "note", "test image has a training image's name", "test images have training images' names"),
         ("leak by near-duplicates", shared.near, "note", "near-duplicate pair of", "near-duplicate pairs of"),
         ("leak by mirrored copies", shared.mirrored, "note", "mirrored pair of", "mirrored pairs of"),
@@ -193,9 +193,9 @@ def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], picture
             ends = {"leak by pixels": ", pixel for pixel", "leak by name": ", and other pixels"}
             queries = len({b for _, b in pairs if b in asked})
             what = f"{counted(len(pairs), one, several)}{ends.get(kind, ' a training and a test image')}; {queries} are queries."
-            mend = "leave them out of training, or say so beside every score"
+            hint = "leave them out of training, or say so beside every score"
             lines = [f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asked[b])}" if b in asked else "") for a, b in pairs]
-            found.append(Remark(kind, severity, what, mend, tuple(lines), tuple(pairs)))
+            found.append(Remark(kind, severity, what, hint, tuple(lines), tuple(pairs)))
     return found
 
 
@@ -204,7 +204,7 @@ def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str,
     read = read_assignment(catalog.images)
     if read is None:
         return []
-    part_of, made = read
+    component_of, made = read
     groups: dict[str, list[str]] = {}
     for image, group in zip(catalog.images, catalog.groups):
         groups.setdefault(group, []).append(image)
@@ -215,13 +215,13 @@ def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str,
         ("split near-duplicates", {c[0]: c for c in near}, "cluster of near-duplicates stands", "clusters of near-duplicates stand"),
     )
     for kind, sets, one, several in kinds:
-        apart = leaks.straddling(sets, part_of)
+        apart = leaks.straddling(sets, component_of)
         if apart:
             told = {name: "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items()}
             lines = [f"{name}: {parts}" for name, parts in told.items()]
             shown = tuple(tuple(image for those in parts.values() for image in those) for parts in apart.values())
             what = f"{counted(len(apart), one, several)} in several parts of the split, which was made with --groups {made['groups']}."
-            found.append(Remark(kind, "must mend", what, "split again: `entrep split`", tuple(lines), shown))
+            found.append(Remark(kind, "must hint", what, "split again: `entrep split`", tuple(lines), shown))
     return found
 
 

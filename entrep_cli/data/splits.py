@@ -66,12 +66,12 @@ class Split:
         """
         if not self.folds:
             if fold is not None:
-                raise UsageError("--fold needs a split into folds.", mend="`entrep split --folds 5`")
+                raise UsageError("--fold needs a split into folds.", hint="`entrep split --folds 5`")
             return [image for image, p in self.assignment.items() if p == part]
         if fold is None:
-            raise UsageError("The split is one of folds.", mend=f"choose one with --fold 0 ... --fold {self.folds - 1}")
+            raise UsageError("The split is one of folds.", hint=f"choose one with --fold 0 ... --fold {self.folds - 1}")
         if not 0 <= fold < self.folds:
-            raise UsageError(f"There is no fold {fold}.", mend=f"choose one of 0 to {self.folds - 1}")
+            raise UsageError(f"There is no fold {fold}.", hint=f"choose one of 0 to {self.folds - 1}")
         role = {str(fold): "test", str((fold + 1) % self.folds): "val"}
         return [image for image, p in self.assignment.items() if role.get(p, "train") == part]
 
@@ -103,10 +103,10 @@ def make_split(
     catalog = catalog.labelled
     if folds:
         if folds < 3:
-            raise UsageError("At least three folds are needed: one to train, one to choose, one to test on.", mend="--folds 3 or more")
+            raise UsageError("At least three folds are needed: one to train, one to choose, one to test on.", hint="--folds 3 or more")
         ratios = (1.0,) * folds
     elif len(ratios) != 3 or not np.isfinite(ratios).all() or min(ratios) < 0 or ratios[0] <= 0 or ratios[1] <= 0:
-        raise UsageError("Ratios are three numbers for train, val and test.", mend="for example --ratios 80/10/10")
+        raise UsageError("Ratios are three numbers for train, val and test.", hint="for example --ratios 80/10/10")
     used = [i for i, ratio in enumerate(ratios) if ratio > 0]
 
     targets = catalog.targets
@@ -115,10 +115,10 @@ def make_split(
     wanted = allocate(counts, [ratios[i] for i in used])
     wanted[1:, small] = 0
     wanted[0, small] = counts[small]
-    part_of = np.array(used)[_assign(targets, catalog.groups, wanted, np.isin(targets, small), seed)]
+    component_of = np.array(used)[_assign(targets, catalog.groups, wanted, np.isin(targets, small), seed)]
 
     names = [str(i) for i in range(folds)] if folds else list(PARTS)
-    assignment = {image: names[p] for image, p in zip(catalog.images, part_of)}
+    assignment = {image: names[p] for image, p in zip(catalog.images, component_of)}
     joined = catalog.near_duplicates
     near = None if joined is None else {"rule": RULE, **joined.as_dict()}
     shares = tuple(float(r) for r in ratios)
@@ -208,7 +208,7 @@ def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, pinned:
 
 
 def _improve(
-    part_of: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+    component_of: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
 ) -> None:
     """Move single groups while that brings the counts nearer, in place; ends at a local optimum."""
     absent = float(sizes.sum())  # no deviation costs as much as a class that a part lacks
@@ -216,7 +216,7 @@ def _improve(
     while moved and (got != wanted).any():
         moved = False
         for g in rng.permutation(free):
-            here, size = part_of[g], sizes[g]
+            here, size = component_of[g], sizes[g]
             now = _cost(got, wanted, absent)
             change = _cost(got + size, wanted, absent) - now + (_cost(got - size, wanted, absent) - now)[here]
             change[here] = 0.0
@@ -224,7 +224,7 @@ def _improve(
             if change[best] < -1e-9:
                 got[here] -= size
                 got[best] += size
-                part_of[g] = best
+                component_of[g] = best
                 moved = True
 
 
@@ -240,14 +240,14 @@ def _small_classes(catalog: Catalog, n_parts: int, folds: int, to_train: bool) -
     small = [name for name in catalog.taxonomy.names if 0 < n_groups.get(name, 0) < n_parts]
     if small and (folds or not to_train):
         counts = catalog.counts()
-        mend = f"use fewer folds (the smallest class allows {n_groups.min()})" if folds else "keep it in train only with --small-to-train"
+        hint = f"use fewer folds (the smallest class allows {n_groups.min()})" if folds else "keep it in train only with --small-to-train"
         raise DataError(
             f"{len(small)} class{'es are' if len(small) > 1 else ' is'} too small to stand in {n_parts} {'folds' if folds else 'parts'}.",
             faults=[
                 f"{name}: {counts[name]} image{'s' * (counts[name] != 1)} in {n_groups[name]} group{'s' * bool(n_groups[name] != 1)}"
                 for name in small
             ],
-            mend=f"add images, take the class out of the labels, or {mend}",
+            hint=f"add images, take the class out of the labels, or {hint}",
         )
     return [catalog.taxonomy.index(name) for name in small]
 
@@ -344,7 +344,7 @@ def read_split(catalog: Catalog) -> Split:
     """
     path, made = split_path(), _read_manifest()
     if file_sha256(path) != made["sha256"]:
-        raise RunError("The split was changed after it was made.", where=path, mend="make it again: `entrep split`")
+        raise RunError("The split was changed after it was made.", where=path, hint="make it again: `entrep split`")
     assignment = _read_assignment()
     if made["catalog"] != catalog.fingerprint:
         there = set(catalog.labelled.images)
@@ -353,7 +353,7 @@ def read_split(catalog: Catalog) -> Split:
             f"The split belongs to other data: {gone} of its images are gone, {new} are new"
             + ("." if gone or new else "; labels, groups or pixels changed."),
             where=path,
-            mend="make it again: `entrep split` (with the same --data and --groups as now)",
+            hint="make it again: `entrep split` (with the same --data and --groups as now)",
         )
     near, small = made.get("near_duplicates"), made.get("small_to_train", False)
     return Split(assignment, made["folds"], made["seed"], tuple(made["ratios"]), made["catalog"], made["groups"], near, small)
@@ -371,14 +371,14 @@ def _read_assignment() -> dict[str, str]:
 def _read_manifest() -> dict:
     path = split_path()
     if not path.is_file() or not path.with_name(SPLIT).is_file():
-        raise RunError("There is no split yet.", where=path, mend="make one: `entrep split`")
+        raise RunError("There is no split yet.", where=path, hint="make one: `entrep split`")
     try:
         made = json.loads(path.with_name(SPLIT).read_text("utf-8"))
         if {"seed", "ratios", "folds", "groups", "catalog", "sha256"} <= set(made):
             return made
     except (ValueError, TypeError):
         pass
-    raise RunError("The split's description is damaged.", where=path.with_name(SPLIT), mend="make it again: `entrep split`")
+    raise RunError("The split's description is damaged.", where=path.with_name(SPLIT), hint="make it again: `entrep split`")
 
 
 def read_assignment(images: Iterable[str]) -> tuple[dict[str, str], dict] | None:

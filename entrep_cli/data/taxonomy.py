@@ -137,7 +137,7 @@ class Taxonomy:
         if len(own) < 2:
             what = f"Region {region!r} has one class, {own[0].name!r}: nothing to tell apart." if own else f"There is no region {region!r}."
             known = f"those of several classes are {', '.join(several)}" if several else "none has several classes"
-            raise UsageError(what, mend=f"{known}; target=class and target=region take all images")
+            raise UsageError(what, hint=f"{known}; target=class and target=region take all images")
         return Taxonomy(f"{self.name}, {region}", tuple(c if c.mirror in names else replace(c, mirror=None) for c in own))
 
     def of_target(self, target: str) -> Taxonomy:
@@ -152,7 +152,7 @@ class Taxonomy:
             return self.of_region(target)
         if len(self.regions) < 2:
             what = f"Taxonomy {self.name!r} has one region, {self.regions[0]!r}: nothing to tell apart."
-            raise UsageError(what, mend="leave target at class")
+            raise UsageError(what, hint="leave target at class")
         return self.of_regions()
 
     def names_in_target(self, target: str) -> dict[str, str]:

@@ -44,9 +44,9 @@ def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
     tree = tree or scan(folder)
     names = image_folder(tree, folder)
     if not names.files:
-        raise DataError("There are no images in the folder.", where=folder, mend="name a folder of images, or of imgs/ and its query files")
+        raise DataError("There are no images in the folder.", where=folder, hint="name a folder of images, or of imgs/ and its query files")
     if faults := names.clashes() + odd_names(names.files):
-        raise DataError("Image names clash.", where=folder, faults=faults, mend="rename one of each")
+        raise DataError("Image names clash.", where=folder, faults=faults, hint="rename one of each")
     files = tree[folder][1]
     queries = {track: folder / name for track, name in QUERY_FILES.items() if name in files}
     return TestSet(folder, {name: names.folder / name for name in names.files}, queries)

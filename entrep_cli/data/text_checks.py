@@ -148,10 +148,10 @@ def of_texts(catalog: Catalog) -> list[Remark]:
     has_en, has_vi = any(frame["text_en"]), any(frame["text_vi"])
     remarks: list[Remark] = []
 
-    def add(kind: str, one: str, several: str, mend: str, lines: Sequence[str], images: Iterable[str] = ()) -> None:
+    def add(kind: str, one: str, several: str, hint: str, lines: Sequence[str], images: Iterable[str] = ()) -> None:
         if lines:
             shown = tuple((image,) for image in images)
-            remarks.append(Remark(kind, "note", f"{counted(len(lines), one, several)}.", mend, tuple(lines), shown))
+            remarks.append(Remark(kind, "note", f"{counted(len(lines), one, several)}.", hint, tuple(lines), shown))
 
     # The contest ties a text to one image; descriptions are missed where there are some.
     empty = [image for image, _, _, en, vi, _ in rows if (has_en or has_vi) and not en and not vi]

@@ -26,16 +26,16 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError, UsageError
-from entrep_cli.experiments.scored import QUERIES, check_scored, scored_part, seen_by, texts_for
+from entrep_cli.evaluation.comparison import GroupTotals, averaged, holm, permutation_test
+from entrep_cli.evaluation.intervals import Interval, Sample, pooled
+from entrep_cli.evaluation.scored import QUERIES, check_scored, scored_subset, seen_by, texts_for
+from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, joined_subsets, score_subset, totals_of
 from entrep_cli.methods.runs import train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embeddings_of
 from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.refinement_choice import tuned_refinement
 from entrep_cli.retrieval.sets import TRAIN, catalog_items
-from entrep_cli.scoring.comparison import GroupTotals, averaged, holm, swap_test
-from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import TEXTS, PartScores, joined_parts, score_part, totals_of
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_json_atomic, write_text_atomic
 
 # What a table shows: its heading, the scores it comes from, and which of them.
@@ -115,7 +115,7 @@ class RowScores:
         scores: by the headings of `SHOWN`, the mean over seeds; a score that the method cannot have is left out.
         values: of each of `runs`, on what it was scored on alone.
         change: the difference from the row it is compared with.
-        p: of that difference by `swap_test`, corrected by Holm for all rows of the table.
+        p: of that difference by `permutation_test`, corrected by Holm for all rows of the table.
     """
 
     row: Row
@@ -201,7 +201,7 @@ def run_ablation(
     check_scored(on)
     check_folds(split, folds, fold, on)
     left_out = list(range(folds)) if folds else [fold]
-    scored = {k: scored_part(catalog, split, root, on, k) for k in left_out}  # faults in it must show before hours of training
+    scored = {k: scored_subset(catalog, split, root, on, k) for k in left_out}  # faults in it must show before hours of training
     folder = runs_dir() / "ablations" / name
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
@@ -222,7 +222,7 @@ def run_ablation(
     }
     _check_runs([*((t.run, t.settings, t.fold) for t in plan), *first.values()], catalog, split)
     refined_by = {row.against: [other for other in rows if other.refine and other.against == row.against] for row in rows if row.refine}
-    found: dict[str, list[tuple[_Training, PartScores]]] = {row.key: [] for row in rows}
+    found: dict[str, list[tuple[_Training, SubsetScores]]] = {row.key: [] for row in rows}
     for i, training in enumerate(plan, 1):
         row, by_fold = training.row, "" if training.fold is None else f", fold {training.fold}"
         console.say("", f"Training {i} of {len(plan)}: {row.name}, seed {training.seed}{by_fold}")
@@ -230,13 +230,13 @@ def run_ablation(
         if not training.run.complete:
             if row.before and not (before := _before(training, bool(folds))).complete:
                 console.say(f"First {before.name}, for all rows that start from it.")
-                with _begun(before):
+                with _started(before):
                     row.before.train(catalog, split, first[before.name][1], before, **how)
-            with _begun(training.run):
+            with _started(training.run):
                 train_run(catalog, split, training.settings, training.run, **how, resume=True)
         for key, scores in _scores(training, scored[training.fold], catalog, split, root, on, device, refined_by.get(row.key, ())):
             found[key].append((training, scores))
-    pools = {key: [joined_parts([s for t, s in own if t.seed == seed]) for seed in _seeds(own)] for key, own in found.items()}
+    pools = {key: [joined_subsets([s for t, s in own if t.seed == seed]) for seed in _seeds(own)] for key, own in found.items()}
     samples = {key: [_samples(scores) for scores in own] for key, own in pools.items()}
     p_values = _p_values(rows, pools)
     table = [
@@ -272,11 +272,11 @@ def check_folds(split: Split, folds: int, fold: int | None, on: str) -> None:
     if not folds:
         return
     if not split.folds:
-        raise UsageError("--folds needs a split into folds.", mend="`entrep split --folds 5`")
+        raise UsageError("--folds needs a split into folds.", hint="`entrep split --folds 5`")
     if folds > split.folds:
-        raise UsageError(f"The split has {split.folds} folds, not {folds}.", mend=f"--folds {split.folds} or fewer")
+        raise UsageError(f"The split has {split.folds} folds, not {folds}.", hint=f"--folds {split.folds} or fewer")
     if fold is not None or on != "test":
-        raise UsageError("With --folds every fold is scored by the models that left it out.", mend="leave out --fold and --on")
+        raise UsageError("With --folds every fold is scored by the models that left it out.", hint="leave out --fold and --split")
 
 
 def _training(row: Row, seed: int, fold: int | None, recipe: Recipe, folder: Path, by_fold: bool) -> _Training:
@@ -296,12 +296,12 @@ def _before(training: _Training, by_fold: bool) -> Run:
     return Run(training.run.folder.with_name(f"{key}-fold{training.fold}" if by_fold else key))
 
 
-def _seeds(trainings: list[tuple[_Training, PartScores]]) -> list[int]:
+def _seeds(trainings: list[tuple[_Training, SubsetScores]]) -> list[int]:
     return list(dict.fromkeys(training.seed for training, _ in trainings))
 
 
 @contextlib.contextmanager
-def _begun(run: Run) -> Iterator[None]:
+def _started(run: Run) -> Iterator[None]:
     """The folder of a training; one that ends before there is anything to go on from leaves none, and forbids no other settings."""
     run.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -324,21 +324,24 @@ def _check_runs(runs: Sequence[tuple[Run, Recipe, int | None]], catalog: Catalog
     if faults:
         where = runs[0][0].folder.parent
         raise RunError(
-            "The ablation was begun otherwise.", where=where, faults=faults, mend="give it another --name, or begin again with --overwrite"
+            "The ablation was started otherwise.",
+            where=where,
+            faults=faults,
+            hint="give it another --name, or begin again with --overwrite",
         )
 
 
 def _scores(
     training: _Training, part: Catalog, catalog: Catalog, split: Split, root: Path, on: str, device: str, refined: Sequence[Row]
-) -> Iterator[tuple[str, PartScores]]:
+) -> Iterator[tuple[str, SubsetScores]]:
     """The scores of a row by its key, and those of the rows that refine it by theirs."""
     run = training.run
     model = open_model(run, device)
     seen = _seen(run, model, part, catalog, root, on, whole=bool(refined))
-    yield training.row.key, score_part(part, seen, texts=texts_for(model, part))
+    yield training.row.key, score_subset(part, seen, texts=texts_for(model, part))
     for row in refined:
         tuned = tuned_refinement(run, model, catalog, split, row.refine)
-        scores = score_part(part, seen, refinement=tuned.refinement)
+        scores = score_subset(part, seen, refinement=tuned.refinement)
         kinds = {key: f"{key}, {tuned.refinement}" for key in scores.retrieval if f"{key}, {tuned.refinement}" in scores.retrieval}
         yield row.key, replace(scores, retrieval={key: scores.retrieval[name] for key, name in kinds.items()})
 
@@ -352,13 +355,13 @@ def _seen(run: Run, model: Any, part: Catalog, catalog: Catalog, root: Path, on:
     return seen_by(run, model, part, catalog, root, on)
 
 
-def _samples(scores: PartScores) -> dict[str, Sample]:
-    """By the names of `PartScores`."""
+def _samples(scores: SubsetScores) -> dict[str, Sample]:
+    """By the names of `SubsetScores`."""
     retrieval = {name: s.sample for name, s in scores.retrieval.items() if s.scored.any()}
     return {"classification": scores.classification.sample, **retrieval}
 
 
-def _values(scores: PartScores) -> dict[str, float]:
+def _values(scores: SubsetScores) -> dict[str, float]:
     """By the headings of `SHOWN`."""
     samples = _samples(scores)
     found = {}
@@ -369,13 +372,13 @@ def _values(scores: PartScores) -> dict[str, float]:
     return found
 
 
-def _pooled(samples: list[dict[str, Sample]], against: list[dict[str, Sample]] = []) -> dict[str, Interval]:
+def _pooled(samples: list[dict[str, Sample]], against: Sequence[dict[str, Sample]] = ()) -> dict[str, Interval]:
     common = [key for key in samples[0] if all(key in other for other in (*samples, *against))]
     intervals = {key: pooled([s[key] for s in samples], [s[key] for s in against]) for key in common}
     return {shown: intervals[key][score] for shown, (key, score) in SHOWN.items() if key in intervals}
 
 
-def _p_values(rows: Sequence[Row], pools: dict[str, list[PartScores]]) -> dict[str, dict[str, float]]:
+def _p_values(rows: Sequence[Row], pools: dict[str, list[SubsetScores]]) -> dict[str, dict[str, float]]:
     """By row and heading of `SHOWN`; none of what refined rankings cannot change."""
     totals = {key: [totals_of(scores) for scores in own] for key, own in pools.items()}
     found: dict[str, dict[str, float]] = {row.key: {} for row in rows}
@@ -387,7 +390,7 @@ def _p_values(rows: Sequence[Row], pools: dict[str, list[PartScores]]) -> dict[s
             both = [[own.get(shown) for own in totals[key]] for key in (row.key, row.against)]
             if all(None not in own for own in both):
                 pairs[row.key] = tuple(map(averaged, both))
-        for key, p in zip(pairs, holm([swap_test(*pair) for pair in pairs.values()])):
+        for key, p in zip(pairs, holm([permutation_test(*pair) for pair in pairs.values()])):
             found[key][shown] = p
     return found
 

@@ -13,10 +13,10 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import EntrepError, RunError, UsageError
-from entrep_cli.experiments.scored import PARTS, QUERIES, check_trained_on, open_scored, texts_for
+from entrep_cli.evaluation.comparison import Compared, GroupTotals, compare
+from entrep_cli.evaluation.scored import PARTS, QUERIES, check_trained_on, open_scored, texts_for
+from entrep_cli.evaluation.subsets import score_subset, totals_of
 from entrep_cli.methods import method_class
-from entrep_cli.scoring.comparison import Compared, GroupTotals, compare
-from entrep_cli.scoring.parts import score_part, totals_of
 from entrep_cli.workspace import MANIFEST, Run, find_run, open_run, runs_dir, write_json_atomic, write_text_atomic
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"  # what marks refer to runs by
@@ -182,9 +182,9 @@ def compare_runs(
         RunError: runs that cannot be compared, each with its fault.
     """
     if part not in PARTS:
-        raise UsageError(f"Runs cannot be compared on {part!r}.", mend=f"--part {', '.join(PARTS)}")
+        raise UsageError(f"Runs cannot be compared on {part!r}.", hint=f"--split {', '.join(PARTS)}")
     if not 0 < level < 1:
-        raise UsageError(f"The level must lie between 0 and 1, not be {level}.", mend="--level 0.05")
+        raise UsageError(f"The level must lie between 0 and 1, not be {level}.", hint="--level 0.05")
     runs = named_runs(names if baseline is None else [str(open_run(baseline).folder), *names])
     place = None if baseline is None else 0
     check_comparable(runs, *read_catalog_and_split(root), part)
@@ -219,9 +219,9 @@ def named_runs(names: Sequence[str]) -> list[Run]:
         raise errors[0] if len(errors) == 1 else _not_comparable(errors)
     if len(found) < 2:
         only = f"only {next(iter(found.values())).reference}" if found else "none"
-        raise UsageError(f"Two or more runs can be compared; here is {only}.", mend="name another, or a pattern: entrep compare 'dinov2*'")
+        raise UsageError(f"Two or more runs can be compared; here is {only}.", hint="name another, or a pattern: entrep compare 'dinov2*'")
     if len(found) > len(LABELS):
-        raise UsageError(f"{len(found)} runs are too many for one table.", mend=f"name at most {len(LABELS)}")
+        raise UsageError(f"{len(found)} runs are too many for one table.", hint=f"name at most {len(LABELS)}")
     return list(found.values())
 
 
@@ -240,11 +240,11 @@ def check_comparable(runs: Sequence[Run], catalog: Catalog, split: Split, part: 
     # The queries are nobody's fold.
     if part != QUERIES and len(set(folds.values())) > 1:
         left_out = (f"Run {name!r} was trained with {'no fold' if k is None else f'fold {k}'} left out." for name, k in folds.items())
-        errors += [RunError(what, mend="compare runs of one fold, or all on --part queries") for what in left_out]
+        errors += [RunError(what, hint="compare runs of one fold, or all on --split queries") for what in left_out]
     classes = {run.reference: [c["name"] for c in run.manifest["taxonomy"]["classes"]] for run in sound}
     if len(set(map(tuple, classes.values()))) > 1:
         told = (f"Run {name!r} tells {len(of_run)} classes apart: {', '.join(of_run)}." for name, of_run in classes.items())
-        errors += [RunError(what, mend="compare runs of the same classes") for what in told]
+        errors += [RunError(what, hint="compare runs of the same classes") for what in told]
     if errors:
         raise _not_comparable(errors)
 
@@ -254,7 +254,7 @@ def _contender(
 ) -> tuple[Contender, list[str], int | None]:
     """A run as it is compared, what must be told of it, and the fold of the part; the model is let go."""
     scored = open_scored(str(run.folder), root, part, fold=fold, device=device)
-    scores = score_part(scored.images, scored.seen, mask_groups=mask_groups, texts=texts_for(scored.model, scored.images))
+    scores = score_subset(scored.images, scored.seen, mask_groups=mask_groups, texts=texts_for(scored.model, scored.images))
     tensors = list(scored.model.parameters())
     size = sum(t.numel() * t.element_size() for t in tensors) / 1e6
     return Contender(run, totals_of(scores), sum(t.numel() for t in tensors), size), list(scored.notes), scored.fold
@@ -263,18 +263,18 @@ def _contender(
 def _matching(pattern: str) -> list[Run]:
     root = runs_dir()
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        raise UsageError(f"The pattern {pattern!r} leads out of the runs folder.", mend="quote names below it, as in 'dinov2*'")
+        raise UsageError(f"The pattern {pattern!r} leads out of the runs folder.", hint="quote names below it, as in 'dinov2*'")
     folders = sorted(path.parent for path in root.glob(f"{pattern}/{MANIFEST}"))
     runs = [Run(folder) for folder in folders if not any(part.startswith(".") for part in folder.relative_to(root).parts)]
     if not runs:
-        raise RunError(f"No complete run is called {pattern!r}.", where=root, mend="name one that is there, or train it")
+        raise RunError(f"No complete run is called {pattern!r}.", where=root, hint="name one that is there, or train it")
     return runs
 
 
 def _not_comparable(errors: Sequence[EntrepError]) -> RunError:
     faults = [" ".join([error.what, *error.faults]) for error in errors]
-    mends = dict.fromkeys(error.mend for error in errors if error.mend)
-    return RunError("These runs cannot be compared.", where=runs_dir(), faults=faults, mend="; ".join(mends))
+    hints = dict.fromkeys(error.hint for error in errors if error.hint)
+    return RunError("These runs cannot be compared.", where=runs_dir(), faults=faults, hint="; ".join(hints))
 
 
 def _limits(found: Comparison) -> list[str]:

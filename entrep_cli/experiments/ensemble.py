@@ -14,20 +14,20 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import EntrepError, RunError, UsageError
+from entrep_cli.evaluation.calibration import calibration_sample, with_temperature
+from entrep_cli.evaluation.intervals import Interval, Sample, pooled
+from entrep_cli.evaluation.subsets import score_subset
+from entrep_cli.evaluation.temperature import temperature_on
 from entrep_cli.experiments.ensemble_weights import mixture_weights, ranking_weights
 from entrep_cli.methods import METHODS, Fit, Model
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
-from entrep_cli.methods.runs import about_data, finish_run
+from entrep_cli.methods.runs import about_data, complete_run
 from entrep_cli.recipes.recipe import recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.ranking import match_codes
-from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.retrieval.validation import learned_from_all_folds, validation_part
-from entrep_cli.scoring.calibration import calibration_sample, with_temperature
-from entrep_cli.scoring.intervals import Interval, Sample, pooled
-from entrep_cli.scoring.parts import score_part
-from entrep_cli.scoring.temperature import temperature_on
+from entrep_cli.retrieval.sets import subset_embeddings
+from entrep_cli.retrieval.validation import learned_from_all_folds, validation_subset
 from entrep_cli.workspace import CONFIG, Run, find_run, write_text_atomic
 
 WAYS = ("validation", "equal")
@@ -76,7 +76,7 @@ def parse_weights(text: str, n_members: int) -> tuple[float, ...] | str:
     if len(given) != n_members or not all(math.isfinite(w) and w >= 0 for w in given) or not sum(given) > 0:
         raise UsageError(
             f"--weights {text!r} does not weigh {n_members} members.",
-            mend=f"--weights validation, equal, or {n_members} numbers of 0 or more that are not all 0, as in "
+            hint=f"--weights validation, equal, or {n_members} numbers of 0 or more that are not all 0, as in "
             + ",".join(["1"] * max(n_members, 2)),
         )
     return given
@@ -114,7 +114,7 @@ def check_members(names: Sequence[str], catalog: Catalog, split: Split, weights:
             if learned_from_all_folds(run)
         ]
     if faults:
-        raise RunError("These runs make no ensemble.", faults=faults, mend="name two or more runs of one dataset, split and fold")
+        raise RunError("These runs make no ensemble.", faults=faults, hint="name two or more runs of one dataset, split and fold")
     return runs
 
 
@@ -130,8 +130,8 @@ def build(runs: Sequence[Run], catalog: Catalog, split: Split, weights: tuple[fl
     if any(map(learned_from_all_folds, runs)):
         ones = (1.0,) * len(runs)
         return Built(Ensemble(models, runs, recipe, Weights(*given, ones, tuple(map(_dimensions, models)))), names, [], {})
-    val = validation_part(runs[0], models[0], catalog, split)
-    seen = [part_embeddings(run, model, val, catalog) for run, model in zip(runs, models)]
+    val = validation_subset(runs[0], models[0], catalog, split)
+    seen = [subset_embeddings(run, model, val, catalog) for run, model in zip(runs, models)]
     temperatures = [temperature_on(np.asarray(own.probabilities), val.targets).value for own in seen]
     if weights == "validation":
         given = _found(seen, temperatures, val)
@@ -162,7 +162,7 @@ def write_ensemble(model: Ensemble, run: Run, about: dict[str, Any], validation:
     fit = Fit(validation, 0, weights, sum(own["parameters"] for own in made.values()), sum(own["seconds"] for own in made.values()))
     images = {"train": max(own["data"]["images"]["train"] for own in made.values()), "val": n_val}
     first = next(iter(made.values()))
-    finish_run(run, model, fit, about, images, device=first["device"], precision=first["precision"], **more)
+    complete_run(run, model, fit, about, images, device=first["device"], precision=first["precision"], **more)
 
 
 def combined_embeddings(model: Ensemble, seen: Sequence[Embeddings]) -> Embeddings:
@@ -224,7 +224,7 @@ def _compared(
     """Scores of the members and, last, of the ensemble; and what it adds to the best member by each."""
     rows: list[list[Sample]] = []
     for own, t in zip(seen, temperatures):
-        scores = score_part(val, own)
+        scores = score_subset(val, own)
         likelihood = calibration_sample(with_temperature(own.probabilities, t), val.targets, val.groups)
         there = scores.retrieval["class"]
         rows.append([scores.classification.sample, likelihood, *([there.sample] if there.scored.any() else [])])
@@ -236,4 +236,3 @@ def _compared(
         at = next(i for i, sample in enumerate(rows[-1]) if key in sample.names)
         gains[key] = (names[best], pooled([rows[-1][at]], [rows[best][at]])[key])
     return intervals, gains
-

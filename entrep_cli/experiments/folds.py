@@ -25,17 +25,17 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.evaluation.calibration import calibration_sample, with_temperature
+from entrep_cli.evaluation.intervals import Interval
+from entrep_cli.evaluation.subsets import SubsetScores, joined_subsets, score_subset
+from entrep_cli.evaluation.temperature import run_temperature
 from entrep_cli.experiments.ensemble import write_ensemble
 from entrep_cli.methods import Model
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
-from entrep_cli.methods.runs import about_data, in_classes_of, part_of, train_run
+from entrep_cli.methods.runs import about_data, component_of, in_classes_of, train_run
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.retrieval.embeddings import Embeddings
-from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.scoring.calibration import calibration_sample, with_temperature
-from entrep_cli.scoring.intervals import Interval
-from entrep_cli.scoring.parts import PartScores, joined_parts, score_part
-from entrep_cli.scoring.temperature import run_temperature
+from entrep_cli.retrieval.sets import subset_embeddings
 from entrep_cli.workspace import Run, write_json_atomic, write_text_atomic
 
 FILE = "cross-validation.json"
@@ -55,7 +55,7 @@ class Held:
     images: Catalog
     probabilities: np.ndarray
     temperature: float
-    scores: PartScores
+    scores: SubsetScores
     dimensions: int
 
 
@@ -95,7 +95,7 @@ def fold_run(run: Run, fold: int) -> Run:
 def check_folds(split: Split) -> None:
     """UsageError where a split has no folds."""
     if not split.folds:
-        raise UsageError("--folds needs a split into folds.", mend="`entrep split --folds 5`")
+        raise UsageError("--folds needs a split into folds.", hint="`entrep split --folds 5`")
 
 
 def train_folds(
@@ -103,7 +103,7 @@ def train_folds(
 ) -> tuple[Ensemble, CrossValidation]:
     """Train `recipe` once for each fold, inside `run`, and leave an ensemble of them with their cross-validation.
 
-    With `resume` complete folds are not trained again, and an unfinished one goes on.
+    With `resume` complete folds are not trained again, and an incomplete one goes on.
 
     Raises:
         UsageError: the split has no folds; and what the training of a fold raises.
@@ -114,7 +114,7 @@ def train_folds(
         part = fold_run(run, fold)
         console.say("", f"Fold {fold} of 0 to {split.folds - 1}{': it is complete.' if resume and part.complete else ''}")
         part.folder.mkdir(exist_ok=True)
-        with part_of(run, part):
+        with component_of(run, part):
             model, _ = train_run(catalog, split, recipe, part, device=device, precision=precision, fold=fold, resume=resume)
         held.append(_held(part, model, catalog, split, fold))
         models.append(model)
@@ -135,7 +135,7 @@ def train_folds(
 
 def cross_validated(held: Sequence[Held]) -> CrossValidation:
     """Scores fold by fold, and pooled over the images of all folds."""
-    whole = joined_parts([own.scores for own in held])
+    whole = joined_subsets([own.scores for own in held])
     targets, groups = (np.concatenate([getattr(own.images, key) for own in held]) for key in ("targets", "groups"))
     probabilities = [own.probabilities for own in held]
     calibrated = [with_temperature(own.probabilities, own.temperature) for own in held]
@@ -156,10 +156,10 @@ def cross_validated(held: Sequence[Held]) -> CrossValidation:
 def _held(part: Run, model: Model, catalog: Catalog, split: Split, fold: int) -> Held:
     images = in_classes_of(model, catalog.subset(split.images("test", fold)))
     if not len(images):
-        raise RunError(f"Fold {fold} has no image of the classes that the run tells apart.", mend="split again: `entrep split --folds 5`")
-    seen: Embeddings = part_embeddings(part, model, images, catalog)
+        raise RunError(f"Fold {fold} has no image of the classes that the run tells apart.", hint="split again: `entrep split --folds 5`")
+    seen: Embeddings = subset_embeddings(part, model, images, catalog)
     temperature = run_temperature(part, model, lambda: (catalog, split)).value
-    return Held(images, np.asarray(seen.probabilities), temperature, score_part(images, seen), seen.vectors.shape[1])
+    return Held(images, np.asarray(seen.probabilities), temperature, score_subset(images, seen), seen.vectors.shape[1])
 
 
 def _predictions(held: Sequence[Held]) -> str:

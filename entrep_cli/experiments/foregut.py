@@ -1,7 +1,7 @@
 """*Fusion at the Foregut*, all of it, from one hybrid run: the paper's Tables 4 to 13 beside ours, and its figure 2.
 
 The hybrid and its parts, each complete in the run, are scored on one part of the data; nothing is trained
-here. The paper's figures come from `report/published.toml`.
+here. The paper's figures come from `reporting/published.toml`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.experiments.scored import seen_by, texts_for
+from entrep_cli.evaluation.classification import ClassificationScores, report_cells
+from entrep_cli.evaluation.intervals import Interval, pooled
+from entrep_cli.evaluation.scored import seen_by, texts_for
+from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, score_subset
 from entrep_cli.methods.dinov2 import of_target
 from entrep_cli.methods.hybrid import NONE_ACCEPTED, Decisions, Hybrid
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.methods.runs import load_model
-from entrep_cli.report.embedding_map import map_png, tsne
+from entrep_cli.reporting.embedding_map import map_png, tsne
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
-from entrep_cli.scoring.classification import ClassificationScores, report_cells
-from entrep_cli.scoring.intervals import Interval, pooled
-from entrep_cli.scoring.parts import TEXTS, PartScores, score_part
 from entrep_cli.workspace import Run, write_json_atomic
 
 Cells = Mapping[str, Mapping[str, float]]  # row -> column -> value
@@ -48,7 +48,7 @@ class Foregut:
     regions: dict[str, ClassificationScores]
     against_baseline: dict[str, Interval]
     stages: list[dict[str, Any]]
-    retrieval: PartScores
+    retrieval: SubsetScores
     tables: dict[int, Cells] = field(default_factory=dict)
     figure: Path | None = None
 
@@ -93,7 +93,7 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
     regions = {
         name: ClassificationScores(region_part.targets, given, region_part.taxonomy.names, groups) for name, given in in_regions.items()
     }
-    retrieval = score_part(
+    retrieval = score_subset(
         region_part,
         replace(of_prototype, probabilities=by_region_prototypes),
         rule=ClassRule("hard"),
@@ -135,7 +135,9 @@ def _with_regions(nearest: Prototype, texts):
     return replace(texts, probabilities=nearest.prototypes.region_probabilities(nearest.scores(vectors)[1]).cpu().numpy())
 
 
-def _tables(classes: dict[str, ClassificationScores], regions: dict[str, ClassificationScores], retrieval: PartScores) -> dict[int, Cells]:
+def _tables(
+    classes: dict[str, ClassificationScores], regions: dict[str, ClassificationScores], retrieval: SubsetScores
+) -> dict[int, Cells]:
     reports = {
         4: classes["prototypes"],
         5: regions["region prototypes"],

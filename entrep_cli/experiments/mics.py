@@ -21,15 +21,15 @@ from entrep_cli.data.images import Preprocess
 from entrep_cli.data.modalities import pseudo_nbi
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.splits import Split
+from entrep_cli.evaluation.classification import ClassificationScores
+from entrep_cli.evaluation.intervals import Interval, pooled
 from entrep_cli.experiments.ablation import Before, Row
 from entrep_cli.methods.mics import MicsRecipe, start_encoders
 from entrep_cli.methods.mics_pretraining import LOSSES, MicsPretrainingRecipe, gather, initial_encoders, pretrain_run
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.device import choose_device
 from entrep_cli.models.mics import LossWeights
-from entrep_cli.report.figures import curves_png, picture_grid
-from entrep_cli.scoring.classification import ClassificationScores
-from entrep_cli.scoring.intervals import Interval, pooled
+from entrep_cli.reporting.figures import curves_png, picture_grid
 from entrep_cli.training.validation import batched
 from entrep_cli.workspace import METRICS, Run
 

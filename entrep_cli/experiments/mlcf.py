@@ -31,10 +31,9 @@ def rows(recipe: ClipLoraRecipe) -> list[Row]:
     ]
     used = [component for component in components if component[2]]
     if not used:
-        raise UsageError("The recipe has none of the components that the ablation takes away.", mend="--recipe mlcf")
+        raise UsageError("The recipe has none of the components that the ablation takes away.", hint="--recipe mlcf")
     base = "base, all learned" if recipe.tune == "full" and not frozen else "base, frozen"
     names = [("base", base), *((key, name) for key, name, *_ in used)]
     return [
-        Row(key, name, [without for *_, without in used[i:]], against=names[i - 1][0] if i else None)
-        for i, (key, name) in enumerate(names)
+        Row(key, name, [without for *_, without in used[i:]], against=names[i - 1][0] if i else None) for i, (key, name) in enumerate(names)
     ]

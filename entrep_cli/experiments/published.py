@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.experiments.scored import Scored
-from entrep_cli.report.content import Table
-from entrep_cli.report.published import PublishedTable, published
-from entrep_cli.scoring.classification import ClassificationScores, report_cells
-from entrep_cli.scoring.parts import TEXTS, PartScores
+from entrep_cli.evaluation.classification import ClassificationScores, report_cells
+from entrep_cli.evaluation.scored import Scored
+from entrep_cli.evaluation.subsets import TEXTS, SubsetScores
+from entrep_cli.reporting.content import Table
+from entrep_cli.reporting.published import PublishedTable, published
 
 _PAPER = "foregut"
 # Of a run of this method the classes are those of this table; of a hybrid there are more, in its `paper/`.
@@ -24,7 +24,7 @@ _ROW_OF = {8: "hybrid", 4: "prototypes", 6: "baseline"}  # in Table 9
 Cells = Mapping[str, Mapping[str, float]]
 
 
-def tables_beside(scored: Scored, scores: PartScores) -> tuple[Table, ...]:
+def tables_beside(scored: Scored, scores: SubsetScores) -> tuple[Table, ...]:
     """The paper's tables that the run's method has a row in, then the challenge's boards; none for other classes than ENTRep's."""
     if scored.images.taxonomy.names != Taxonomy.entrep().names:
         return ()
@@ -36,7 +36,7 @@ def tables_beside(scored: Scored, scores: PartScores) -> tuple[Table, ...]:
     return (*found, *(_board(paper.table(number), scores, paper.title, where) for number in _BOARDS))
 
 
-def _ours(scored: Scored, scores: PartScores) -> dict[int, Cells]:
+def _ours(scored: Scored, scores: SubsetScores) -> dict[int, Cells]:
     """Ours for the paper's tables: what `entrep reproduce` wrote for this part, else what the scores tell."""
     manifest = scored.run.manifest
     written = scored.run.path("paper", f"{scored.part}.json")
@@ -62,7 +62,7 @@ def _beside(table: PublishedTable, ours: Cells, paper: str, where: str) -> Table
     )
 
 
-def _board(table: PublishedTable, scores: PartScores, paper: str, where: str) -> Table:
+def _board(table: PublishedTable, scores: SubsetScores, paper: str, where: str) -> Table:
     """A board with our numbers as a last row that is none of its entries."""
     ours = _on_board(table.number, scores)
     cells = [f"{ours[column]:.4f}" if column in ours else "-" for column in table.columns]
@@ -78,7 +78,7 @@ def _board(table: PublishedTable, scores: PartScores, paper: str, where: str) ->
     )
 
 
-def _on_board(number: int, scores: PartScores) -> dict[str, float]:
+def _on_board(number: int, scores: SubsetScores) -> dict[str, float]:
     if number == 11:
         s: ClassificationScores = scores.classification
         return {"accuracy": s.accuracy.value, "precision": s.weighted_precision, "recall": s.weighted_recall, "F1": s.weighted_f1.value}

@@ -18,9 +18,12 @@ import numpy as np
 from entrep_cli import console
 from entrep_cli.data.splits import split_command
 from entrep_cli.errors import RunError, UsageError
-from entrep_cli.experiments.scored import Scored, texts_for
+from entrep_cli.evaluation.calibration import calibration_sample, reliability, with_temperature
+from entrep_cli.evaluation.scored import Scored, texts_for
+from entrep_cli.evaluation.subsets import TextQueries, score_subset
+from entrep_cli.evaluation.temperature import Temperature, run_temperature
 from entrep_cli.methods.ensemble import INSIDE, MEMBERS
-from entrep_cli.report.content import (
+from entrep_cli.reporting.content import (
     Calibration,
     Content,
     Mistake,
@@ -29,12 +32,9 @@ from entrep_cli.report.content import (
     learning_curves,
     worst_mistakes,
 )
-from entrep_cli.report.pages import data_uri
-from entrep_cli.report.pictures import Pictures
-from entrep_cli.report.sheets import part_sheets
-from entrep_cli.scoring.calibration import calibration_sample, reliability, with_temperature
-from entrep_cli.scoring.parts import TextQueries, score_part
-from entrep_cli.scoring.temperature import Temperature, run_temperature
+from entrep_cli.reporting.pages import data_uri
+from entrep_cli.reporting.pictures import Pictures
+from entrep_cli.reporting.sheets import part_sheets
 from entrep_cli.workspace import CONFIG, METRICS, Run
 
 N_MISTAKES = 12
@@ -97,7 +97,7 @@ def content_of(
 
     part, seen, run = scored.images, scored.seen, scored.run
     pictures = Pictures(part.paths, part.images, private)
-    scores = score_part(part, seen, texts=texts)
+    scores = score_subset(part, seen, texts=texts)
     console.say(f"Drawing the map of {len(part)} images.")
     manifest = run.manifest
     # Where things lie is private too; a run by its name alone is found where it is among the others.
@@ -124,7 +124,7 @@ def content_of(
         published=tables_beside(scored, scores),
         notes=scored.notes,
         private=private,
-        made=str(manifest.get("finished", ""))[:16].replace("T", " "),
+        made=str(manifest.get("completed", ""))[:16].replace("T", " "),
     )
 
 
@@ -165,7 +165,7 @@ def facts(manifest: Mapping[str, Any], recipe: str, private: bool) -> dict[str, 
         "learned parameters": f"{manifest.get('parameters', 0):,}",
         "kept epoch": str(manifest["epoch"]) if manifest.get("epoch") else "none: nothing was trained in epochs",
         "training": _duration(manifest.get("seconds")),
-        "finished": str(manifest.get("finished", ""))[:19].replace("T", " "),
+        "completed": str(manifest.get("completed", ""))[:19].replace("T", " "),
     }
     of_data = {
         "layout": ", ".join(_layouts(manifest, private)),
@@ -224,7 +224,7 @@ def _attention(scored: Scored, pixels: np.ndarray, classes: list[int]) -> tuple[
 
     from entrep_cli.methods.explanation import explain_images
     from entrep_cli.methods.runs import load_model
-    from entrep_cli.report.overlays import overlay
+    from entrep_cli.reporting.overlays import overlay
     from entrep_cli.retrieval.pipeline import device_of
 
     # Loaded again: the scored one may answer in a lower precision, and what is looked into is float32.

@@ -91,7 +91,7 @@ def clear_cache(kind: str | None = None, *, older_than: float | None = None) -> 
     """
     kinds = {found.name: found for found in cache_kinds()}
     if kind is not None and kind not in kinds and kind not in KINDS:
-        raise UsageError(f"There is no kind of cache {kind!r}.", mend=f"choose one of {', '.join(sorted({*kinds, *KINDS}))}")
+        raise UsageError(f"There is no kind of cache {kind!r}.", hint=f"choose one of {', '.join(sorted({*kinds, *KINDS}))}")
     now = time.time()
     cleared = {}
     for name, found in kinds.items():

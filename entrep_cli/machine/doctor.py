@@ -10,7 +10,7 @@ from entrep_cli.machine import hardware, versions
 from entrep_cli.machine.caches import cache_root, folder_size
 from entrep_cli.machine.findings import Finding
 from entrep_cli.machine.selftest import self_test
-from entrep_cli.models.published import published_weights
+from entrep_cli.models.pretrained import published_weights
 from entrep_cli.workspace import runs_dir
 
 _LARGE_CACHE = 20e9

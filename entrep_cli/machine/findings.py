@@ -13,7 +13,7 @@ class Finding:
     Attributes:
         level: `fault` where something in entrep cannot work, `warning` where it works less well.
         what: in a sentence, with the numbers.
-        advice: a command that mends it.
+        advice: a command that hints it.
         details: the same for programs.
     """
 

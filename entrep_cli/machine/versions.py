@@ -28,7 +28,7 @@ def examine_python() -> Iterator[Finding]:
     """Older than declared is a fault."""
     running, wanted = platform.python_version(), tested()["python"]
     details = {"version": running, "tested": wanted, "executable": sys.executable}
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - a checkout may be run without installation
         yield Finding("python", "fault", f"Python {running}; entrep needs 3.11 or newer.", "python3.11 -m venv .venv", details)
     else:
         note = "as tested" if running.startswith(f"{wanted}.") else f"tested with {wanted}"
@@ -79,19 +79,18 @@ def examine_packages() -> Iterator[Finding]:
 
 def examine_torch_pair() -> Iterator[Finding]:
     """torch and torchvision belong together: torchvision's compiled part is built against one torch."""
-    from packaging.requirements import Requirement
+    from entrep_cli.torchvision_ops import declare_missing_ops
 
     import torch
-
-    from entrep_cli.mend_torchvision import mend_torchvision
+    from packaging.requirements import Requirement
 
     here = {name: metadata.version(name) for name in ("torch", "torchvision")}
     wanted = next((Requirement(line) for line in metadata.requires("torchvision") or () if Requirement(line).name == "torch"), None)
     fits = wanted is None or wanted.specifier.contains(here["torch"].split("+")[0], prereleases=True)
     pair = tested()["packages"]
     advice = f"pip install torch=={pair['torch']} torchvision=={pair['torchvision']}"
-    mended = mend_torchvision()
-    details: dict[str, Any] = {**here, "cuda": torch.version.cuda, "pair": fits, "mended": mended}
+    corrected = declare_missing_ops()
+    details: dict[str, Any] = {**here, "cuda": torch.version.cuda, "pair": fits, "corrected": corrected}
     both = f"torch {torch.__version__} with torchvision {here['torchvision']}"
     try:
         importlib.import_module("torchvision")
@@ -100,7 +99,7 @@ def examine_torch_pair() -> Iterator[Finding]:
         return
     if not fits:
         yield Finding("torch", "warning", f"{both}: this torchvision was built for torch{wanted.specifier}.", advice, details)
-    elif mended:
+    elif corrected:
         why = (
             "torchvision's compiled operators do not load beside this build of torch (of themselves they end in `operator "
             "torchvision::nms does not exist`); entrep needs none of them and has declared what the import wants"

@@ -95,14 +95,14 @@ class Model(Protocol):
 
 
 def method_class(name: str) -> type:
-    """The class of a method by name; it has `Recipe`, `fit`, `load` and `has_text_tower`."""
+    """The class of a method by name; it has `Recipe`, `fit`, `load` and `reads_text`."""
     if name == "mics-pretrain":  # as the runs of `entrep pretrain mics` call themselves
-        raise UsageError("A pre-training knows no classes and answers nothing.", mend="`entrep train mics --weights RUN` goes on from it")
+        raise UsageError("A pre-training knows no classes and answers nothing.", hint="`entrep train mics --weights RUN` goes on from it")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
         raise UsageError(
             f"There is no method {name!r}.",
-            mend=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(TRAINABLE)}",
+            hint=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(TRAINABLE)}",
         )
     module, attribute = METHODS[name].split(":")
     return getattr(importlib.import_module(module), attribute)

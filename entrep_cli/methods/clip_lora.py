@@ -39,17 +39,17 @@ from entrep_cli.models.clip import (
     pixel_statistics,
     read_architecture,
 )
-from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
 from entrep_cli.models.device import autocast
+from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
 from entrep_cli.models.inputs import ImageSettings, Normalise
 from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.recipes.recipe import Recipe
-from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
+from entrep_cli.training.gathering import gathered
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
+from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.metric_losses import MetricSettings, metric_loss
 from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import batches, class_batches
-from entrep_cli.training.shares import gathered
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
 
@@ -110,7 +110,7 @@ class ClipLora(nn.Module):
 
     Recipe = ClipLoraRecipe
     low_precision = ("backbone.visual", "stages")  # what may compute in a lower precision where images are embedded
-    has_text_tower = True  # of a model: False where its text tower has learned nothing from anything
+    reads_text = True  # of a model: False where its text tower has learned nothing from anything
 
     def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ClipLora(nn.Module):
         empty = [f"text {i}" for i, text in enumerate(texts, 1) if not clean_text(text)]
         if empty or not texts:
             what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
-            raise DataError(what, faults=empty, mend="a query needs at least a word")
+            raise DataError(what, faults=empty, hint="a query needs at least a word")
         say_cut(self, texts)
         say_vietnamese(self, texts, "ask in English")
         return torch.cat([self.encode(self.tokens(part)) for part in _parts(texts, self.recipe.batch_size)])
@@ -189,8 +189,8 @@ class ClipLora(nn.Module):
         faults = [f"text {i} is empty" for i, text in enumerate(texts, 1) if not clean_text(text)] or ["there is no text"] * (not texts)
         faults += [f"class {c.name} has no prompt" for c, own in zip(self.taxonomy.classes, prompts) if not own]
         if faults:
-            mend = "a text needs a word; write prompts of a class into taxonomy.toml"
-            raise DataError("The classes of the texts cannot be told.", faults=faults, mend=mend)
+            hint = "a text needs a word; write prompts of a class into taxonomy.toml"
+            raise DataError("The classes of the texts cannot be told.", faults=faults, hint=hint)
 
         def encode(some: Sequence[str]) -> torch.Tensor:
             return torch.cat([self.encode(self.tokens(part)) for part in _parts(some, self.recipe.batch_size)])
@@ -200,10 +200,10 @@ class ClipLora(nn.Module):
         return (clamped_scale(self.backbone.logit_scale) * (encode(texts) @ classes.T)).softmax(dim=1)
 
     def _check_reads_texts(self) -> None:
-        if not self.has_text_tower:
+        if not self.reads_text:
             raise UsageError(
                 "The text tower of this run was never trained: it started from random weights, and texts.contrast = 0 left it there.",
-                mend="train with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
+                hint="train with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
             )
 
     def save(self, run: Run) -> None:
@@ -229,7 +229,7 @@ class ClipLora(nn.Module):
                 raise RunError(
                     "The base weights are not those the run was trained on.",
                     where=recipe.backbone.weights,
-                    mend=f"bring back {trained_on.get('weights')}",
+                    hint=f"bring back {trained_on.get('weights')}",
                 )
             _choose_what_learns(model, filled)
         differing = model.load_state_dict(kept, strict=False)
@@ -237,7 +237,7 @@ class ClipLora(nn.Module):
         if lost or differing.unexpected_keys:
             raise RuntimeError(f"its tensors are not those of the recipe: {', '.join([*lost, *differing.unexpected_keys][:4])}")
         model.backbone.pretrained_text = "text" in run.manifest["weights"].get("towers", ())
-        model.has_text_tower = _reads_texts(recipe, run.manifest["weights"])
+        model.reads_text = _reads_texts(recipe, run.manifest["weights"])
         if recipe.tune == "lora":
             merged(model.backbone)
         return model.requires_grad_(False).to(device).eval()
@@ -257,7 +257,7 @@ class ClipLora(nn.Module):
         if recipe.backbone.weights == "none" and recipe.tune != "full":
             raise UsageError(
                 f"tune = {recipe.tune!r} learns a few weights beside pretrained ones, and there are none.",
-                mend="--weights FILE or hub, or --tune full to learn everything from random weights",
+                hint="--weights FILE or hub, or --tune full to learn everything from random weights",
             )
         torch.manual_seed(recipe.seed)
         model = cls(read_architecture(recipe.backbone.name), recipe, train.taxonomy)
@@ -265,7 +265,7 @@ class ClipLora(nn.Module):
         _choose_what_learns(model, filled)
         if recipe.checkpointing:
             set_checkpointing(model.backbone, recipe.tune)
-        model.has_text_tower = _reads_texts(recipe, origin)
+        model.reads_text = _reads_texts(recipe, origin)
         model.to(device)
         texts = TrainingTexts(model, train)
         fitted = _train(model, texts, train, val, run, filled, device, precision, resume)
@@ -290,8 +290,8 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     if recipe.tune == "lora":
         towers = recipe.lora.towers if filled == "" else tuple(t for t in recipe.lora.towers if t == "image")
         if not towers:
-            mend = "--set 'lora.towers=[\"image\"]', or --tune full"
-            raise UsageError("lora.towers names no tower that has pretrained weights.", mend=mend)
+            hint = "--set 'lora.towers=[\"image\"]', or --tune full"
+            raise UsageError("lora.towers names no tower that has pretrained weights.", hint=hint)
         add_lora(model.backbone, recipe.lora.model_copy(update={"towers": towers}))
     for name, parameter in model.backbone.named_parameters():
         from_base = filled is not None and name.startswith(filled) and "lora_" not in name

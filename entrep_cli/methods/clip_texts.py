@@ -40,9 +40,7 @@ class TrainingTexts:
     def __init__(self, model: ClipLora, train: Catalog) -> None:
         settings = model.recipe.texts
         taxonomy = train.taxonomy
-        prompts = [
-            [p for language in settings.languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in taxonomy.classes
-        ]
+        prompts = [[p for language in settings.languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in taxonomy.classes]
         unnamed = [c.name for c, own in zip(taxonomy.classes, prompts) if not own]
         if unnamed and settings.contrast:
             keys = " or ".join(f"prompts.{language}" for language in settings.languages)
@@ -50,7 +48,7 @@ class TrainingTexts:
                 f"{len(unnamed)} of {len(taxonomy)} classes have no prompt in {' or '.join(settings.languages)}.",
                 where=f"taxonomy {taxonomy.name!r}",
                 faults=unnamed,
-                mend=f"write {keys} into taxonomy.toml (data/README.md shows how), or leave the texts out with --set texts.contrast=0",
+                hint=f"write {keys} into taxonomy.toml (data/README.md shows how), or leave the texts out with --set texts.contrast=0",
             )
         self.class_of_prompt = torch.tensor([i for i, own in enumerate(prompts) for _ in own])
         flat = [p for own in prompts for p in own]
@@ -129,7 +127,7 @@ def say_cut(model: ClipLora, texts: Sequence[str]) -> None:
         console.warn(f"{n} of {len(texts)} texts are longer than the {model.context_length} tokens of the text tower and are cut.")
 
 
-def say_vietnamese(model: ClipLora, texts: Sequence[str], mend: str) -> None:
+def say_vietnamese(model: ClipLora, texts: Sequence[str], hint: str) -> None:
     """Tell how many texts are Vietnamese, where the text tower cannot know it: by its tokenizer, or for want of training."""
     n = sum(map(is_vietnamese, texts))
     languages = model.recipe.texts.languages
@@ -140,4 +138,4 @@ def say_vietnamese(model: ClipLora, texts: Sequence[str], mend: str) -> None:
     else:
         return
     if n:
-        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and {reason}; {mend}.")
+        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and {reason}; {hint}.")

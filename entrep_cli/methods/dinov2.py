@@ -79,7 +79,7 @@ class Dinov2(nn.Module):
 
     Recipe = Dinov2Recipe
     low_precision = ("backbone",)  # what may compute in a lower precision where images are embedded
-    has_text_tower = False
+    reads_text = False
 
     def __init__(self, backbone: Backbone, recipe: Dinov2Recipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Dinov2(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         raise UsageError(
             "dinov2 has no text tower, so it cannot answer texts (track 3).",
-            mend="use a run of a method that has one",
+            hint="use a run of a method that has one",
         )
 
     def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -156,7 +156,7 @@ class Dinov2(nn.Module):
             RunError: a part has no image of the target, or training images of fewer than two of its classes.
         """
         if recipe.head.kind == "logistic" and recipe.tune != "head":
-            raise UsageError("A logistic head is solved on fixed features, and the backbone learns.", mend="--tune head, or head.kind=mlp")
+            raise UsageError("A logistic head is solved on fixed features, and the backbone learns.", hint="--tune head, or head.kind=mlp")
         _check_used(recipe)
         taxonomy = train.taxonomy.of_target(recipe.target)
         check_target(train, val, recipe)
@@ -199,13 +199,13 @@ def check_target(train: Catalog, val: Catalog, recipe: Dinov2Recipe) -> None:
     names = own["train"].taxonomy.names
     for name, part in own.items():
         if not len(part):
-            raise RunError(f"The {name} part of the split has no image of {', '.join(names)}.", mend="split again: `entrep split`")
+            raise RunError(f"The {name} part of the split has no image of {', '.join(names)}.", hint="split again: `entrep split`")
     there = [name for name, n in own["train"].counts().items() if n]
     # Of one class alone there is still something to retrieve, by the backbone.
     if len(there) < 2 and (recipe.target != "class" or recipe.head.kind == "logistic"):
         raise RunError(
             f"All training images of {', '.join(names)} are {there[0]}: nothing to tell apart.",
-            mend="split again: `entrep split`, or add images",
+            hint="split again: `entrep split`, or add images",
         )
 
 
@@ -217,7 +217,7 @@ def _check_used(recipe: Dinov2Recipe) -> None:
     if recipe.tune == "head" and recipe.mixing != MixSettings():
         faults.append("mixing: the features of a frozen backbone are of whole images, worked out once")
     if faults:
-        raise UsageError("The recipe has settings that nothing would read.", faults=faults, mend="leave them out, or --tune full")
+        raise UsageError("The recipe has settings that nothing would read.", faults=faults, hint="leave them out, or --tune full")
 
 
 def _say_target(train: Catalog, val: Catalog, target: str) -> None:

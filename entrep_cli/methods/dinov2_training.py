@@ -22,10 +22,10 @@ from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.models.device import autocast
 from entrep_cli.models.heads import Head
+from entrep_cli.training.gathering import gathered
 from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
 from entrep_cli.training.objective import Objective
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
-from entrep_cli.training.shares import gathered
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import METRICS, Run, atomic_path, cache_dir, fingerprint, write_json_atomic, write_text_atomic
 
@@ -172,8 +172,8 @@ def _run_loop(
     module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool, precision: str = "fp32"
 ) -> Fitted:
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
-    begun = recipe.backbone.weights != "none"  # random weights learn as fast as the head
-    pretrained = {name for name, _ in module.named_parameters() if begun and name.startswith("backbone.")}
+    started = recipe.backbone.weights != "none"  # random weights learn as fast as the head
+    pretrained = {name for name, _ in module.named_parameters() if started and name.startswith("backbone.")}
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": pretrained, "precision": precision}
     return fit(module, losses, steps, validate, recipe.train, run, **how)
 

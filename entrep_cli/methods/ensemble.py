@@ -82,7 +82,7 @@ class Ensemble(nn.Module):
     """Models that answer together."""
 
     Recipe = EnsembleRecipe
-    has_text_tower = True  # of a model: whether one of its members reads texts and counts in the rankings
+    reads_text = True  # of a model: whether one of its members reads texts and counts in the rankings
 
     def __init__(self, members: Sequence[nn.Module], runs: Sequence[Run], recipe: EnsembleRecipe, weights: Weights) -> None:
         """`runs` are those of the members, where they have embeddings already."""
@@ -93,7 +93,7 @@ class Ensemble(nn.Module):
         self.runs = list(runs)
         self.weights = weights
         self.preprocess = max((member.preprocess for member in members), key=lambda preprocess: preprocess.size)
-        self.has_text_tower = any(self._readers())
+        self.reads_text = any(self._readers())
         self.requires_grad_(False).eval()
 
     # ------------------------------------------------------------ answers
@@ -115,7 +115,7 @@ class Ensemble(nn.Module):
         """
         views = {(member.preprocess.fit, member.preprocess.field_of_view) for member in self.members}
         if len(views) > 1:
-            raise UsageError("The members of the ensemble see images cut in different ways.", mend="name one of the members")
+            raise UsageError("The members of the ensemble see images cut in different ways.", hint="name one of the members")
         return self.combine([member.infer(resized(pixels, member.preprocess.size)) for member in self.members])
 
     def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -145,17 +145,17 @@ class Ensemble(nn.Module):
 
     def _readers(self) -> list[bool]:
         """Of each member whether it reads texts and its cosines count."""
-        return [bool(getattr(member, "has_text_tower", False)) and w > 0 for member, w in zip(self.members, self.weights.ranking)]
+        return [bool(getattr(member, "reads_text", False)) and w > 0 for member, w in zip(self.members, self.weights.ranking)]
 
     def _check_reads_texts(self) -> list[bool]:
         reads = self._readers()
         if not any(reads):
-            there = any(getattr(member, "has_text_tower", False) for member in self.members)
+            there = any(getattr(member, "reads_text", False) for member in self.members)
             raise UsageError(
                 "The members of this ensemble that read texts have no weight in its rankings, so it cannot answer texts (track 3)."
                 if there
                 else "No member of this ensemble has a text tower, so it cannot answer texts (track 3).",
-                mend="make it anew with --weights equal" if there else "name a run of a method that has one",
+                hint="make it anew with --weights equal" if there else "name a run of a method that has one",
             )
         return reads
 
@@ -186,7 +186,7 @@ class Ensemble(nn.Module):
 
     @classmethod
     def fit(cls, *_: Any, **__: Any) -> None:
-        raise UsageError("An ensemble is made of runs, and not trained.", mend="entrep ensemble RUN RUN")
+        raise UsageError("An ensemble is made of runs, and not trained.", hint="entrep ensemble RUN RUN")
 
 
 def members_of(run: Run) -> list[Run]:
@@ -208,7 +208,7 @@ def members_of(run: Run) -> list[Run]:
             else f"A member of ensemble {run.name!r} is not what it was.",
             where=run.path(MEMBERS),
             faults=faults,
-            mend="bring them back, or make the ensemble anew: `entrep ensemble RUN RUN`",
+            hint="bring them back, or make the ensemble anew: `entrep ensemble RUN RUN`",
         )
     return found
 

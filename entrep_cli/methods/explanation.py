@@ -128,10 +128,10 @@ def explain_images(
             class that it cannot answer. DataError: an empty text.
     """
     if by not in ("auto", *WAYS):
-        raise UsageError(f"There is no way {by!r} to explain.", mend=f"choose one of: auto, {', '.join(WAYS)}")
+        raise UsageError(f"There is no way {by!r} to explain.", hint=f"choose one of: auto, {', '.join(WAYS)}")
     if text is not None and (classes is not None or by == "rollout"):
         what = "a class" if classes is not None else "attention rollout, which knows no text"
-        raise UsageError(f"A text cannot be shown together with {what}.", mend="leave one of the two out")
+        raise UsageError(f"A text cannot be shown together with {what}.", hint="leave one of the two out")
     device = next(model.parameters()).device
     pixels = pixels.to(device).clone()
     modes = {module: module.training for module in model.modules()}
@@ -175,7 +175,7 @@ def _check_classes(model: Model, asked: Sequence[int], n: int) -> None:
         raise UsageError(
             "There is no prototype to look for.",
             faults=[f"{model.taxonomy.names[c]}: it had no training image" for c in without],
-            mend="ask about another class",
+            hint="ask about another class",
         )
 
 
@@ -213,7 +213,7 @@ def _of_classes(model: Model, pixels: torch.Tensor, asked: Sequence[int]) -> lis
 def _unknown(model: object) -> UsageError:
     return UsageError(
         f"A model of the kind {type(model).__name__} cannot be explained: it has no image tower that is known here.",
-        mend="explain a run that it is made of: `entrep explain IMAGE --run RUN`",
+        hint="explain a run that it is made of: `entrep explain IMAGE --run RUN`",
     )
 
 
@@ -300,7 +300,7 @@ def _way(tower: nn.Module, by: str) -> str:
         return "gradient-rollout" if has_tokens(tower) else "layer-cam"
     if by in _ATTENTION and not has_tokens(tower):
         kind = type(getattr(tower, "trunk", tower)).__name__
-        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", mend="--by layer-cam")
+        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", hint="--by layer-cam")
     return by
 
 
@@ -322,7 +322,7 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
         if all(f.shape[2:] == (1, 1) for f in features):
             raise UsageError(
                 f"The last map of this model has one place alone at {pixels.shape[-1]} pixels, which tells nothing of where.",
-                mend="--by layer-cam looks at earlier ones too; or train with larger images: --set image.size=224",
+                hint="--by layer-cam looks at earlier ones too; or train with larger images: --set image.size=224",
             )
         score = subject.answer(encoded).gather(1, columns[:, None]).sum()
         gradients = [as_map(g, subject.tower) for g in torch.autograd.grad(score, kept)]
@@ -343,7 +343,7 @@ def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor
         if len(attentions) < n_blocks(subject.tower):
             raise UsageError(
                 f"The attention of a {type(getattr(subject.tower, 'trunk', subject.tower)).__name__} is computed in a way of its own.",
-                mend="--by grad-cam",
+                hint="--by grad-cam",
             )
         readout = torch.zeros(n_tokens)
         readout[slice(0, 1) if subject.class_token else slice(n_prefix, None)] = 1

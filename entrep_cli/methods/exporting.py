@@ -117,18 +117,18 @@ def open_exported(run: Run) -> ExportedModel:
     """
     _require("onnxruntime")
     folder = run.path(_FOLDER)
-    mend = f"`entrep export {run.reference}`"
+    hint = f"`entrep export {run.reference}`"
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         hashes = manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"Run {run.name!r} was not exported.", where=folder, mend=mend) from error
+        raise RunError(f"Run {run.name!r} was not exported.", where=folder, hint=hint) from error
     run.check_files()
     if manifest.get("model") != _model_hashes(run):
-        raise RunError(f"The export is not of the model that run {run.name!r} has now.", where=folder, mend=mend)
+        raise RunError(f"The export is not of the model that run {run.name!r} has now.", where=folder, hint=hint)
     # A hash of our own manifest, before anything parses the file.
     if not (folder / _IMAGE).is_file() or file_sha256(folder / _IMAGE) != hashes.get(_IMAGE):
-        raise RunError("The export is damaged.", where=folder / _IMAGE, mend=mend)
+        raise RunError("The export is damaged.", where=folder / _IMAGE, hint=hint)
     return ExportedModel(run, folder / _IMAGE, hashes[_IMAGE])
 
 
@@ -172,7 +172,7 @@ def _export(
                 external_data=False,
             )
     except Exception as error:  # the exporter raises many kinds for a step that it does not know
-        raise UsageError(f"The model has a step that cannot be exported: {first_line(error)}", mend="--engine torch") from error
+        raise UsageError(f"The model has a step that cannot be exported: {first_line(error)}", hint="--engine torch") from error
     with atomic_path(path) as temporary, _quiet():
         program.save(str(temporary), external_data=False)
     if not _installed("onnxruntime"):
@@ -205,8 +205,8 @@ def _session(path: Path) -> Any:
 
 
 def _reads_texts(model: Model) -> bool:
-    has = getattr(model, "has_text_tower", False) and hasattr(model, "backbone") and hasattr(model, "tokens")
-    if getattr(model, "has_text_tower", False) and not has:
+    has = getattr(model, "reads_text", False) and hasattr(model, "backbone") and hasattr(model, "tokens")
+    if getattr(model, "reads_text", False) and not has:
         console.warn(f"The text tower of {model.recipe.method} is that of the run or weights it was made from: not exported here.")
     return has
 
@@ -217,7 +217,7 @@ def _model_hashes(run: Run) -> dict[str, str]:
 
 def _require(*packages: str) -> None:
     if missing := [name for name in packages if not _installed(name)]:
-        raise UsageError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed.", mend=INSTALL)
+        raise UsageError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed.", hint=INSTALL)
 
 
 def _installed(package: str) -> bool:

@@ -33,12 +33,12 @@ from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.methods import Fit
 from entrep_cli.methods.dinov2 import Dinov2
-from entrep_cli.methods.hybrid_parts import (
+from entrep_cli.methods.hybrid_components import (
     HybridRecipe,
-    check_parts,
+    check_components,
     check_views,
+    component_recipes,
     load_one,
-    part_recipes,
     section_of,
     share_backbones,
     train_one,
@@ -50,7 +50,7 @@ from entrep_cli.training.validation import batched, classification_scores
 from entrep_cli.workspace import CONFIG, MODEL, Run, write_bytes_atomic, write_json_atomic
 
 NONE_ACCEPTED = 1.01  # a threshold above every cosine and probability
-_PARTS = "parts.json"  # hashes of the parts: the run's own files must change when one of them does
+_PARTS = "components.json"  # hashes of the parts: the run's own files must change when one of them does
 _STAGES = "stages.json"
 _LEAST = 1e-12  # a probability of 0 must not make a validation loss infinite, which JSON cannot hold
 _EDGE = 1e-6  # more than two ways to round the same cosine differ
@@ -89,7 +89,7 @@ class Hybrid(nn.Module):
     """
 
     Recipe = HybridRecipe
-    has_text_tower = True
+    reads_text = True
 
     def __init__(
         self,
@@ -281,15 +281,15 @@ class Hybrid(nn.Module):
     ) -> tuple[Hybrid, Fit]:
         """Train every part, then choose temperatures and threshold on `val`.
 
-        With `resume`, parts that are complete are not trained again, and an unfinished one goes on.
+        With `resume`, parts that are complete are not trained again, and an incomplete one goes on.
 
         Raises:
             UsageError, DataError, RunError: a taxonomy or recipe that cannot be, before anything is trained;
             and whatever the training of a part raises.
         """
         started = time.monotonic()
-        recipes = part_recipes(recipe, train.taxonomy, run)
-        check_parts(recipes, train, val)
+        recipes = component_recipes(recipe, train.taxonomy, run)
+        check_components(recipes, train, val)
         models, manifests = {}, {}
         for name, own in recipes.items():
             section = section_of(name, recipe)

@@ -99,7 +99,7 @@ class Mics(nn.Module):
     """Encoders, fusion encoder and head; the trained model of the method. Pixels are white light, uint8."""
 
     Recipe = MicsRecipe
-    has_text_tower = False
+    reads_text = False
 
     def __init__(self, classifier: MicsClassifier, recipe: MicsRecipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Mics(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         raise UsageError(
             "mics has no text tower, so it cannot answer texts (track 3).",
-            mend="use a run of a method that has one",
+            hint="use a run of a method that has one",
         )
 
     def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -260,7 +260,7 @@ def _dictionaries(
             advance(len(rows))
     white, narrow = (ShiftDictionary(torch.cat(own), train.digests, recipe.shift, recipe.seed) for own in features)
     if known := white.holds(val.digests) | narrow.holds(val.digests):
-        raise RunError(f"{len(known)} validation images are in the shift dictionary.", mend="split again: `entrep split`")
+        raise RunError(f"{len(known)} validation images are in the shift dictionary.", hint="split again: `entrep split`")
     told = {"white": {"sizes": white.sizes}, "narrow": {"sizes": narrow.sizes, "real NBI": int(images.second.real.sum())}}
     write_json_atomic(run.path(DICTIONARY), {**told, "images": sorted(white.digests)})
     return white, narrow
@@ -326,8 +326,8 @@ def _train(
         return classification_scores(torch.cat(logits), val_targets)
 
     steps = len(batches(order(torch.Generator().manual_seed(0)), settings.batch_size))
-    begun = recipe.backbone.weights != "none"
-    slow = {name for name, _ in classifier.named_parameters() if begun and name.startswith(tuple(f"{m}." for m in MODALITIES))}
+    started = recipe.backbone.weights != "none"
+    slow = {name for name, _ in classifier.named_parameters() if started and name.startswith(tuple(f"{m}." for m in MODALITIES))}
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": slow, "precision": precision}
     return fit(classifier, from_pixels if kept is None else from_tokens, steps, validate, settings, run, **how)
 

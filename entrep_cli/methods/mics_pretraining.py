@@ -29,7 +29,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.data.texts import fold as fold_case
 from entrep_cli.errors import DataError, RunError
-from entrep_cli.methods.runs import BEGUN, begun_on, check_begun, versions
+from entrep_cli.methods.runs import STARTED, check_started, started_on, versions
 from entrep_cli.models.backbones import Backbone, BackboneSettings
 from entrep_cli.models.device import autocast, choose_device, choose_precision, make_deterministic
 from entrep_cli.models.inputs import ImageSettings
@@ -164,7 +164,7 @@ def _struck_out(catalog: Catalog) -> Catalog:
 
 def _of_folder(folder: Path) -> Catalog:
     if not folder.is_dir():
-        raise DataError("There is no such folder.", where=folder, mend="--images names a folder of images")
+        raise DataError("There is no such folder.", where=folder, hint="--images names a folder of images")
     tree = scan(folder)
     siblings = {(f.parent, *map(fold_case, split_modality(f.name))) for f in tree}
     paths = []
@@ -173,7 +173,7 @@ def _of_folder(folder: Path) -> Catalog:
         if ending != fold_case(NARROW) or (place.parent, label, fold_case(WHITE)) not in siblings:
             paths += [place / name for name in Names(place, files).files]
     if not paths:
-        raise DataError("There are no images in the folder.", where=folder, mend="--images names a folder of images")
+        raise DataError("There are no images in the folder.", where=folder, hint="--images names a folder of images")
     probes, faults = probe_images(paths)
     raise_image_faults(faults, folder)
     names = [f"{folder.name}/{path.relative_to(folder).as_posix()}" for path in paths]
@@ -207,7 +207,7 @@ def hold_out(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     if (~held).sum() < 2:
         raise RunError(
             f"{len(groups)} images in {len(keys)} groups are too few to learn from and to hold some out.",
-            mend="name more images with --images FOLDER",
+            hint="name more images with --images FOLDER",
         )
     return held
 
@@ -280,17 +280,17 @@ def pretrain_run(
         pictures: draws reconstructions of four held-out images as often as the recipe says, and the losses at the end.
 
     Raises:
-        RunError: too few images, or a run to resume that was begun otherwise; UsageError: no ViT that can be masked.
+        RunError: too few images, or a run to resume that was started otherwise; UsageError: no ViT that can be masked.
     """
     place, reason = choose_device(device)
     console.say(f"Device: {place} ({reason}).")
     make_deterministic()
-    wanted, begun = _images_of(images, about), begun_on(run) if resume else {}
+    wanted, started = _images_of(images, about), started_on(run) if resume else {}
     if resume:
         again = f"`entrep pretrain mics --recipe {run.path(CONFIG)} --name {run.name} --resume`"
         elsewhere = "give the same --data, --images and split, or begin again with --overwrite"
-        check_begun(run, recipe, wanted, again=again, elsewhere=elsewhere)
-    chosen, reason = (begun["precision"], "as it was begun") if begun else choose_precision(precision, place)
+        check_started(run, recipe, wanted, again=again, elsewhere=elsewhere)
+    chosen, reason = (started["precision"], "as it was started") if started else choose_precision(precision, place)
     console.say(f"Precision: {chosen} ({reason}).")
     section = recipe.pretraining
     held = hold_out(images.groups, section.held_out, recipe.seed)
@@ -299,7 +299,7 @@ def pretrain_run(
     model = MicsPretraining(white, narrow, section).to(place)
 
     write_text_atomic(run.path(CONFIG), recipe_toml(recipe))
-    write_json_atomic(run.path(BEGUN), {**wanted, "precision": chosen})
+    write_json_atomic(run.path(STARTED), {**wanted, "precision": chosen})
     listed = images.frame[["image", "digest"]].assign(part=np.where(held, "held out", "train"))
     write_text_atomic(run.path(IMAGES), listed.to_csv(index=False, lineterminator="\n"))
     fitted = _fit(model, images, held, recipe, run, place, chosen, resume, pictures)
@@ -309,7 +309,7 @@ def pretrain_run(
     from safetensors.torch import save
 
     write_bytes_atomic(run.path(MODEL), save({key: value.contiguous().cpu() for key, value in model.state_dict().items()}))
-    run.finish(
+    run.mark_complete(
         {
             "entrep": __version__,
             "method": recipe.method,

@@ -79,7 +79,7 @@ class Prototype(nn.Module):
     """
 
     Recipe = PrototypeRecipe
-    has_text_tower = True
+    reads_text = True
 
     def __init__(self, towers: Towers | ClipLora, recipe: PrototypeRecipe, taxonomy: Taxonomy, prototypes: Prototypes) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Prototype(nn.Module):
         empty = [f"text {i}" for i, text in enumerate(texts, 1) if not clean_text(text)]
         if empty or not texts:
             what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
-            raise DataError(what, faults=empty, mend="a query needs at least a word")
+            raise DataError(what, faults=empty, hint="a query needs at least a word")
         say_texts(self.towers, texts, "ask in English")
         return _encode(self, texts)
 
@@ -162,7 +162,7 @@ class Prototype(nn.Module):
             raise RunError(
                 "The towers are not those that the prototypes were made with.",
                 where=recipe.backbone.weights,
-                mend=f"bring back {made_with.get('weights')}, or make the prototypes again: `entrep train prototype`",
+                hint=f"bring back {made_with.get('weights')}, or make the prototypes again: `entrep train prototype`",
             )
         kept = load_file(run.path(MODEL))
         return cls(towers, recipe, taxonomy, Prototypes(**kept)).to(device)
@@ -220,7 +220,7 @@ def _texts(train: Catalog, recipe: PrototypeRecipe) -> list[str]:
         raise DataError(
             f"{len(without)} training images have neither a description of their own nor a class prompt in {recipe.language!r}.",
             faults=[f"{name}: {without.count(name)} images" for name in names],
-            mend=f"write prompts.{recipe.language} of these classes into taxonomy.toml, or --set language=LANGUAGE",
+            hint=f"write prompts.{recipe.language} of these classes into taxonomy.toml, or --set language=LANGUAGE",
         )
     n = sum(map(bool, human))
     console.say(f"Texts: {n} of {len(texts)} training images have a human description, {len(texts) - n} their class's fallback.")

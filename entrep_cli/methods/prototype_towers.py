@@ -27,7 +27,7 @@ from entrep_cli.models.clip import (
     read_architecture,
 )
 from entrep_cli.models.inputs import Normalise
-from entrep_cli.models.published import weights_path
+from entrep_cli.models.pretrained import weights_path
 from entrep_cli.workspace import MODEL, Run, find_run, runs_dir, trained_on
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def open_towers(
     if weights == "none":
         raise UsageError(
             "Prototypes need pretrained towers: nothing is trained, and random ones have no meaning.",
-            mend="--weights FILE, hub, or a trained run: `entrep train clip-lora`, then --weights clip-lora",
+            hint="--weights FILE, hub, or a trained run: `entrep train clip-lora`, then --weights clip-lora",
         )
     if weights != "hub" and not weights_path(weights).is_file():
         return _open_run(weights, device, beside, sha256)
@@ -85,7 +85,7 @@ def open_towers(
         raise UsageError(
             "The weights fill the image tower alone, and a text tower that starts fresh says nothing to fuse with it.",
             where=weights,
-            mend="train a text tower beside it: `entrep train clip-lora --recipe mobilenetv2-clip`, then --weights clip-lora",
+            hint="train a text tower beside it: `entrep train clip-lora --recipe mobilenetv2-clip`, then --weights clip-lora",
         )
     return towers.to(device), origin
 
@@ -99,21 +99,21 @@ def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256:
         raise WeightsError(
             f"There is neither a weights file nor a run {weights!r}.",
             where=runs_dir(),
-            mend="--weights FILE, hub, or the name or folder of a complete clip-lora run",
+            hint="--weights FILE, hub, or the name or folder of a complete clip-lora run",
         )
     manifest = run.manifest
     if manifest["method"] != "clip-lora":
         raise UsageError(
             f"Run {run.name!r} is one of {manifest['method']}, and prototypes need the two towers of clip-lora.",
             where=run.folder,
-            mend="`entrep train clip-lora`, then --weights clip-lora",
+            hint="`entrep train clip-lora`, then --weights clip-lora",
         )
     model = load_model(run, str(device))
-    if not model.has_text_tower:
+    if not model.reads_text:
         raise UsageError(
             f"The text tower of run {run.name!r} was never trained, and says nothing to fuse with an image.",
             where=run.folder,
-            mend="train it again with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
+            hint="train it again with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
         )
     origin = {"name": "clip-lora", "weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL]}
     return model, {**origin, "base": manifest["weights"], "trained_on": trained_on(manifest)}
@@ -127,10 +127,10 @@ def say_towers(towers: Towers | ClipLora, origin: dict[str, Any], run: Run) -> N
         warn_of_leaks(origin, run)
 
 
-def say_texts(towers: Towers | ClipLora, texts: Sequence[str], mend: str) -> None:
+def say_texts(towers: Towers | ClipLora, texts: Sequence[str], hint: str) -> None:
     """Tell how many texts are cut, and how many are Vietnamese where the text tower cannot know it."""
     say_cut(towers, texts)
     if isinstance(towers, ClipLora):
-        say_vietnamese(towers, texts, mend)
+        say_vietnamese(towers, texts, hint)
     elif not towers.architecture.multilingual and (n := sum(map(is_vietnamese, texts))):
-        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and the pretrained text tower {ENGLISH_ONLY}; {mend}.")
+        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and the pretrained text tower {ENGLISH_ONLY}; {hint}.")

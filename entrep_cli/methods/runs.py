@@ -36,7 +36,7 @@ from entrep_cli.workspace import (
     write_text_atomic,
 )
 
-BEGUN = "begun.json"  # what a training was begun on, so that it cannot go on with something else
+STARTED = "started.json"  # what a training was started on, so that it cannot go on with something else
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
@@ -58,13 +58,13 @@ def train_run(
     one alone writes into the run.
 
     Raises:
-        RunError: a part without images, or a run to resume that was begun with another recipe or split.
+        RunError: a part without images, or a run to resume that was started with another recipe or split.
         UsageError: a method that several processes cannot share.
     """
     if processes.size() > 1 and recipe.method not in SCALES_OUT:
         raise UsageError(
             f"{recipe.method} is trained in one process, and {processes.size()} were started.",
-            mend=f"run it without a launcher; several processes can share {' and '.join(SCALES_OUT)}",
+            hint=f"run it without a launcher; several processes can share {' and '.join(SCALES_OUT)}",
         )
     place, reason = choose_device(device)
     console.say(f"Device: {place} ({reason}).")
@@ -72,14 +72,14 @@ def train_run(
     train, val = (catalog.subset(split.images(part, fold)) for part in ("train", "val"))
     for name, part in (("train", train), ("val", val)):
         if not len(part):
-            raise RunError(f"The {name} part of the split is empty.", mend="make another one: `entrep split`")
-    begun = begun_on(run) if resume else {}
-    # A training goes on in the precision it was begun in, also where a busy machine would be measured otherwise.
-    chosen, reason = (begun["precision"], "as it was begun") if "precision" in begun else choose_precision(precision, place)
+            raise RunError(f"The {name} part of the split is empty.", hint="make another one: `entrep split`")
+    started = started_on(run) if resume else {}
+    # A training goes on in the precision it was started in, also where a busy machine would be measured otherwise.
+    chosen, reason = (started["precision"], "as it was started") if "precision" in started else choose_precision(precision, place)
     console.say(f"Precision: {chosen} ({reason}).")
     about = about_data(catalog, split, fold)
     if resume and run.complete:
-        _check_begun(run, recipe, about)
+        _check_started(run, recipe, about)
         return load_model(run, device), run.manifest
     with processes.own_folder(run) as own:
         return _train(train, val, recipe, own, about, place, chosen, resume)
@@ -102,7 +102,7 @@ def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, An
 
 
 @contextlib.contextmanager
-def part_of(whole: Run, part: Run) -> Iterator[None]:
+def component_of(whole: Run, part: Run) -> Iterator[None]:
     """While a part of a run is trained: the whole is marked as one to go on with, as long as there is anything to go on from."""
     # Written first: a power cut leaves no time for it.
     write_text_atomic(whole.path(CHECKPOINT), f"The checkpoints of run {whole.name} are those of its parts.\n")
@@ -115,23 +115,23 @@ def part_of(whole: Run, part: Run) -> Iterator[None]:
                 whole.path(CHECKPOINT).unlink()
 
 
-def train_part(
+def train_component(
     train: Catalog, val: Catalog, recipe: Recipe, part: Run, whole: Run, *, device: torch.device, precision: str, resume: bool
 ) -> tuple[Model, dict[str, Any]]:
     """Train a run that is a part of another one, in a folder inside of it and on the same images.
 
-    With `resume` a complete part is loaded and not trained again, and an unfinished one goes on.
+    With `resume` a complete part is loaded and not trained again, and an incomplete one goes on.
 
     Raises:
         RunError: as `train_run`.
     """
-    about = begun_on(whole).get("about") or {
-        # Not begun by `train_run`: there is no more to tell than the images.
+    about = started_on(whole).get("about") or {
+        # Not started by `train_run`: there is no more to tell than the images.
         "data": {"layouts": list(train.layouts), "catalog": fingerprint([train.fingerprint, val.fingerprint])},
         "split": {"fold": None, "fingerprint": None},
     }
     if resume and part.complete:
-        _check_begun(part, recipe, about)
+        _check_started(part, recipe, about)
         return load_model(part, str(device)), part.manifest
     part.folder.mkdir(exist_ok=True)
     part.path(MANIFEST).unlink(missing_ok=True)
@@ -143,17 +143,17 @@ def _train(
 ) -> tuple[Model, dict[str, Any]]:
     """`about` is what the manifest tells of the data and the split."""
     if resume:
-        _check_begun(run, recipe, about)
+        _check_started(run, recipe, about)
     write_text_atomic(run.path(CONFIG), recipe_toml(recipe))
-    write_json_atomic(run.path(BEGUN), {**trained_on(about), "precision": precision, "about": about})
+    write_json_atomic(run.path(STARTED), {**trained_on(about), "precision": precision, "about": about})
     model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=device, precision=precision, resume=resume)
     model.save(run)
     images = {name: len(in_classes_of(model, part)) for name, part in (("train", train), ("val", val))}
-    finish_run(run, model, fit, about, images, device=str(device), precision=precision)
+    complete_run(run, model, fit, about, images, device=str(device), precision=precision)
     return model, run.manifest
 
 
-def finish_run(
+def complete_run(
     run: Run, model: Model, fit: Fit, about: Mapping[str, Any], images: Mapping[str, int], *, device: str, precision: str, **more: Any
 ) -> None:
     """Write `run.json`: what the run is, what it was made from and what it cost; `more` is told as it is given.
@@ -161,7 +161,7 @@ def finish_run(
     Args:
         about: see `about_data`; images: how many of each part were used.
     """
-    run.finish(
+    run.mark_complete(
         {
             "entrep": __version__,
             "method": model.recipe.method,
@@ -201,46 +201,46 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def begun_on(run: Run) -> dict[str, Any]:
-    """What the training of a run was begun on, {} where it has not begun."""
-    return json.loads(run.path(BEGUN).read_text("utf-8")) if run.path(BEGUN).is_file() else {}
+def started_on(run: Run) -> dict[str, Any]:
+    """What the training of a run was started on, {} where it has not started."""
+    return json.loads(run.path(STARTED).read_text("utf-8")) if run.path(STARTED).is_file() else {}
 
 
-def check_begun(run: Run, recipe: Recipe, wanted: Mapping[str, Any], *, again: str, elsewhere: str) -> None:
-    """RunError where a training was begun with other settings or on other images, and must not go on with these.
+def check_started(run: Run, recipe: Recipe, wanted: Mapping[str, Any], *, again: str, elsewhere: str) -> None:
+    """RunError where a training was started with other settings or on other images, and must not go on with these.
 
     Args:
-        wanted: what `begun_on` must say of the images.
-        again, elsewhere: the mend for another recipe, and for other images.
+        wanted: what `started_on` must say of the images.
+        again, elsewhere: the hint for another recipe, and for other images.
     """
     if run.path(CONFIG).is_file() and run.path(CONFIG).read_text("utf-8") != recipe_toml(recipe):
-        raise RunError(f"Run {run.name!r} was begun with another recipe.", where=run.path(CONFIG), mend=again)
-    begun = begun_on(run)
-    if begun and any(begun.get(key) != value for key, value in wanted.items()):
+        raise RunError(f"Run {run.name!r} was started with another recipe.", where=run.path(CONFIG), hint=again)
+    started = started_on(run)
+    if started and any(started.get(key) != value for key, value in wanted.items()):
         raise RunError(
-            f"Run {run.name!r} was begun on other data, another split or another fold.", where=run.path(BEGUN), mend=elsewhere
+            f"Run {run.name!r} was started on other data, another split or another fold.", where=run.path(STARTED), hint=elsewhere
         )
 
 
 def warn_of_leaks(origin: Mapping[str, Any], run: Run) -> None:
     """Say where the run that a training starts from (`trained_on` of its origin) may have seen what is scored now."""
-    begun = begun_on(run)
-    if any(key in begun and begun[key] != value for key, value in origin.get("trained_on", {}).items()):
+    started = started_on(run)
+    if any(key in started and started[key] != value for key, value in origin.get("trained_on", {}).items()):
         console.warn(
             f"{origin['weights']} was trained on other data, another split or another fold: where it has learned from images "
             "that are now validation or test ones, the scores are too good."
         )
 
 
-def _check_begun(run: Run, recipe: Recipe, about: dict[str, Any]) -> None:
+def _check_started(run: Run, recipe: Recipe, about: dict[str, Any]) -> None:
     elsewhere = "split as it was then, or begin again with --overwrite"
-    check_begun(run, recipe, trained_on(about), again=_as_begun(run), elsewhere=elsewhere)
+    check_started(run, recipe, trained_on(about), again=_as_started(run), elsewhere=elsewhere)
 
 
-def _as_begun(run: Run) -> str:
-    """How to go on with a run as it was begun; with a part of another run or of an ablation, `train` by its name cannot."""
+def _as_started(run: Run) -> str:
+    """How to go on with a run as it was started; with a part of another run or of an ablation, `train` by its name cannot."""
     if run.folder.parent.resolve() != runs_dir().resolve():
-        return "bring back the recipe it was begun with, or begin the whole again with --overwrite"
+        return "bring back the recipe it was started with, or begin the whole again with --overwrite"
     return f"`entrep train --recipe {shlex.quote(str(run.path(CONFIG)))} --name {run.name} --resume`, or begin anew with --overwrite"
 
 
@@ -254,7 +254,7 @@ def load_model(run: Run, device: str = "auto") -> Model:
     run.check_files()
     missing = [name for name in (CONFIG, MODEL) if not run.path(name).is_file()]
     if missing:
-        raise RunError(f"Run {run.name!r} has no {' and no '.join(missing)}.", where=run.folder, mend="train it again")
+        raise RunError(f"Run {run.name!r} has no {' and no '.join(missing)}.", where=run.folder, hint="train it again")
     make_deterministic()
     kind = method_class(manifest["method"])
     recipe = build_recipe(kind.Recipe, tomllib.loads(run.path(CONFIG).read_text("utf-8")))
@@ -263,5 +263,5 @@ def load_model(run: Run, device: str = "auto") -> Model:
         return kind.load(run, recipe, taxonomy, choose_device(device)[0])
     except (RuntimeError, KeyError) as error:
         raise RunError(
-            f"The model of run {run.name!r} cannot be read: {first_line(error)}", where=run.path(MODEL), mend="train it again"
+            f"The model of run {run.name!r} cannot be read: {first_line(error)}", where=run.path(MODEL), hint="train it again"
         ) from error

@@ -9,7 +9,7 @@ autocast, and with a mask (benchmarks/attention.py).
 
 from __future__ import annotations
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before timm and open_clip import torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before timm and open_clip import torchvision
 
 import torch
 from torch import nn

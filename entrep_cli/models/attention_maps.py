@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip imports torchvision
 
 import torch
 import torch.nn.functional as F
@@ -324,7 +324,7 @@ def _known(tower: nn.Module, layers: Sequence[Any]) -> list[nn.Module]:
         return list(layers)
     raise UsageError(
         f"In a tower of the kind {type(_trunk(tower)).__name__} no layer is known to look into.",
-        mend="a ViT can be shown, and a convolutional backbone such as resnet50 or mobilenetv2_100",
+        hint="a ViT can be shown, and a convolutional backbone such as resnet50 or mobilenetv2_100",
     )
 
 
@@ -351,7 +351,7 @@ def as_map(features: torch.Tensor, tower: nn.Module) -> torch.Tensor:
         channels = [n for *_, n in _stages(tower)] or [features.shape[1]]
         return features if features.shape[1] in channels else features.permute(0, 3, 1, 2)  # Swin and its kin are (N, H, W, C)
     kind = type(_trunk(tower)).__name__
-    raise UsageError(f"The last layer of a {kind} gives no map of places.", mend="use a ViT or a convolutional backbone")
+    raise UsageError(f"The last layer of a {kind} gives no map of places.", hint="use a ViT or a convolutional backbone")
 
 
 def _trunk(tower: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before timm imports torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before timm imports torchvision
 
 import timm
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.inputs import Normalise
-from entrep_cli.models.published import fetch_commands, weights_path
+from entrep_cli.models.pretrained import fetch_commands, weights_path
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run, trained_on
 
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         config = self.model.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         if settings.pooling == "token" and not getattr(self.model, "num_prefix_tokens", 0):
-            raise UsageError(f"{settings.name!r} has no class token to pool.", mend="--set backbone.pooling=auto")
+            raise UsageError(f"{settings.name!r} has no class token to pool.", hint="--set backbone.pooling=auto")
         self.n_prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
         self.normalise = Normalise(self.mean, self.std)
         with torch.no_grad():
@@ -132,8 +132,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         WeightsError: missing, damaged, or holding more than tensors (nothing in it is ever executed).
     """
     if not path.is_file():
-        mend = "--weights FILE, a name of `entrep weights list`, hub, none for random weights, or a run (not for clip-lora)"
-        raise WeightsError("There is no such weights file.", where=path, mend=mend)
+        hint = "--weights FILE, a name of `entrep weights list`, hub, none for random weights, or a run (not for clip-lora)"
+        raise WeightsError("There is no such weights file.", where=path, hint=hint)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -145,7 +145,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"The weights cannot be read: {first_line(error)}",
             where=path,
-            mend="use a .safetensors file, or a torch file that holds tensors only",
+            hint="use a .safetensors file, or a torch file that holds tensors only",
         ) from error
     while isinstance(state, Mapping):
         inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
@@ -198,7 +198,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
             faults=[
                 f"{kind} ({len(keys)}): {'; '.join(keys[:4])}{'; ...' if len(keys) > 4 else ''}" for kind, keys in differing.items() if keys
             ],
-            mend="name the model they belong to with --backbone",
+            hint="name the model they belong to with --backbone",
         )
     model.load_state_dict(state, strict=True)
 
@@ -209,26 +209,26 @@ def _load_from_run(model: nn.Module, settings: BackboneSettings, run: Run) -> di
     run.check_files()
     path = run.path(MODEL)
     recipe = tomllib.loads(run.path(CONFIG).read_text("utf-8"))
-    mend = "a complete run of dinov2, of mics or its pre-training, or of clip-lora with --tune full and an image tower of timm"
+    hint = "a complete run of dinov2, of mics or its pre-training, or of clip-lora with --tune full and an image tower of timm"
     if recipe.get("method") == "clip-lora" and recipe.get("tune") != "full":
         base = manifest["weights"].get("weights")
         raise WeightsError(
             f"Run {run.name!r} holds what it learned beside its base weights, and no whole image tower.",
             where=run.folder,
-            mend=f"start from the base weights ({base}), or from {mend}",
+            hint=f"start from the base weights ({base}), or from {hint}",
         )
     state = read_weights(path)
     prefix = next((p for p in _IN_RUNS if any(key.startswith(p) for key in state)), None)
     if prefix is None:
         what = f"Run {run.name!r} ({manifest.get('method')}) has no image backbone of timm."
-        raise WeightsError(what, where=run.folder, mend=f"name {mend}")
+        raise WeightsError(what, where=run.folder, hint=f"name {hint}")
     name = recipe.get("backbone", {}).get("name", "")
     if (described := run.path("clip.json")).is_file():  # a clip-lora run: its own name is that of the whole CLIP
         name = json.loads(described.read_text("utf-8"))["model_cfg"]["vision_cfg"].get("timm_model_name", "")
     # What follows the dot names published weights, and these are others.
     if name.split(".")[0] != settings.name.split(".")[0]:
         what = f"Run {run.name!r} has the backbone {name!r}, not {settings.name!r}."
-        raise WeightsError(what, where=run.folder, mend=f"--backbone {name}")
+        raise WeightsError(what, where=run.folder, hint=f"--backbone {name}")
     load_weights(model, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, path)
     return {"weights": f"run {run.name}", "run": run.name, "sha256": manifest["files"][MODEL], "trained_on": trained_on(manifest)}
 
@@ -247,12 +247,12 @@ def _create(settings: BackboneSettings, size: int) -> nn.Module:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         if timm.is_model(settings.name.split(".")[0]):
             raise UsageError(
-                f"The backbone {settings.name!r} cannot be built: {error}", mend="change backbone.options or image.size"
+                f"The backbone {settings.name!r} cannot be built: {error}", hint="change backbone.options or image.size"
             ) from error
         near = difflib.get_close_matches(settings.name, timm.list_models(), 3)
         raise UsageError(
             f"timm has no model {settings.name!r}.",
-            mend=f"did you mean {', '.join(near)}?" if near else "see timm.list_models() for their names",
+            hint=f"did you mean {', '.join(near)}?" if near else "see timm.list_models() for their names",
         ) from error
 
 
@@ -263,7 +263,7 @@ def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> P
     repository = config.get("hf_hub_id")
     if not repository:
         raise WeightsError(
-            f"timm names no published weights for {settings.name!r}.", mend="--weights FILE, or --weights none for random ones"
+            f"timm names no published weights for {settings.name!r}.", hint="--weights FILE, or --weights none for random ones"
         )
     for file in ("model.safetensors", "pytorch_model.bin"):
         path = try_to_load_from_cache(repository, config.get("hf_hub_filename") or file)
@@ -272,7 +272,7 @@ def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> P
     raise WeightsError(
         f"The weights of {settings.name!r} are not on this machine, and nothing is downloaded unasked.",
         where=f"{repository}, file model.safetensors",
-        mend=f"where there is a network: {fetch_commands(repository, ['model.safetensors'])}; or give a file with --weights FILE",
+        hint=f"where there is a network: {fetch_commands(repository, ['model.safetensors'])}; or give a file with --weights FILE",
     )
 
 

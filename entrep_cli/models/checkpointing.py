@@ -18,7 +18,7 @@ def set_checkpointing(model: nn.Module, tune: str) -> None:
         UsageError: nothing in the blocks learns, or they cannot be checkpointed.
     """
     if tune == "head":
-        raise UsageError("With tune = 'head' no gradient goes through the towers: there is nothing to checkpoint.", mend="leave it out")
+        raise UsageError("With tune = 'head' no gradient goes through the towers: there is nothing to checkpoint.", hint="leave it out")
     towers = [model.visual, model.text if hasattr(model, "text") else model.transformer] if hasattr(model, "visual") else [model]
     for tower in towers:
         # open_clip only warns where its timm tower cannot.
@@ -27,7 +27,7 @@ def set_checkpointing(model: nn.Module, tune: str) -> None:
             blocks.set_grad_checkpointing(True) if hasattr(blocks, "set_grad_checkpointing") else _of_transformer(blocks)
         except (AssertionError, AttributeError, NotImplementedError) as error:
             raise UsageError(
-                f"The blocks of {type(blocks).__name__} cannot be checkpointed.", mend="--set checkpointing=false, and a smaller batch"
+                f"The blocks of {type(blocks).__name__} cannot be checkpointed.", hint="--set checkpointing=false, and a smaller batch"
             ) from error
 
 

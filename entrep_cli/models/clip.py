@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip imports torchvision
 
 import open_clip
 import torch
@@ -25,7 +25,7 @@ from torch import nn
 
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.backbones import GeneralisedMean, load_weights, read_weights
-from entrep_cli.models.published import fetch_commands, weights_path
+from entrep_cli.models.pretrained import fetch_commands, weights_path
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
@@ -86,7 +86,7 @@ def read_architecture(name: str) -> Architecture:
             near = difflib.get_close_matches(name, known, 3)
             raise UsageError(
                 f"There is no CLIP model {name!r}.",
-                mend=(f"did you mean {', '.join(near)}? " if near else "") + "give an open_clip id, hf-hub:owner/name or a JSON file",
+                hint=(f"did you mean {', '.join(near)}? " if near else "") + "give an open_clip id, hf-hub:owner/name or a JSON file",
             )
         return Architecture(config)
     try:
@@ -123,13 +123,13 @@ def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> n
         if trunk is not None and hasattr(trunk, "set_input_size"):
             model.visual.set_input_size(size)
     except Exception as error:  # open_clip and timm raise anything for a configuration that does not hold
-        raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", mend="check its configuration and image.size") from error
+        raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", hint="check its configuration and image.size") from error
     if pooling == "gem":
         # timm's convolutional models pool in a module of this kind; those of tokens have none, or another.
         pool = getattr(getattr(model.visual, "trunk", None), "global_pool", None)
         if not isinstance(getattr(pool, "pool", None), nn.Module):
             what = "The image tower is not a convolutional one of timm, whose pooling could be exchanged."
-            raise UsageError(what, mend="--set backbone.pooling=own")
+            raise UsageError(what, hint="--set backbone.pooling=own")
         model.visual.trunk.global_pool = GeneralisedMean()
     model.pretrained_text = False
     return model
@@ -169,7 +169,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
             raise WeightsError(
                 "The file holds an image tower, and the CLIP model's own tower is not one of timm.",
                 where=path,
-                mend="--backbone mobilenetv2-clip, or a JSON file with vision_cfg.timm_model_name",
+                hint="--backbone mobilenetv2-clip, or a JSON file with vision_cfg.timm_model_name",
             )
         load_weights(trunk, state, path)
         return {**origin, "towers": ["image"]}, "visual.trunk."
@@ -194,7 +194,7 @@ def make_tokenizer(settings: ClipSettings, architecture: Architecture) -> Callab
         raise WeightsError(
             f"The tokenizer cannot be read: {first_line(error)}",
             where=f"{repository}, in {folder}",
-            mend="with a network: "
+            hint="with a network: "
             f"{fetch_commands(repository, ['tokenizer.json', 'tokenizer_config.json', 'config.json'])}; or {_OTHER_MODEL}",
         ) from error
 
@@ -246,7 +246,7 @@ def _load_whole(model: nn.Module, state: dict[str, torch.Tensor], path: Path) ->
             f"The weights are not those of the CLIP model: {len(faults)} tensors differ.",
             where=path,
             faults=[*faults[:8], *(["..."] if len(faults) > 8 else [])],
-            mend="name the model they belong to with --backbone",
+            hint="name the model they belong to with --backbone",
         )
     model.load_state_dict(state, strict=True)
 
@@ -264,7 +264,7 @@ def _published(settings: ClipSettings) -> Path:
         raise WeightsError(
             f"open_clip knows no weights {settings.tag!r} of {settings.name!r}.",
             faults=[f"its tags: {', '.join(tags)}"] if tags else [],
-            mend="--set backbone.tag=TAG, --weights FILE, or --weights none with --tune full",
+            hint="--set backbone.tag=TAG, --weights FILE, or --weights none with --tune full",
         )
     own = "give a file with --weights FILE; a small model from scratch is --recipe tiny"
     return _cached(repository, *([file] if file else _HUB_WEIGHTS), otherwise=own)
@@ -289,7 +289,7 @@ def _cached(repository: str, *files: str, with_it: Sequence[str] = (), otherwise
     try:
         found = [try_to_load_from_cache(repository, file) for file in files]
     except ValueError as error:
-        raise UsageError(f"That is no repository of the hub: {first_line(error)}", mend="name it as owner/name") from error
+        raise UsageError(f"That is no repository of the hub: {first_line(error)}", hint="name it as owner/name") from error
     for path in found:
         if isinstance(path, str):
             return Path(path)
@@ -299,11 +299,11 @@ def _cached(repository: str, *files: str, with_it: Sequence[str] = (), otherwise
     if there and not faults:
         faults.append(f"what is there of it: {', '.join(dict.fromkeys(path.name for path in there))}")
     if any(cache.glob("blobs/*.incomplete")):
-        faults.append("a download of it was not finished")
+        faults.append("a download of it was not completed")
     named = f"{files[0]} (or {', '.join(files[1:])})" if len(files) > 1 else files[0]
     raise WeightsError(
         "A file of the model is not on this machine, and nothing is downloaded unasked.",
         where=f"{repository}, file {named}",
         faults=faults,
-        mend=f"where there is a network: {fetch_commands(repository, [files[0], *with_it])}; or {otherwise}",
+        hint=f"where there is a network: {fetch_commands(repository, [files[0], *with_it])}; or {otherwise}",
     )

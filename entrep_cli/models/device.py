@@ -30,7 +30,7 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     try:
         device = _own_gpu(torch.device(option))
     except RuntimeError as error:
-        raise UsageError(f"The device {option!r} cannot be used: {first_line(error)}", mend="--device auto, cpu or cuda") from error
+        raise UsageError(f"The device {option!r} cannot be used: {first_line(error)}", hint="--device auto, cpu or cuda") from error
     _try(device, option)
     return device, "asked for"
 
@@ -40,8 +40,8 @@ def _try(device: torch.device, name: str) -> None:
     try:
         torch.ones(1, device=device).add(1).item()
     except (RuntimeError, AssertionError) as error:
-        mend = "--device cpu; another GPU (on Kaggle: T4 x2, not P100); or a torch that is built for this one"
-        raise UsageError(f"The device {name!r} cannot be used: {first_line(error)}", mend=mend) from error
+        hint = "--device cpu; another GPU (on Kaggle: T4 x2, not P100); or a torch that is built for this one"
+        raise UsageError(f"The device {name!r} cannot be used: {first_line(error)}", hint=hint) from error
 
 
 def _own_gpu(device: torch.device) -> torch.device:
@@ -73,7 +73,7 @@ def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
         UsageError: no such precision.
     """
     if option not in PRECISIONS:
-        raise UsageError(f"There is no precision {option!r}.", mend=f"--precision {', '.join(PRECISIONS)}")
+        raise UsageError(f"There is no precision {option!r}.", hint=f"--precision {', '.join(PRECISIONS)}")
     if option != "auto":
         return option, "asked for"
     if device.type == "cuda":

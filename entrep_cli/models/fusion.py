@@ -173,7 +173,7 @@ def check_levels(visual: nn.Module, levels: Sequence[int]) -> None:
             f"The image tower has {depth} {'blocks' if _has_blocks(visual) else 'stages'}; "
             f"there is no level {', '.join(map(str, missing))}.",
             where="fusion.levels",
-            mend=f"--set 'fusion.levels={spread}'",
+            hint=f"--set 'fusion.levels={spread}'",
         )
 
 
@@ -186,7 +186,7 @@ def slerp(u: torch.Tensor, v: torch.Tensor, t: float | torch.Tensor) -> torch.Te
     always finite and of unit length, and so are its gradients finite.
 
     Args:
-        u, v: (..., D) unit rows; slight departures from unit length, as in bfloat16, are mended.
+        u, v: (..., D) unit rows; slight departures from unit length, as in bfloat16, are corrected.
         t: a number, or one a row: (...,) or (..., 1).
 
     Returns:
@@ -262,5 +262,5 @@ def _stage_widths(visual: nn.Module) -> list[int]:
         return [visual.bn3.num_features, *(block.bn3.num_features for block in layers)]
     raise UsageError(
         f"An image tower of the kind {type(visual).__name__} has neither blocks nor stages to take levels from.",
-        mend="choose a ViT, ResNet or timm tower",
+        hint="choose a ViT, ResNet or timm tower",
     )

@@ -115,7 +115,7 @@ def merged(model: nn.Module) -> nn.Module:
         if not difference <= _MERGE_TOLERANCE:  # so that what is not a number fails as well
             raise RunError(
                 f"Merging the adapters moved the {tower} features by {difference:.1e} of their length (allowed: {_MERGE_TOLERANCE:.0e}).",
-                mend="merge in float32 and change the precision afterwards; if it is nan, the training diverged: train with a lower rate",
+                hint="merge in float32 and change the precision afterwards; if it is nan, the training diverged: train with a lower rate",
             )
     return model
 
@@ -143,7 +143,7 @@ def _linear_names(model: nn.Module, settings: LoraSettings) -> list[str]:
         raise UsageError(
             "LoRA cannot be added where the recipe wants it.",
             faults=faults,
-            mend="--tune full trains whole towers; or leave the tower out with --set 'lora.towers=[\"text\"]'"
+            hint="--tune full trains whole towers; or leave the tower out with --set 'lora.towers=[\"text\"]'"
             if no_linears
             else "change lora.targets, lora.layers or lora.towers with --set",
         )

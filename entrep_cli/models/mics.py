@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before timm imports torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before timm imports torchvision
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,7 @@ class MicsPretraining(nn.Module):
         self.grid = tuple(white.model.patch_embed.grid_size)
         check_alike(white, narrow)
         if math.prod(self.grid) < 2:
-            raise UsageError("Each image is one single patch: there is nothing to mask.", mend="a larger image.size")
+            raise UsageError("Each image is one single patch: there is nothing to mask.", hint="a larger image.size")
         self.decoder = MicsDecoder(white.dim, self.grid, self.patch, settings.decoder)
         self.consistency = nn.ModuleList(nn.Linear(white.dim, settings.consistency_dim, bias=False) for _ in MODALITIES)
         self.alignment = nn.ModuleList(_projection(white.dim, settings.alignment_dim) for _ in MODALITIES)

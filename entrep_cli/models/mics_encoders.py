@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before timm imports torchvision
+import entrep_cli.torchvision_ops  # noqa: F401 - before timm imports torchvision
 
 import torch
 from pydantic import Field
@@ -37,7 +37,7 @@ def create_encoders(settings: BackboneSettings, size: int) -> tuple[Backbone, Ba
         UsageError: no ViT of timm, or another pooling than the mean; WeightsError and others as `create_backbone`.
     """
     if settings.pooling not in ("auto", "mean"):
-        raise UsageError(f"mics pools the mean of the patch tokens, not {settings.pooling!r}.", mend="--set backbone.pooling=auto")
+        raise UsageError(f"mics pools the mean of the patch tokens, not {settings.pooling!r}.", hint="--set backbone.pooling=auto")
     try:
         (white, origin), (narrow, _) = create_backbone(settings, size), create_backbone(settings, size)
     except AssertionError as error:  # timm's own, for a size that its patches do not fill
@@ -61,8 +61,8 @@ def load_encoders(white: Backbone, narrow: Backbone, state: Mapping[str, torch.T
     for name, encoder in zip(MODALITIES, (white, narrow), strict=True):
         own = encoder_state(state, name)
         if not own:
-            mend = "name a run of `entrep pretrain mics`"
-            raise WeightsError(f"There is no encoder {name!r} of mics in the weights.", where=where, mend=mend)
+            hint = "name a run of `entrep pretrain mics`"
+            raise WeightsError(f"There is no encoder {name!r} of mics in the weights.", where=where, hint=hint)
         load_weights(encoder.model, own, where)
 
 
@@ -82,14 +82,14 @@ def patch_size(encoder: Backbone) -> int:
     # Other transformers of timm (EVA, BEiT, Swin) add positions inside their blocks, and could not leave patches out.
     embed = getattr(model, "patch_embed", None)
     if not isinstance(model, VisionTransformer) or not isinstance(embed, PatchEmbed):
-        mend = "one such is --backbone vit_base_patch16_384"
-        raise UsageError(f"{encoder.settings.name!r} is no plain ViT whose patches can be masked.", mend=mend)
+        hint = "one such is --backbone vit_base_patch16_384"
+        raise UsageError(f"{encoder.settings.name!r} is no plain ViT whose patches can be masked.", hint=hint)
     (height, width), sides = embed.patch_size, embed.img_size
     if height != width or any(side % height for side in sides):
         raise UsageError(
             f"Images of {sides[0]} x {sides[1]} do not divide into patches of {height} x {width}.",
             where="image.size",
-            mend=f"--set image.size={max(height, sides[0] // height * height)}",
+            hint=f"--set image.size={max(height, sides[0] // height * height)}",
         )
     return height
 
@@ -112,7 +112,7 @@ def check_alike(white: Backbone, narrow: Backbone) -> None:
     """Refuse encoders that one decoder or one fusion encoder cannot serve (UsageError)."""
     shapes = [(e.dim, patch_size(e), tuple(e.model.patch_embed.grid_size)) for e in (white, narrow)]
     if shapes[0] != shapes[1]:
-        raise UsageError(f"The encoders differ in width, patch or grid: {shapes[0]} and {shapes[1]}.", mend="two of one kind")
+        raise UsageError(f"The encoders differ in width, patch or grid: {shapes[0]} and {shapes[1]}.", hint="two of one kind")
 
 
 def initialise(module: nn.Module) -> None:

@@ -99,7 +99,7 @@ class FusionEncoder(nn.Module):
         super().__init__()
         if dim % settings.heads:
             fitting = [heads for heads in range(1, settings.heads + 1) if dim % heads == 0]
-            raise UsageError(f"A width of {dim} does not divide into {settings.heads} heads.", mend=f"--set fusion.heads={fitting[-1]}")
+            raise UsageError(f"A width of {dim} does not divide into {settings.heads} heads.", hint=f"--set fusion.heads={fitting[-1]}")
         self.modality = nn.Parameter(torch.zeros(len(MODALITIES), dim))
         self.blocks = nn.Sequential(*(FusionBlock(dim, settings) for _ in range(settings.depth)))
         self.norm = nn.LayerNorm(dim)

@@ -31,11 +31,11 @@ def choose_inference_precision(option: str, device: torch.device, model: nn.Modu
     if not getattr(model, "low_precision", ()):
         if option == "auto":
             return "fp32", f"{model.recipe.method} answers in it alone"
-        raise UsageError(f"{model.recipe.method} answers in fp32 alone.", mend="--precision auto")
+        raise UsageError(f"{model.recipe.method} answers in fp32 alone.", hint="--precision auto")
     if option == "auto" and not _is_vit(model):
         return "fp32", f"of {chosen} convolutions gain little, and lose more than a ViT"
     if chosen == "fp16" and device.type == "cpu":
-        raise UsageError("A CPU is not faster in fp16.", mend="--precision bf16 or auto")
+        raise UsageError("A CPU is not faster in fp16.", hint="--precision bf16 or auto")
     return chosen, reason
 
 

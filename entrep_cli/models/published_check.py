@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from entrep_cli.errors import EntrepError, first_line
-from entrep_cli.models.published import PublishedWeights
+from entrep_cli.models.pretrained import PublishedWeights
 
 
 def check_weights(weights: PublishedWeights, *, load: bool = True) -> list[str]:

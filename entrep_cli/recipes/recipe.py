@@ -47,7 +47,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(
             f"There is no recipe {name!r}.",
-            mend=f"{_nearest(name, recipe_names())}choose one of {', '.join(recipe_names())}, or give a TOML file",
+            hint=f"{_nearest(name, recipe_names())}choose one of {', '.join(recipe_names())}, or give a TOML file",
         )
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
@@ -85,7 +85,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         else:
             place[last] = parsed
     if faults:
-        raise UsageError("--set takes key=value.", faults=faults, mend="for example --set head.dropout=0.5")
+        raise UsageError("--set takes key=value.", faults=faults, hint="for example --set head.dropout=0.5")
     return table
 
 
@@ -106,7 +106,7 @@ def build_recipe(kind: type[R], *tables: dict[str, Any]) -> R:
         raise UsageError(
             "The recipe has settings that do not hold.",
             faults=faults,
-            mend=f"`entrep train {kind.model_fields['method'].default} --show-recipe` lists every key",
+            hint=f"`entrep train {kind.model_fields['method'].default} --show-recipe` lists every key",
         ) from error
 
 

@@ -52,7 +52,7 @@ class Finder:
 
     @property
     def reads_texts(self) -> bool:
-        return bool(getattr(self.model, "has_text_tower", False))
+        return bool(getattr(self.model, "reads_text", False))
 
     @property
     def labels(self) -> list[str]:
@@ -190,7 +190,7 @@ def check_reads_texts(run: Run, text: str) -> None:
     if run.manifest["method"] not in WITH_TEXT:
         raise UsageError(
             f"There is no image {text!r}, and {run.manifest['method']} cannot search by text.",
-            mend=f"name an image file, or train a method with a text tower: `entrep train {WITH_TEXT[0]}`",
+            hint=f"name an image file, or train a method with a text tower: `entrep train {WITH_TEXT[0]}`",
         )
 
 
@@ -199,7 +199,7 @@ def labelled(finder: Finder, query: Query, label: str) -> Query:
     if label not in finder.labels:
         raise UsageError(
             f"No image of the gallery is of the class {label!r}.",
-            mend=f"--label {', '.join(finder.labels)}" if finder.labels else "leave --label out: no image of the gallery has a label",
+            hint=f"--label {', '.join(finder.labels)}" if finder.labels else "leave --label out: no image of the gallery has a label",
         )
     return replace(query, label=label)
 

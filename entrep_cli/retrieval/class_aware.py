@@ -49,9 +49,9 @@ class ClassRule:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UsageError(f"There is no class-aware retrieval {self.mode!r}.", mend="--class-aware off, hard or soft")
+            raise UsageError(f"There is no class-aware retrieval {self.mode!r}.", hint="--class-aware off, hard or soft")
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise UsageError(f"The class weight must be a number of 0 or more, not {self.weight}.", mend="--class-weight 0.05")
+            raise UsageError(f"The class weight must be a number of 0 or more, not {self.weight}.", hint="--class-weight 0.05")
 
     def __str__(self) -> str:
         return f"class-aware {self.mode}"
@@ -178,7 +178,7 @@ def _check(queries: np.ndarray, gallery: np.ndarray) -> None:
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise DataError(
             f"Class probabilities of the queries {queries.shape} and of the gallery {gallery.shape} do not fit.",
-            mend="Embed both with the same run.",
+            hint="Embed both with the same run.",
         )
     for name, rows in (("queries", queries), ("gallery", gallery)):
         # Shares that are rounded to bfloat16 may add up to a little more than 1; NaN fails the comparison as it must.
@@ -186,5 +186,5 @@ def _check(queries: np.ndarray, gallery: np.ndarray) -> None:
         if len(wrong):
             raise DataError(
                 f"{len(wrong)} of {len(rows)} rows of {name} are no class probabilities (the first is row {wrong[0]}).",
-                mend="Make the embeddings again with `entrep embed`.",
+                hint="Make the embeddings again with `entrep embed`.",
             )

@@ -11,8 +11,8 @@ import numpy as np
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.retrieval.class_aware import FLOOR, WEIGHTS, TunedWeight, tune_weight
-from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.retrieval.validation import kept_choice, validation_key, validation_part
+from entrep_cli.retrieval.sets import subset_embeddings
+from entrep_cli.retrieval.validation import kept_choice, validation_key, validation_subset
 from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
         read: gives the catalog and the split the run was trained with.
 
     Raises:
-        RunError: these are not at hand or not the run's, or nothing can be learned from them; the mend names
+        RunError: these are not at hand or not the run's, or nothing can be learned from them; the hint names
             `--class-weight`.
     """
 
     def choose() -> TunedWeight:
         catalog, split = read()
-        return _tune(run, model, validation_part(run, model, catalog, split), catalog)
+        return _tune(run, model, validation_subset(run, model, catalog, split), catalog)
 
     return kept_choice(
         run,
@@ -46,12 +46,12 @@ def tuned_weight(run: Run, model: Model, read: Callable[[], tuple[Catalog, Split
         choose,
         TunedWeight.from_dict,
         what=f"The class weight of run {run.name!r} cannot be tuned",
-        mend="--class-weight W, or tune it where the dataset and its split are: "
+        hint="--class-weight W, or tune it where the dataset and its split are: "
         f"`entrep evaluate --run {shlex.quote(run.reference)} --class-aware soft`",
     )
 
 
 def _tune(run: Run, model: Model, val: Catalog, catalog: Catalog) -> TunedWeight:
-    seen = part_embeddings(run, model, val, catalog)
+    seen = subset_embeddings(run, model, val, catalog)
     exclude = [(keys, keys) for keys in (seen.items.image, seen.items.digest, val.groups)]
     return tune_weight(np.asarray(seen.vectors), np.asarray(seen.probabilities), val.frame["label"], exclude)

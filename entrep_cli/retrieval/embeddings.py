@@ -108,7 +108,7 @@ def check_flip(taxonomy: Taxonomy) -> None:
         raise UsageError(
             f"--tta needs a mirror for every class; of {len(unknown)} the taxonomy knows none.",
             faults=unknown,
-            mend="name them in taxonomy.toml (a class without sides is its own mirror), or leave out --tta",
+            hint="name them in taxonomy.toml (a class without sides is its own mirror), or leave out --tta",
         )
 
 
@@ -257,9 +257,9 @@ def set_fingerprint(run: Run, name: str) -> str:
 def read_embeddings(run: Run, name: str) -> Embeddings:
     """Read a set back; RunError where it is missing, half written or damaged."""
     folder = run.path("embeddings", name)
-    mend = f"`entrep embed --run {shlex.quote(run.reference)}`"
+    hint = f"`entrep embed --run {shlex.quote(run.reference)}`"
     if not (folder / "manifest.json").is_file():
-        raise RunError(f"Run {run.name!r} has no embeddings of {name!r}.", where=folder, mend=mend)
+        raise RunError(f"Run {run.name!r} has no embeddings of {name!r}.", where=folder, hint=hint)
     manifest = _manifest(folder)
     faults = [
         f"{file} is {'changed' if (folder / file).is_file() else 'missing'}"
@@ -267,7 +267,7 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
         if not (folder / file).is_file() or file_sha256(folder / file) != manifest.get("sha256", {}).get(file)
     ]
     if faults:
-        raise RunError(f"The embeddings of {name!r} are damaged.", where=folder, faults=faults, mend=f"delete the folder, then {mend}")
+        raise RunError(f"The embeddings of {name!r} are damaged.", where=folder, faults=faults, hint=f"delete the folder, then {hint}")
     with open(folder / "items.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     items = Items.of(**{c: [row[c] for row in rows] for c in _COLUMNS})

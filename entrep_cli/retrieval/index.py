@@ -86,9 +86,9 @@ def load_index(path: str | Path, sha256: str) -> faiss.Index:
         data = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         what = getattr(error, "strerror", None) or "it is empty"
-        raise RunError(f"The index cannot be read: {what}.", where=path, mend=_MEND) from error
+        raise RunError(f"The index cannot be read: {what}.", where=path, hint=_MEND) from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise RunError("The index is not the one its manifest describes.", where=path, mend=_MEND)
+        raise RunError("The index is not the one its manifest describes.", where=path, hint=_MEND)
     import faiss
 
     index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(data), data.size), faiss.IO_FLAG_MMAP_IFC)
@@ -104,7 +104,7 @@ def search_index(shards: Sequence[faiss.Index], queries: np.ndarray, k: int) -> 
     """
     queries = _float32(queries)
     if queries.shape[1] != shards[0].d:
-        raise RunError(f"Queries have {queries.shape[1]} dimensions and the index has {shards[0].d}: two models.", mend=_MEND)
+        raise RunError(f"Queries have {queries.shape[1]} dimensions and the index has {shards[0].d}: two models.", hint=_MEND)
     found, start = [], 0
     for shard in shards:
         scores, indices = shard.search(queries, k)

@@ -179,7 +179,7 @@ def compile_model(model: Model, backend: str = "inductor") -> None:
         try:
             return infer(pixels)
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise UsageError(f"The model cannot be compiled here: {first_line(error)}", mend="leave out --compile") from error
+            raise UsageError(f"The model cannot be compiled here: {first_line(error)}", hint="leave out --compile") from error
 
     model.infer = explained
     model.engine = f"{getattr(model, 'engine', FP32)}{COMPILED}"

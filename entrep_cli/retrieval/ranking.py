@@ -68,9 +68,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         if self.indices.ndim != 2 or self.indices.shape != self.scores.shape:
-            raise ValueError(
-                f"indices {self.indices.shape} and scores {self.scores.shape} must share one (Q, k)"
-            )
+            raise ValueError(f"indices {self.indices.shape} and scores {self.scores.shape} must share one (Q, k)")
         if not np.array_equal(self.indices == -1, np.isneginf(self.scores)):
             raise ValueError("index -1 and score -inf must stand together")
         if (self.scores[:, 1:] > self.scores[:, :-1]).any():
@@ -105,12 +103,7 @@ def rank(
         DataError: rows are not of unit length, or shapes do not fit.
         UsageError: k is below 1.
     """
-    blocks = [
-        ranking
-        for _, ranking in ranked_blocks(
-            queries, gallery, k, exclude, bonus=bonus, block_size=block_size
-        )
-    ]
+    blocks = [ranking for _, ranking in ranked_blocks(queries, gallery, k, exclude, bonus=bonus, block_size=block_size)]
     width = len(gallery) if k is None else k
     return Ranking(
         np.concatenate([np.empty((0, width), np.int64), *(block.indices for block in blocks)]),
@@ -129,13 +122,13 @@ def ranked_blocks(
 ) -> Iterator[tuple[slice, Ranking]]:
     """As `rank`, but yields (rows of the queries, their Ranking) and holds one block at a time."""
     if k is not None and k < 1:
-        raise UsageError(f"top-k must be at least 1, not {k}.", mend="--top-k 10")
+        raise UsageError(f"top-k must be at least 1, not {k}.", hint="--top-k 10")
     _check_unit_rows("queries", queries)
     _check_unit_rows("gallery", gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise DataError(
             f"Queries have {queries.shape[1]} dimensions and the gallery has {gallery.shape[1]}.",
-            mend="Embed both with the same run.",
+            hint="Embed both with the same run.",
         )
     for query_keys, gallery_keys in exclude:
         if len(query_keys) != len(queries) or len(gallery_keys) != len(gallery):
@@ -194,9 +187,7 @@ def key_codes(*columns: Keys) -> list[np.ndarray]:
     codes: dict = {}
 
     def code(key) -> int:
-        missing = (
-            not key if isinstance(key, str) else key is None or str(key) in ("nan", "NaT", "<NA>")
-        )
+        missing = not key if isinstance(key, str) else key is None or str(key) in ("nan", "NaT", "<NA>")
         return -1 if missing else codes.setdefault(key, len(codes))
 
     def as_list(column: Keys) -> list:
@@ -217,9 +208,8 @@ def _check_unit_rows(name: str, rows: np.ndarray) -> None:
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
     if len(wrong):
         raise DataError(
-            f"{len(wrong)} of {len(rows)} rows of {name} are not of unit length "
-            f"(row {wrong[0]} has length {lengths[wrong[0]]:.4g}).",
-            mend="Normalise the rows, or make the embeddings again with `entrep embed`.",
+            f"{len(wrong)} of {len(rows)} rows of {name} are not of unit length (row {wrong[0]} has length {lengths[wrong[0]]:.4g}).",
+            hint="Normalise the rows, or make the embeddings again with `entrep embed`.",
         )
 
 
@@ -248,9 +238,7 @@ def exact_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     scores = np.empty((len(queries), len(gallery)), np.float32)
     for start in range(0, len(gallery), _TILE):
         tile = _on_grid(gallery[start : start + _TILE])
-        np.multiply(
-            left @ tile.T, _GRID**-2, out=scores[:, start : start + _TILE], casting="same_kind"
-        )
+        np.multiply(left @ tile.T, _GRID**-2, out=scores[:, start : start + _TILE], casting="same_kind")
     return scores
 
 
@@ -277,9 +265,7 @@ def _masked(scores: np.ndarray, masks: list[tuple[np.ndarray, np.ndarray]]) -> n
     return scores
 
 
-def _best_by_candidates(
-    queries: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]
-) -> Ranking:
+def _best_by_candidates(queries: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]) -> Ranking:
     """The same as `_best` of the exact products, from a float32 product and the exact ones of its best."""
     n_queries, n_gallery = len(queries), len(gallery)
     left = np.ascontiguousarray(queries, np.float32)

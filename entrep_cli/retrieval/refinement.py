@@ -60,7 +60,7 @@ class Whitening:
         kept = np.argsort(-variances, kind="stable")[:dimensions]
         kept = kept[variances[kept] > 1e-9 * max(variances.max(), 1e-12)]
         if not len(kept) or not np.isfinite(variances).all():
-            raise DataError("A whitening cannot be learned: the vectors do not differ.", mend="embed more images")
+            raise DataError("A whitening cannot be learned: the vectors do not differ.", hint="embed more images")
         return cls(mean, directions[:, kept] / np.sqrt(variances[kept]))
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ class Expansion:
 
     def __post_init__(self) -> None:
         if self.n < 1 or not (math.isfinite(self.power) and self.power >= 0):
-            raise UsageError(f"An expansion by {self.n} neighbours at the power {self.power} is none.", mend="n from 1, power from 0")
+            raise UsageError(f"An expansion by {self.n} neighbours at the power {self.power} is none.", hint="n from 1, power from 0")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Reranking:
     def __post_init__(self) -> None:
         if min(self.k1, self.k2) < 1 or not 0 <= self.share <= 1:
             what = f"A re-ranking with k1 = {self.k1}, k2 = {self.k2}, share {self.share} is none."
-            raise UsageError(what, mend="k from 1, share in 0..1")
+            raise UsageError(what, hint="k from 1, share in 0..1")
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,7 @@ class Tuned:
         return {**self.refinement.as_dict(), "validation": {**scores, "queries": self.queries}}
 
 
-def tune_refinement(
-    steps: tuple[str, ...], learned_from: np.ndarray, vectors: np.ndarray, labels: Keys, exclude: Exclusions = ()
-) -> Tuned:
+def tune_refinement(steps: tuple[str, ...], learned_from: np.ndarray, vectors: np.ndarray, labels: Keys, exclude: Exclusions = ()) -> Tuned:
     """Set the steps one after the other to what finds the class of validation images best among the others.
 
     Every step may stay out: one is taken only where it does better by Recall@1 or, of equals, by MRR than all before it.
@@ -260,7 +258,7 @@ def check_steps(steps: tuple[str, ...]) -> None:
     unknown = [step for step in steps if step not in STEPS]
     if unknown or not steps:
         what = f"There is no refinement {', '.join(map(repr, unknown))}." if unknown else "No refinement is named."
-        raise UsageError(what, mend=f"name one or more of {', '.join(STEPS)}")
+        raise UsageError(what, hint=f"name one or more of {', '.join(STEPS)}")
 
 
 def _variants(base: Refinement, step: str, learned_from: np.ndarray) -> list[Refinement]:

@@ -30,15 +30,15 @@ class Rows:
 
     def __getitem__(self, rows) -> np.ndarray:
         asked = np.atleast_1d(self.kept[rows])
-        part_of = np.searchsorted(self.starts, asked, side="right") - 1
-        one_piece = len(asked) and part_of[0] == part_of[-1] and (len(asked) == 1 or (np.diff(asked) == 1).all())
+        component_of = np.searchsorted(self.starts, asked, side="right") - 1
+        one_piece = len(asked) and component_of[0] == component_of[-1] and (len(asked) == 1 or (np.diff(asked) == 1).all())
         if one_piece:
-            first = asked[0] - self.starts[part_of[0]]
-            found = self.parts[part_of[0]][first : first + len(asked)]
+            first = asked[0] - self.starts[component_of[0]]
+            found = self.parts[component_of[0]][first : first + len(asked)]
         else:
             found = np.empty((len(asked), *self.shape[1:]), self.dtype)
-            for i in np.unique(part_of):
-                found[part_of == i] = self.parts[i][asked[part_of == i] - self.starts[i]]
+            for i in np.unique(component_of):
+                found[component_of == i] = self.parts[i][asked[component_of == i] - self.starts[i]]
         return found[0] if np.ndim(self.kept[rows]) == 0 else found
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

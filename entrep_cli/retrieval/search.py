@@ -28,7 +28,7 @@ def gallery_of(run: Run) -> Embeddings:
     """All embedded sets of a run as one gallery; RunError where nothing is embedded."""
     names = embedded_sets(run)
     if not names:
-        raise RunError(f"Run {run.name!r} has no embeddings.", where=run.folder, mend=f"`entrep embed --run {shlex.quote(run.reference)}`")
+        raise RunError(f"Run {run.name!r} has no embeddings.", where=run.folder, hint=f"`entrep embed --run {shlex.quote(run.reference)}`")
     return Embeddings.joined([read_embeddings(run, name) for name in names])
 
 
@@ -67,10 +67,10 @@ def build_run_index(run: Run, store: str | None = None) -> dict[str, Any]:
 
 def open_run_index(run: Run) -> tuple[Index, Embeddings]:
     """The index and its gallery; RunError where the index is missing or older than the embeddings."""
-    manifest, mend = _manifest(run), _mend(run)
+    manifest, hint = _manifest(run), _hint(run)
     sets = _fingerprints(run)
     if manifest["sets"] != sets:
-        raise RunError("The index is older than the embeddings.", where=run.path("index"), mend=mend)
+        raise RunError("The index is older than the embeddings.", where=run.path("index"), hint=hint)
     gallery = gallery_of(run)
     if "store" in manifest:
         return open_store(manifest["store"], gallery, sets, run.path("index")), gallery
@@ -146,7 +146,7 @@ def _manifest(run: Run, damaged: dict[str, Any] | None = None) -> dict[str, Any]
     """The manifest of the index; `damaged`, or RunError, where there is none or it is no such thing."""
     path = run.path("index", "manifest.json")
     if damaged is None and not path.is_file():
-        raise RunError(f"Run {run.name!r} has no index.", where=path.parent, mend=_mend(run))
+        raise RunError(f"Run {run.name!r} has no index.", where=path.parent, hint=_hint(run))
     try:
         manifest = json.loads(path.read_text("utf-8"))
         dict(manifest["sets"]), int(manifest["images"])
@@ -157,11 +157,11 @@ def _manifest(run: Run, damaged: dict[str, Any] | None = None) -> dict[str, Any]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if damaged is not None:
             return damaged
-        raise RunError("The index is damaged.", where=path, mend=_mend(run)) from error
+        raise RunError("The index is damaged.", where=path, hint=_hint(run)) from error
     return manifest
 
 
-def _mend(run: Run) -> str:
+def _hint(run: Run) -> str:
     return f"`entrep index --run {shlex.quote(run.reference)}`"
 
 

@@ -68,7 +68,7 @@ def folder_items(test_set: TestSet, root: Path | None = None) -> Items:
     )
 
 
-def part_embeddings(run: Run, model: Model, part: Catalog, catalog: Catalog, *, flip: bool = False) -> Embeddings:
+def subset_embeddings(run: Run, model: Model, part: Catalog, catalog: Catalog, *, flip: bool = False) -> Embeddings:
     """A part of a catalog as a run sees it, in the part's order: out of the whole where that is embedded, else for this alone.
 
     What is embedded for this alone is not kept: a new set would age the index of the run. Nor is what is seen

@@ -55,13 +55,13 @@ def address(store: str) -> str:
         except ValueError:
             named = None
         if not named:
-            raise UsageError("--store is no address of a server.", mend="--store http://HOST:19530")
+            raise UsageError("--store is no address of a server.", hint="--store http://HOST:19530")
         if parts.username is not None or parts.query or parts.fragment:
-            raise UsageError("An address in --store has neither name nor password.", mend=f"put the token into ${TOKEN}")
+            raise UsageError("An address in --store has neither name nor password.", hint=f"put the token into ${TOKEN}")
         return store
     path = Path(store)
     if path.suffix != ".db" or "://" in store:
-        raise UsageError(f"There is no store {store!r}.", mend="--store milvus, --store FILE.db or --store http://HOST:19530")
+        raise UsageError(f"There is no store {store!r}.", hint="--store milvus, --store FILE.db or --store http://HOST:19530")
     return str(path.absolute())
 
 
@@ -122,7 +122,7 @@ def build_store(uri: str, gallery: Embeddings, sets: Mapping[str, str], folder: 
         path = folder / uri
         if path.exists() and not (path / "LOCK").is_file():
             raise RunError(
-                "What has this name was not made by milvus-lite, and is left alone.", where=path, mend="--store with another file"
+                "What has this name was not made by milvus-lite, and is left alone.", where=path, hint="--store with another file"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
     with _connected(uri, folder) as client:
@@ -153,18 +153,16 @@ def open_store(store: Mapping[str, Any], gallery: Embeddings, sets: Mapping[str,
     """
     name, uri = _collection(gallery, sets), str(store["uri"])
     if name != store["collection"]:
-        raise RunError("The store is older than the embeddings.", where=_shown(uri, folder), mend=_mend(uri))
+        raise RunError("The store is older than the embeddings.", where=_shown(uri, folder), hint=_hint(uri))
     if not _is_server(uri) and not (folder / uri).exists():
-        raise RunError("The store of the index is gone.", where=_shown(uri, folder), mend=_mend(uri))
+        raise RunError("The store of the index is gone.", where=_shown(uri, folder), hint=_hint(uri))
     with _connected(uri, folder, keep=True) as client:
         held = 0
         if client.has_collection(name, timeout=_SECONDS):
             client.load_collection(name, timeout=_SECONDS_TO_WRITE)
             held = client.query(name, filter="", output_fields=["count(*)"], timeout=_SECONDS)[0]["count(*)"]
         if held != len(gallery):
-            raise RunError(
-                f"The store holds {held} of {len(gallery)} images of the run.", where=_shown(uri, folder), mend=_mend(uri)
-            )
+            raise RunError(f"The store holds {held} of {len(gallery)} images of the run.", where=_shown(uri, folder), hint=_hint(uri))
     return MilvusStore(client, name, gallery, _shown(uri, folder))
 
 
@@ -212,7 +210,7 @@ def _shown(uri: str, folder: Path) -> str:
     return uri if _is_server(uri) else str(folder / uri)
 
 
-def _mend(uri: str) -> str:
+def _hint(uri: str) -> str:
     return f"`entrep index --store {'milvus' if uri == DEFAULT_FILE else uri}`"
 
 
@@ -225,7 +223,7 @@ def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
         if not _is_server(uri):
             import milvus_lite  # noqa: F401 - pymilvus would fail later, with less to say
     except ImportError as error:
-        raise RunError(f"Milvus is not installed: {error}.", mend="pip install '.[milvus]', in the checkout") from error
+        raise RunError(f"Milvus is not installed: {error}.", hint="pip install '.[milvus]', in the checkout") from error
     for name in ("pymilvus", "milvus_lite", "grpc"):  # they log tracebacks of what is told here in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     where = _shown(uri, folder)
@@ -255,6 +253,6 @@ def _told(where: str) -> Iterator[None]:
         raise RunError(
             f"The store does not answer: {said.rstrip('.')}.",
             where=where,
-            mend=f"start the server or mend the address (its token is ${TOKEN}); a file is open in one process at a time; "
+            hint=f"start the server or hint the address (its token is ${TOKEN}); a file is open in one process at a time; "
             "`entrep index` builds an index without a store",
         ) from error

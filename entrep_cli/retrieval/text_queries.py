@@ -21,7 +21,7 @@ def check_template(template: str | None) -> None:
     if template is not None and template.count(GAP) != 1:
         raise UsageError(
             f"A template has one {GAP} where the text goes; {template!r} has {template.count(GAP)}.",
-            mend=f"--template 'an endoscopic image showing {GAP}'",
+            hint=f"--template 'an endoscopic image showing {GAP}'",
         )
 
 

@@ -26,14 +26,14 @@ C = TypeVar("C", bound=Choice)
 
 
 def kept_choice(
-    run: Run, file: str, key: list[Any], choose: Callable[[], C], read_back: Callable[[Mapping[str, Any]], C], *, what: str, mend: str
+    run: Run, file: str, key: list[Any], choose: Callable[[], C], read_back: Callable[[Mapping[str, Any]], C], *, what: str, hint: str
 ) -> C:
     """What the validation part of a run chooses: from a file in the run's folder, else chosen and kept there.
 
     Args:
         key: what the choice hangs on; what was kept under another one is chosen again, and so is what cannot be read.
         read_back: makes a choice of what its `as_dict` gave.
-        what, mend: of the error where nothing can be chosen.
+        what, hint: of the error where nothing can be chosen.
 
     Raises:
         RunError: nothing can be chosen.
@@ -43,7 +43,7 @@ def kept_choice(
         kept = json.loads(path.read_text("utf-8"))
         if kept.pop("key") == wanted:
             return read_back(kept)
-    with choosing(run, what, mend):
+    with choosing(run, what, hint):
         found = choose()
     with contextlib.suppress(OSError):  # a run of somebody else: then it is chosen again each time
         write_json_atomic(path, {"key": wanted, **found.as_dict()})
@@ -51,15 +51,15 @@ def kept_choice(
 
 
 @contextlib.contextmanager
-def choosing(run: Run, what: str, mend: str) -> Iterator[None]:
+def choosing(run: Run, what: str, hint: str) -> Iterator[None]:
     """What keeps the block from choosing, as a RunError that begins with `what`."""
     try:
         yield
     except (DataError, RunError, UsageError) as error:
-        raise RunError(f"{what}: {error.what}", where=error.where or run.folder, faults=error.faults, mend=mend) from error
+        raise RunError(f"{what}: {error.what}", where=error.where or run.folder, faults=error.faults, hint=hint) from error
 
 
-def validation_part(run: Run, model: Model, catalog: Catalog, split: Split) -> Catalog:
+def validation_subset(run: Run, model: Model, catalog: Catalog, split: Split) -> Catalog:
     """The validation images of the split a run was trained with, labelled in its classes.
 
     Raises:

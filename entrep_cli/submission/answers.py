@@ -15,6 +15,7 @@ from entrep_cli.data.queries import named_test_set, only_test_set
 from entrep_cli.data.splits import split_groups
 from entrep_cli.data.testsets import TestSet, read_test_folder
 from entrep_cli.errors import DataError, UsageError
+from entrep_cli.evaluation.calibration import with_temperature
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embeddings_of
 from entrep_cli.retrieval.ranking import rank
@@ -22,7 +23,6 @@ from entrep_cli.retrieval.refinement import Refinement
 from entrep_cli.retrieval.search import rank_by_store
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
-from entrep_cli.scoring.calibration import with_temperature
 from entrep_cli.submission.archive import bare_name
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
 from entrep_cli.workspace import Run
@@ -130,7 +130,7 @@ def answer_track(
             f"{len(empty)} queries have no candidate: the gallery of {len(pool)} holds nothing but themselves.",
             where=gallery,
             faults=empty,
-            mend="choose a larger --gallery: test, train, all or a folder" + (", or leave out --mask-groups" if mask_groups else ""),
+            hint="choose a larger --gallery: test, train, all or a folder" + (", or leave out --mask-groups" if mask_groups else ""),
         )
     fell_back = int(rule.fell_back(ranking, classes, given).sum())
     if fell_back and warn:
@@ -150,9 +150,7 @@ def _classified(asked: list[str], seen: Embeddings, model: Model, folder: Path, 
     shares = seen.probabilities if temperature == 1 else with_temperature(seen.probabilities, temperature)
     order = np.argsort(-seen.probabilities, axis=1, kind="stable")
     ranked = [
-        (query, place, ids[c], float(row[c]))
-        for query, row, classes in zip(asked, shares, order)
-        for place, c in enumerate(classes, 1)
+        (query, place, ids[c], float(row[c])) for query, row, classes in zip(asked, shares, order) for place, c in enumerate(classes, 1)
     ]
     return Answers(asked, {query: answer for query, place, answer, _ in ranked if place == 1}, ranked, None, folder)
 
@@ -166,7 +164,7 @@ def _queries(test_set: TestSet, track: int, queries: Path | None, warn: Callable
         raise DataError(
             f"There are no queries of track {track}.",
             where=test_set.folder,
-            mend=f"put {track_of(track).query_file} there (has it another name?), or name it: --queries FILE.csv",
+            hint=f"put {track_of(track).query_file} there (has it another name?), or name it: --queries FILE.csv",
         )
     else:
         asked = list(test_set.images)
@@ -199,7 +197,7 @@ def _gallery_folder(gallery: str) -> TestSet | None:
     if gallery in GALLERIES:
         return None
     if not Path(gallery).is_dir():
-        raise UsageError(f"There is no gallery {gallery!r}.", mend=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
+        raise UsageError(f"There is no gallery {gallery!r}.", hint=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
     return read_test_folder(Path(gallery))
 
 
@@ -230,5 +228,5 @@ def _check_names(sets: Iterable[Items], where: Path | None) -> None:
             f"{len(twice)} names in the gallery stand for two images, and an answer is a name without a folder.",
             where=where,
             faults=twice,
-            mend="rename one of each, or search in another --gallery: test, train or a folder",
+            hint="rename one of each, or search in another --gallery: test, train or a folder",
         )

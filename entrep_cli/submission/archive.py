@@ -37,7 +37,7 @@ Entry = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: a slug for machines, a sentence that ends with the mend, and the entry concerned.
+    """One fault: a slug for machines, a sentence that ends with the hint, and the entry concerned.
 
     `entry` is a key, an archive member or None (the whole file); `count` how often it occurs there.
     """

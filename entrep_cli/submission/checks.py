@@ -1,4 +1,4 @@
-"""What is wrong with a submission, before it is sent: every fault at once, each with its mend.
+"""What is wrong with a submission, before it is sent: every fault at once, each with its hint.
 
     report = check_submission("track1.zip", 1, queries=queries, classes={"nose-right": 0, ...})
     print("\\n".join(report.lines()))
@@ -91,7 +91,7 @@ def check_submission(
     Rules: challenge.md, Submission.
     """
     if track not in (1, 2, 3):
-        raise UsageError(f"There is no track {track!r}.", mend="choose track 1, 2 or 3")
+        raise UsageError(f"There is no track {track!r}.", hint="choose track 1, 2 or 3")
     contents = read_contents(path)
     if contents.entries is None:
         skipped = ("the entries, since they could not be read",)
@@ -211,24 +211,24 @@ def _key_faults(track: int, entries: Sequence[Entry], queries: Collection[str] |
         query = unanswered.nearest(bare)
         if query is not None or queries is None and bare != key:
             meant.setdefault(bare if query is None else query, []).append(key)
-        mend = "remove it" if query is None else f"write {show(query)}"
+        hint = "remove it" if query is None else f"write {show(query)}"
         other = answered.nearest(bare) if query is None else None
         if other is not None:
-            mend = f"{show(other)} has an answer already; remove it"
+            hint = f"{show(other)} has an answer already; remove it"
         if not key.strip():
             yield Fault("blank-key", f"{show(key)} is a blank key; remove it", key)
         elif has_control(key):
-            message = f"the key {show(key)} holds a control character; {mend}"
+            message = f"the key {show(key)} holds a control character; {hint}"
             yield Fault("control-character", message, key)
         elif bare != key:
-            mend = f"write {show(bare)}" if queries is None else mend
-            yield Fault("path-key", f"the key {show(key)} is a path; {mend}", key)
+            hint = f"write {show(bare)}" if queries is None else hint
+            yield Fault("path-key", f"the key {show(key)} is a path; {hint}", key)
         elif query is not None:
             slug, words = difference(key, query)
-            message = f"the key {show(key)} differs from the query in {words}; {mend}"
+            message = f"the key {show(key)} differs from the query in {words}; {hint}"
             yield Fault(f"{slug}-key", message, key)
         elif queries is not None:
-            yield Fault("extra-key", f"{show(key)} is not among the queries; {mend}", key)
+            yield Fault("extra-key", f"{show(key)} is not among the queries; {hint}", key)
     for query, keys in meant.items():
         if len(keys) > 1 or queries is None and query in answers:
             keys = ([query] if query in answers else []) + keys
@@ -266,8 +266,8 @@ def _class_faults(value: Any, classes: Mapping[str, int] | None) -> Slugged:
             yield "class-range", f"{show(id_)} is not the id of a class; {wanted}"
     elif isinstance(value, str):
         named = class_named(value, classes)
-        mend = wanted if named is None else f"write {named}"
-        yield "class-string", f"{show(value)} stands where a class id belongs; {mend}"
+        hint = wanted if named is None else f"write {named}"
+        yield "class-string", f"{show(value)} stands where a class id belongs; {hint}"
     elif is_single(value):
         yield "list", f"the answer is a list of one; write {show(value[0])} alone"
         yield from _class_faults(value[0], classes)
@@ -289,8 +289,8 @@ def _answer_faults(value: Any, gallery: Names | None, query: str | None) -> Slug
     name = bare_name(value)
     file = None if gallery is None else gallery.nearest(name)
     if has_control(value):
-        mend = "remove it" if file is None else f"write {show(file)}"
-        yield "control-character", f"the answer {show(value)} holds a control character; {mend}"
+        hint = "remove it" if file is None else f"write {show(file)}"
+        yield "control-character", f"the answer {show(value)} holds a control character; {hint}"
         name = name if file is None else file
     elif name != value:
         yield "path-answer", f"the answer {show(value)} is a path; write {show(name)}"

@@ -54,7 +54,7 @@ class Suspicion:
 
     Attributes:
         compared: answers with an expected class. agree: how many agree as they stand.
-        agree_mended: how many in the reading of the mistake.
+        agree_corrected: how many in the reading of the mistake.
         meant: for each answered id that is read otherwise the id to write. p: of the sign test, where there was one.
     """
 
@@ -62,7 +62,7 @@ class Suspicion:
     message: str
     compared: int
     agree: int
-    agree_mended: int
+    agree_corrected: int
     meant: dict[int, int]
     p: float | None
 
@@ -111,7 +111,7 @@ def hypotheses(taxonomy: Taxonomy, track: int = 1) -> list[Hypothesis]:
 def suspect(pairs: Sequence[Pair], taxonomy: Taxonomy, track: int = 1, *, by: str = "what is expected") -> Suspicion | None:
     """The mistake that explains (answered id, expected id) pairs best, if it does so much better than none."""
     found = [s for h in hypotheses(taxonomy, track) if (s := _weighed(pairs, h, taxonomy, track, by)) is not None]
-    return max(found, key=lambda s: s.agree_mended, default=None)
+    return max(found, key=lambda s: s.agree_corrected, default=None)
 
 
 def count_from_one(answers: Iterable[Any], taxonomy: Taxonomy) -> Suspicion | None:
@@ -139,10 +139,10 @@ def _weighed(pairs: Sequence[Pair], hypothesis: Hypothesis, taxonomy: Taxonomy, 
     agree = sum(given == wanted for given, wanted in pairs)
     name_of = {c.id: f"{c.id} ({c.name})" for c in taxonomy.classes}
     change = ", ".join(f"{given} to {name_of[meant]}" for given, meant in sorted(hypothesis.meant.items()))
-    mend = f"if so, change {change}" if track == 1 else "if so, look for a flip, or for labels of the other side, where answers are made"
+    hint = f"if so, change {change}" if track == 1 else "if so, look for a flip, or for labels of the other side, where answers are made"
     message = (
         f"it seems that {hypothesis.words}: {agree - worse + better} of {len(pairs)} answers then agree with {by},"
-        f" and {agree} as they stand; {mend}"
+        f" and {agree} as they stand; {hint}"
     )
     return Suspicion(hypothesis.kind, message, len(pairs), agree, agree - worse + better, dict(hypothesis.meant), p)
 
@@ -197,7 +197,7 @@ def expected_by_truth(path: Path, track: int, taxonomy: Taxonomy) -> tuple[dict[
     faults: list[str] = []
     truth = read_json(path, dict, faults) if path.is_file() else {}
     if faults or not truth:
-        raise DataError("The truth file cannot be used.", where=path, faults=faults, mend=f"--truth {track_of(track).truth_file}")
+        raise DataError("The truth file cannot be used.", where=path, faults=faults, hint=f"--truth {track_of(track).truth_file}")
     beside = track_of(1).truth_file
     classes = path if track == 1 else path.with_name(beside)
     labels = truth if classes == path else read_json(classes, dict, faults) if classes.is_file() else {}
@@ -208,7 +208,7 @@ def expected_by_truth(path: Path, track: int, taxonomy: Taxonomy) -> tuple[dict[
             "The truth tells no class of any image.",
             where=classes,
             faults=faults,
-            mend=f"the classes are {listed}" if track == 1 else f"put {beside} beside it",
+            hint=f"the classes are {listed}" if track == 1 else f"put {beside} beside it",
         )
     named = {query: image for query, image in truth.items() if isinstance(image, str)} if track == 3 and classes != path else {}
     return expected, named
@@ -231,7 +231,7 @@ def expected_by_run(run: Run, model: Model, test_set: TestSet, root: Path | None
 
     target = getattr(model.recipe, "target", "class")
     if target != "class":
-        raise UsageError(f"Run {run.name!r} does not tell all classes apart ({target}).", mend="name a run that knows all classes")
+        raise UsageError(f"Run {run.name!r} does not tell all classes apart ({target}).", hint="name a run that knows all classes")
     seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set, root), model)
     ids = model.taxonomy.ids
     return {str(name): ids[row] for name, row in zip(seen.items.image, seen.probabilities.argmax(axis=1))}

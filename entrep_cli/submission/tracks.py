@@ -57,7 +57,7 @@ def track_of(number: int) -> Track:
     """The track with this number; UsageError for another than 1, 2, 3."""
     if number not in TRACKS:
         known = ", ".join(f"{track.number} ({track.name})" for track in TRACKS.values())
-        raise UsageError(f"There is no track {number!r}.", mend=f"choose one of {known}")
+        raise UsageError(f"There is no track {number!r}.", hint=f"choose one of {known}")
     return TRACKS[number]
 
 
@@ -126,8 +126,8 @@ def read_queries(
     if faults:
         listed = [f"line {n}: {show(queries[n - 1])} {faults[n]}" for n in sorted(faults)]
         what = f"{len(faults)} of {len(lines)} lines in the query file are at fault."
-        mend = "mend these lines: one query a line, verbatim, without a header"
-        raise DataError(what, where=path, faults=listed, mend=mend)
+        hint = "hint these lines: one query a line, verbatim, without a header"
+        raise DataError(what, where=path, faults=listed, hint=hint)
     renamed = [(query, file) for query, file in resolved.items() if query != file]
     if renamed:
         query, file = renamed[0]
@@ -156,15 +156,15 @@ def _lines(path: Path, warn: Callable[[str], None]) -> list[str]:
         text = decode_utf8(data.removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         what = f"The query file cannot be read ({error.strerror})."
-        raise DataError(what, where=path, mend="name another file with --queries") from error
+        raise DataError(what, where=path, hint="name another file with --queries") from error
     except ValueError as error:
         what = f"The query file is not UTF-8: {error}."
-        raise DataError(what, where=path, mend="save the file as UTF-8") from error
+        raise DataError(what, where=path, hint="save the file as UTF-8") from error
     if data.startswith(codecs.BOM_UTF8):
         warn(f"{path.name} begins with a byte-order mark, which is no part of the first query")
     if not text:
-        mend = "write one query a line, or name another file with --queries"
-        raise DataError("The query file is empty.", where=path, mend=mend)
+        hint = "write one query a line, or name another file with --queries"
+        raise DataError("The query file is empty.", where=path, hint=hint)
     if "\r\n" in text:
         warn(f"{path.name} has Windows line ends (CRLF), which are no part of the queries")
     # Not splitlines(): it breaks at form feeds, U+2028 and the like too, and so hides them.
@@ -182,9 +182,7 @@ def _is_header(first: str, others: list[str], files: bool) -> bool:
     return not files or not others or any(_FILE_NAME.fullmatch(other) for other in others)
 
 
-def _duplicates(
-    queries: list[str], files: bool, names: frozenset[str]
-) -> Iterator[tuple[int, str]]:
+def _duplicates(queries: list[str], files: bool, names: frozenset[str]) -> Iterator[tuple[int, str]]:
     """Line numbers of queries that stood before; file names may not even differ in case only."""
     first: dict[str, int] = {}
     for number, query in enumerate(queries, 1):
@@ -237,22 +235,22 @@ def write_submission(
     path, member = Path(path), track_of(track).member
     table_path = path.with_suffix(".csv")
     if path.suffix.lower() != ".zip":
-        raise UsageError("A submission is a zip.", where=path, mend="let its name end in .zip")
+        raise UsageError("A submission is a zip.", where=path, hint="let its name end in .zip")
     if table_path.exists() and not _is_ranked_csv(table_path):
         # `--out data/i2i.zip` must not cost anybody the contest's i2i.csv.
         what = "The ranked list would replace a file that is none."
-        raise UsageError(what, where=table_path, mend="give the zip another name")
+        raise UsageError(what, where=table_path, hint="give the zip another name")
     try:
         packed, table = packed_answers(member, answers), _ranked_csv(ranked).encode()
     except (TypeError, ValueError) as error:
-        mend = "write query texts or names to class ids (track 1) or file names"
-        raise DataError(f"The answers cannot be written: {error}.", where=path, mend=mend) from error
+        hint = "write query texts or names to class ids (track 1) or file names"
+        raise DataError(f"The answers cannot be written: {error}.", where=path, hint=hint) from error
     contents = read_contents(packed)
     faults = contents.faults or entry_faults(track, contents.entries or ())
     if faults:
         lines = [fault.message for fault in faults]
-        mend = "mend the names of the queries and images named above"
-        raise DataError("The answers make no valid submission.", where=path, faults=lines, mend=mend)
+        hint = "hint the names of the queries and images named above"
+        raise DataError("The answers make no valid submission.", where=path, faults=lines, hint=hint)
     write_bytes_atomic(table_path, table)
     write_bytes_atomic(path, packed)
     return path, table_path
@@ -320,6 +318,6 @@ def read_submission(path: str | Path) -> Submission:
     if not answers and not faults:
         faults.append("there is no answer in the JSON")
     if faults:
-        mend = "see every fault with `entrep validate FILE --track N`"
-        raise DataError("The submission cannot be read.", where=path, faults=faults, mend=mend)
+        hint = "see every fault with `entrep validate FILE --track N`"
+        raise DataError("The submission cannot be read.", where=path, faults=faults, hint=hint)
     return Submission(path, contents.member, answers)

@@ -28,9 +28,9 @@ from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
 from entrep_cli.data.testsets import TestSet
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.errors import DataError
+from entrep_cli.evaluation.classification import ClassificationScores
+from entrep_cli.evaluation.retrieval import RetrievalScores
 from entrep_cli.retrieval.sets import folder_items, image_groups
-from entrep_cli.scoring.classification import ClassificationScores
-from entrep_cli.scoring.retrieval import RetrievalScores
 from entrep_cli.submission.tracks import Submission, track_of
 
 
@@ -54,14 +54,14 @@ class SubmissionScores:
 def read_truth(path: Path) -> dict[str, str | int]:
     """A truth file: a flat JSON object; DataError that lists every fault."""
     if not path.is_file():
-        raise DataError("There is no truth file.", where=path, mend="--truth truth_cls.json, truth_i2i.json or truth_t2i.json")
+        raise DataError("There is no truth file.", where=path, hint="--truth truth_cls.json, truth_i2i.json or truth_t2i.json")
     faults: list[str] = []
     value = read_json(path, dict, faults)
     if not faults and not value:
         faults.append("it is empty")
     faults += [f"{k!r}: {v!r:.60} is no name and no class id" for k, v in value.items() if type(v) not in (str, int)]
     if faults:
-        raise DataError("The truth file cannot be used.", where=path, faults=faults, mend='write {"query": class or file name, ...}')
+        raise DataError("The truth file cannot be used.", where=path, faults=faults, hint='write {"query": class or file name, ...}')
     return value
 
 
@@ -92,7 +92,7 @@ def labelled_test(test_set: TestSet, taxonomy: Taxonomy, root: Path | None = Non
         if image in labels
     )
     if frame.empty:
-        raise DataError("The truth file knows none of the test images.", where=path, mend="is it of another test set?")
+        raise DataError("The truth file knows none of the test images.", where=path, hint="is it of another test set?")
     if unknown := len(items) - len(frame):
         console.warn(f"{unknown} of {len(items)} test images are not in {path.name}, and are left out")
     return Catalog(frame, taxonomy)
@@ -140,16 +140,16 @@ def score_submission(
     if track != 1 and not by_class_only:
         faults = [f"{query!r}: {value!r} is no file name" for query, value in truth.items() if not isinstance(value, str)]
         if faults:
-            raise DataError("The truth is of another track.", where=truth_path, faults=faults, mend=f"--truth {track_of(track).truth_file}")
+            raise DataError("The truth is of another track.", where=truth_path, faults=faults, hint=f"--truth {track_of(track).truth_file}")
     missing = [query for query in truth if query not in submission.answers]
     extra = [query for query in submission.answers if query not in truth]
     if len(missing) == len(truth):
         raise DataError(
-            "The truth file knows none of the submission's queries.", where=truth_path, mend="is it of another track or another test set?"
+            "The truth file knows none of the submission's queries.", where=truth_path, hint="is it of another track or another test set?"
         )
     kind, kind_name = (int, "class ids") if track == 1 else (str, "file names")
     if not any(isinstance(submission.answers.get(query), kind) for query in truth):
-        raise DataError(f"The answers are no {kind_name}.", where=submission.path, mend="is the submission of another track?")
+        raise DataError(f"The answers are no {kind_name}.", where=submission.path, hint="is the submission of another track?")
     notes = []
     if missing and not by_class_only:
         notes.append(f"{len(missing)} queries have no answer and count as wrong")
@@ -274,7 +274,7 @@ def _class_names(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Path
             f"The truth has classes that the taxonomy {taxonomy.name!r} does not.",
             where=where,
             faults=[f"{value!r:.60}, {n} time{'s' * (n > 1)}" for value, n in strange.items()],
-            mend=f"is it the truth of another track or of another dataset? The classes are {listed}",
+            hint=f"is it the truth of another track or of another dataset? The classes are {listed}",
         )
     return [named[value] for value in truth.values()]
 

@@ -22,8 +22,8 @@ from torch import nn
 from entrep_cli import console, processes
 from entrep_cli.errors import RunError
 from entrep_cli.recipes.recipe import Section
-from entrep_cli.training.rates import parameter_groups, paces, rate_factor, thawing
-from entrep_cli.training.shares import average_gradients, same_start
+from entrep_cli.training.gathering import average_gradients, same_start
+from entrep_cli.training.rates import paces, parameter_groups, rate_factor, thawing
 from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_text_atomic
 
 CHECKPOINT_SECONDS = 10.0
@@ -107,7 +107,7 @@ def fit(
         precision: in which `losses` computes (and `validate`, of clip-lora and dinov2); for `fp16` the loss is scaled,
             so that small gradients survive.
 
-    In several processes `losses` computes the loss of the whole batch in each (`training.shares`); the main one
+    In several processes `losses` computes the loss of the whole batch in each (`training.gathering`); the main one
     validates and writes.
 
     Raises:
@@ -160,7 +160,7 @@ def fit(
                     raise RunError(
                         f"The loss became {loss.item()} in epoch {epoch}.",
                         where=run.folder,
-                        mend="lower train.learning_rate (--set train.learning_rate=1e-4)",
+                        hint="lower train.learning_rate (--set train.learning_rate=1e-4)",
                     )
                 scaler.scale(loss / settings.accumulate).backward()
                 total, n_batches = total + loss.item(), n_batches + 1
@@ -298,5 +298,5 @@ def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, sc
         average.steps = state.pop("average_steps")
         scaler.load_state_dict(state.pop("scaler"))
     except Exception as error:  # a damaged file raises anything from KeyError to an unpickling error
-        raise RunError(f"The checkpoint cannot be used: {error}", where=path, mend="start anew with --overwrite") from error
+        raise RunError(f"The checkpoint cannot be used: {error}", where=path, hint="start anew with --overwrite") from error
     return state

@@ -41,7 +41,7 @@ class Objective(nn.Module):
         super().__init__()
         if settings.region and len(taxonomy.regions) < 2:
             what = f"Taxonomy {taxonomy.name!r} has one region: a loss over regions teaches nothing."
-            raise UsageError(what, mend="--set loss.region=0")
+            raise UsageError(what, hint="--set loss.region=0")
         self.settings, self.smoothing = settings, smoothing
         self.register_buffer("weights", weights)
         self.register_buffer("region_of", torch.tensor([taxonomy.regions.index(c.region) for c in taxonomy.classes]))

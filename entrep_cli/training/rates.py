@@ -79,11 +79,11 @@ def depths_from_top(names: Iterable[str]) -> dict[str, int]:
     for own in towers.values():
         numbers = [int(found[1]) if (found := _NUMBERED.search(name)) else None for name in own]
         last = max((n for n in numbers if n is not None), default=0)
-        begun = False
+        started = False
         for name, number in zip(own, numbers):
-            begun |= number is not None
+            started |= number is not None
             if number is None:
-                after = _ENDING.search(name) or begun and not _STEM.search(name)
+                after = _ENDING.search(name) or started and not _STEM.search(name)
                 number = last if after else min((n for n in numbers if n is not None), default=0)
             depths[name] = last - number
     return depths
@@ -126,7 +126,7 @@ def thawing(losses: Losses, model: nn.Module, pace_of: dict[str, Pace]) -> Losse
     if not waiting:
         return losses
     if len(waiting) == sum(p.requires_grad for p in model.parameters()):
-        raise UsageError("All that learns is pretrained: there is no head to learn first.", mend="--set train.head_epochs=0")
+        raise UsageError("All that learns is pretrained: there is no head to learn first.", hint="--set train.head_epochs=0")
 
     def inside(epoch: int) -> Iterator[torch.Tensor]:
         frozen = [p for p, waits in waiting if epoch <= waits]

@@ -41,9 +41,7 @@ def batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
     return cut
 
 
-def class_batches(
-    targets: torch.Tensor, classes_per_batch: int, images_per_class: int, generator: torch.Generator
-) -> list[torch.Tensor]:
+def class_batches(targets: torch.Tensor, classes_per_batch: int, images_per_class: int, generator: torch.Generator) -> list[torch.Tensor]:
     """One epoch of batches with several images of each of several classes (P x K sampling).
 
     A batch is P different classes (all of them where there are fewer) with K images each, shuffled;
@@ -66,7 +64,7 @@ def class_batches(
         raise UsageError(
             f"Batches of {classes_per_batch} classes with {images_per_class} images each are too small: "
             "positives need two images of a class.",
-            mend="at least 1 class a batch and 2 images a class; a larger batch, or fewer classes in it",
+            hint="at least 1 class a batch and 2 images a class; a larger batch, or fewer classes in it",
         )
     labels, of_class = targets.unique(return_inverse=True)
     members = [(of_class == i).nonzero().flatten() for i in range(len(labels))]
@@ -87,7 +85,7 @@ def class_batches(
 
 
 def _draw(items: torch.Tensor, waiting: torch.Tensor, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next n of endless shuffled rounds of `items`, and those that still wait from the rounds begun."""
+    """The next n of endless shuffled rounds of `items`, and those that still wait from the rounds started."""
     while len(waiting) < n:
         fresh = items[torch.randperm(len(items), generator=generator)]
         # Those still waiting come last in the next round: no item twice in one draw without need.

@@ -36,7 +36,7 @@ def listen(port: int) -> socket.socket:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         what = "in use" if error.errno == errno.EADDRINUSE else "not for every user"
-        raise RunError(f"Port {port} is {what}.", mend="--port 0 picks a free one") from error
+        raise RunError(f"Port {port} is {what}.", hint="--port 0 picks a free one") from error
     return listening
 
 

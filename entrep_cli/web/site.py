@@ -36,7 +36,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import ImageError, decode_image, read_image
 from entrep_cli.data.splits import Split
 from entrep_cli.errors import DataError, EntrepError, UsageError
-from entrep_cli.report.pages import render, stylesheet
+from entrep_cli.reporting.pages import render, stylesheet
 from entrep_cli.retrieval.cases import Case, Finder, Found, Query, find_cases, gallery_query, image_query, text_query
 from entrep_cli.retrieval.class_aware import MODES, ClassRule
 from entrep_cli.retrieval.class_weight import tuned_weight
@@ -65,7 +65,7 @@ class Settings:
         k = _number(given.get("k") or str(cls.k), "The number of neighbours", 1, MAX_ANSWERS)
         rule = given.get("rule") or cls.rule
         if rule not in MODES:
-            raise UsageError(f"There is no class-aware ranking {rule!r}.", mend="choose off, hard or soft")
+            raise UsageError(f"There is no class-aware ranking {rule!r}.", hint="choose off, hard or soft")
         return cls(k, given.get("mask") == "1", rule)
 
     def as_query(self) -> dict[str, str | int]:
@@ -147,15 +147,15 @@ class Site:
     async def upload(self, request: Request) -> Response:
         settings = Settings.of(request.query_params)
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            raise UsageError("No image was sent.", mend="choose a file first")
+            raise UsageError("No image was sent.", hint="choose a file first")
         try:
             form = await _InMemory(request.headers, request.stream(), max_files=1, max_fields=4).parse()
         except MultiPartException as error:
-            raise UsageError("The upload is damaged.", mend="send it again") from error
+            raise UsageError("The upload is damaged.", hint="send it again") from error
         try:
             sent = form.get("image")
             if sent is None or isinstance(sent, str) or not sent.filename:
-                raise UsageError("No image was sent.", mend="choose a file first")
+                raise UsageError("No image was sent.", hint="choose a file first")
             content, name = await sent.read(), Path(sent.filename.replace("\\", "/")).name[:200]
         finally:
             await form.close()
@@ -185,12 +185,12 @@ class Site:
 
     def at_fault(self, _: Request, error: Exception) -> Response:
         if isinstance(error, EntrepError):
-            fault = {"what": error.what, "faults": error.faults, "mend": error.mend}
+            fault = {"what": error.what, "faults": error.faults, "hint": error.hint}
             return self._page(Settings(), 400, fault=fault)
         status = getattr(error, "status_code", 500)
         said = {404: "There is no such page or picture.", 405: "This page cannot be asked for like that.", 413: TOO_LARGE}
         what = said.get(status, "That did not work.")
-        return self._page(Settings(), status, fault={"what": what, "faults": (), "mend": None})
+        return self._page(Settings(), status, fault={"what": what, "faults": (), "hint": None})
 
     # ------------------------------------------------------------ queries
 
@@ -199,16 +199,16 @@ class Site:
         if token := given.get("upload"):
             upload = self.uploads.get(token)
             if upload is None:
-                raise UsageError("This upload is no longer in memory.", mend="choose the file again")
+                raise UsageError("This upload is no longer in memory.", hint="choose the file again")
             return upload.query, {"upload": token}, f"/uploaded/{token}"
         if text := given.get("row"):
             row = _number(text, "The image", 0, len(self.finder.gallery) - 1)
             return gallery_query(self.finder, row), {"row": str(row)}, f"/image/{row}"
         text = "".join(c if c.isprintable() else " " for c in given.get("text", "")).strip()
         if not text:
-            raise UsageError("There is nothing to search for.", mend="write a finding, or choose an image")
+            raise UsageError("There is nothing to search for.", hint="write a finding, or choose an image")
         if len(text) > MAX_TEXT:
-            raise UsageError(f"The text is longer than {MAX_TEXT} characters.", mend="describe one finding")
+            raise UsageError(f"The text is longer than {MAX_TEXT} characters.", hint="describe one finding")
         with self.lock:
             try:
                 return text_query(self.finder, text, classes=True), {"text": text}, ""
@@ -229,7 +229,7 @@ class Site:
             try:
                 picture = decode_image(content, name)
             except ImageError as error:
-                raise UsageError(f"{name!r} cannot be read: {error.what}.", mend="choose an image file that opens elsewhere") from error
+                raise UsageError(f"{name!r} cannot be read: {error.what}.", hint="choose an image file that opens elsewhere") from error
             upload = Upload(image_query(self.finder, picture, name), _jpeg(picture))
             token = secrets.token_urlsafe(12)
             self.uploads[token] = upload

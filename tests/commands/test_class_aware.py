@@ -135,7 +135,7 @@ def test_another_split_is_not_the_runs_own(trained, phantom, entrep):
     for line in (["predict", "--track", 2], ["search", query]):
         done = entrep(*line, "--class-aware", "soft", "--json")
         told = done.json["error"]
-        assert done.code == 1 and "its split is not the one" in told["what"] and "--class-weight" in told["mend"]
+        assert done.code == 1 and "its split is not the one" in told["what"] and "--class-weight" in told["hint"]
 
 
 # ---------------------------------------------------------------- search
@@ -180,8 +180,8 @@ def test_search_masks_the_own_group(trained, phantom, entrep):
 
 @pytest.mark.parametrize("mode, option", [("hard", []), ("soft", ["--class-weight", 0.1]), ("soft", [])])
 def test_evaluate_shows_before_and_after_side_by_side(trained, entrep, monkeypatch, mode, option):
-    plain = entrep("evaluate", "--part", "train", "--json").json
-    done = entrep("evaluate", "--part", "train", "--class-aware", mode, *option, "--json")
+    plain = entrep("evaluate", "--split", "train", "--json").json
+    done = entrep("evaluate", "--split", "train", "--class-aware", mode, *option, "--json")
     assert done.code == 0
     found = done.json["retrieval"]
     assert list(found) == ["class", f"class, class-aware {mode}", "finding", f"finding, class-aware {mode}"]
@@ -197,20 +197,20 @@ def test_evaluate_shows_before_and_after_side_by_side(trained, entrep, monkeypat
     assert json.loads((trained / "dinov2" / "evaluation" / "train.json").read_text()) == done.json
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", entrep("evaluate", "--part", "train", "--class-aware", mode, *option).out)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", entrep("evaluate", "--split", "train", "--class-aware", mode, *option).out)
     assert max(map(len, shown.splitlines())) <= 80
     assert re.search(rf"relevance by +class +class, class-aware {mode}", shown) and "text to finding" not in shown
 
 
 def test_scores_on_the_part_that_chose_the_weight_are_marked(trained, entrep):
-    line = ["evaluate", "--part", "val", "--class-aware", "soft"]
+    line = ["evaluate", "--split", "val", "--class-aware", "soft"]
     assert "chosen on the validation part itself" in entrep(*line).err
     assert "chosen on the validation part itself" not in entrep(*line, "--class-weight", 0.1).err
     assert "chosen on the validation part itself" not in entrep("evaluate", "--class-aware", "soft").err
 
 
 def test_evaluate_asks_the_texts_of_the_part(trained_clip, entrep):
-    done = entrep("evaluate", "--part", "train", "--class-aware", "hard", "--json")
+    done = entrep("evaluate", "--split", "train", "--class-aware", "hard", "--json")
     assert done.code == 0
     found = done.json["retrieval"]
     assert list(found)[-2:] == ["text to finding", "text to finding, class-aware hard"]
@@ -242,7 +242,7 @@ def test_classes_without_prompts_leave_the_texts_to_the_cosine(trained_clip, ent
         raise DataError("The classes of the texts cannot be told.", faults=["class throat has no prompt"])
 
     monkeypatch.setattr(ClipLora, "classify_texts", none)
-    done = entrep("evaluate", "--part", "train", "--class-aware", "hard", "--json")
+    done = entrep("evaluate", "--split", "train", "--class-aware", "hard", "--json")
     assert done.code == 0 and "text to finding" in done.json["retrieval"]
     assert "text to finding, class-aware hard" not in done.json["retrieval"]
     assert any("texts are not scored" in note and "class throat" in note for note in done.json["notes"])

@@ -84,7 +84,7 @@ def test_weights_that_are_not_cached_leave_no_folder(fresh, entrep, tmp_path, mo
     done = entrep("train", "--backbone", "hf-hub:owner/model", "--set", "fusion.levels=[4,5]", "--json")
     error = done.json["error"]
     assert done.code == 1 and error["where"].startswith("owner/model, file open_clip_model.safetensors")
-    assert "`hf download owner/model open_clip_model.safetensors`" in error["mend"] and "--weights" in error["mend"]
+    assert "`hf download owner/model open_clip_model.safetensors`" in error["hint"] and "--weights" in error["hint"]
     assert not (fresh / "clip-lora").exists()
 
 
@@ -96,7 +96,7 @@ def test_a_class_without_prompts_leaves_no_folder(fresh, phantom, entrep, small_
     (data / "train" / "taxonomy.toml").write_text(classes.replace('prompts.en = ["throat"]', ""))
     assert entrep("split", "--data", data).code == 0
     done = entrep("train", *small_clip, "--data", data, "--json")
-    assert done.code == 1 and done.json["error"]["faults"] == ["throat"] and "prompts.en" in done.json["error"]["mend"]
+    assert done.code == 1 and done.json["error"]["faults"] == ["throat"] and "prompts.en" in done.json["error"]["hint"]
     assert not (fresh / "clip-lora").exists()
 
 

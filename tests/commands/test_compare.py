@@ -20,19 +20,19 @@ def twins(trained):
 
 
 def test_twins_differ_by_nothing(twins, entrep):
-    done = entrep("compare", "dinov2", "t*", "--part", "queries")
+    done = entrep("compare", "dinov2", "t*", "--split", "queries")
     assert done.code == 0, done.err
     assert "The best of several runs looks better on queries than it is" in done.err
-    assert "No run is significantly better than another: swap test over groups, level 0.05, Holm over 3 pairs a score." in done.out
+    assert "No run is significantly better than another: permutation test over groups, level 0.05, Holm over 3 pairs a score." in done.out
     assert "c twin" in done.out and "+0.000 [+0.000, +0.000]" in done.out and "s to train" in done.out
     made = json.loads((twins / "comparisons" / "queries.json").read_text())
     assert [run["run"] for run in made["runs"]] == ["dinov2", "third", "twin"]
     assert {pair["p"] for score in made["comparisons"].values() for pair in score["pairs"]} == {1.0}
     told = done.err[done.err.index("Next:") :]
-    assert "entrep compare dinov2 third twin --part val" in told and "entrep ensemble dinov2 third twin" in told
+    assert "entrep compare dinov2 third twin --split val" in told and "entrep ensemble dinov2 third twin" in told
     assert "entrep predict --track 1 --run dinov2" in told and "entrep report dinov2" in told and "--track 3" not in told
     # What is said of one run is what `evaluate` says of it.
-    alone = entrep("evaluate", "--run", "dinov2", "--part", "queries", "--json").json
+    alone = entrep("evaluate", "--run", "dinov2", "--split", "queries", "--json").json
     assert made["runs"][0]["scores"]["accuracy"]["low"] == pytest.approx(alone["classification"]["accuracy"]["low"])
     assert made["runs"][0]["scores"]["macro F1"]["high"] == pytest.approx(alone["classification"]["macro"]["f1"]["high"])
     assert made["runs"][0]["scores"]["image MRR, class"]["low"] == pytest.approx(alone["retrieval"]["class"]["mrr"]["low"])
@@ -51,14 +51,14 @@ def test_a_planted_difference_is_marked(twins, entrep, monkeypatch):
         return replace(scored, seen=replace(scored.seen, probabilities=shares))
 
     monkeypatch.setattr(comparison, "open_scored", planted)
-    done = entrep("compare", "dinov2", "third", "twin", "--part", "queries", "--name", "planted", "--no-mask-groups")
+    done = entrep("compare", "dinov2", "third", "twin", "--split", "queries", "--name", "planted", "--no-mask-groups")
     assert done.code == 0, done.err
     assert "1.000 [1.000, 1.000] ab" in done.out and "A letter marks a run that this one is significantly better than" in done.out
     assert "entrep predict --track 1 --run twin" in done.err and "entrep ensemble" not in done.err
     made = json.loads((twins / "comparisons" / "planted.json").read_text())
     assert made["runs"][2]["scores"]["accuracy"]["better_than"] == ["dinov2", "third"] and made["mask_groups"] is False
     assert not any(pair["significant"] for pair in made["comparisons"]["image Recall@1, class"]["pairs"])  # the vectors are the same
-    only = entrep("compare", "third", "twin", "--part", "queries", "--baseline", "dinov2", "--json").json
+    only = entrep("compare", "third", "twin", "--split", "queries", "--baseline", "dinov2", "--json").json
     assert only["baseline"] == "dinov2" and [p["first"] for p in only["comparisons"]["accuracy"]["pairs"]] == ["dinov2", "dinov2"]
 
 

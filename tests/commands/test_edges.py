@@ -159,7 +159,7 @@ def test_a_submission_of_another_track_is_not_scored(trained, phantom, entrep, t
 def test_tables_fit_a_terminal_of_80_columns(trained, phantom, entrep, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    done = entrep("evaluate", "--part", "train")
+    done = entrep("evaluate", "--split", "train")
     text = re.sub(r"\x1b\[[0-9;]*m", "", done.out)
     assert done.code == 0 and max(map(len, text.splitlines())) <= 80
     assert "nose-right (0)" in text and "vc-closed (5)" in text and re.search(r"recall@1 +0\.\d{3} \[0", text)
@@ -177,7 +177,7 @@ def test_the_sheet_never_replaces_the_query(trained, phantom, entrep, tmp_path, 
 def test_an_image_that_cannot_be_read_is_named(trained, entrep, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = entrep("search", tmp_path / "torn.png", "--json")
-    assert done.code == 1 and done.json["error"]["faults"][0].startswith("torn.png: ") and done.json["error"]["mend"]
+    assert done.code == 1 and done.json["error"]["faults"][0].startswith("torn.png: ") and done.json["error"]["hint"]
 
 
 @pytest.mark.skipif(
@@ -204,5 +204,5 @@ def test_a_read_only_dataset_and_runs_of_somebody_else(phantom, tmp_path):
     ]
     done = subprocess.run(line, env={**os.environ, "ENTREP_RUNS": str(runs)}, capture_output=True, text=True)
     if "split.csv" in done.stderr:  # else the interpreter itself is out of reach of others
-        assert done.returncode == 1 and f"where: {runs / 'split.csv'}" in done.stderr and "mend: " in done.stderr
+        assert done.returncode == 1 and f"where: {runs / 'split.csv'}" in done.stderr and "hint: " in done.stderr
     assert list(runs.iterdir()) == []

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from entrep_cli.evaluation.calibration import reliability, with_temperature
 from entrep_cli.experiments import folds as folds_module
-from entrep_cli.scoring.calibration import reliability, with_temperature
 from entrep_cli.workspace import Run
 from tests.tiny import answers, make_contest
 
@@ -30,7 +30,7 @@ def another(runs, made: str, name: str, **manifest) -> None:
         run.path("model.safetensors"),
     )
     told = run.manifest
-    run.finish({key: value for key, value in told.items() if key not in ("files", "finished")} | manifest)
+    run.mark_complete({key: value for key, value in told.items() if key not in ("files", "completed")} | manifest)
 
 
 def scores_of(path) -> dict[str, list[tuple[str, float]]]:
@@ -146,7 +146,7 @@ def test_runs_that_make_no_ensemble_are_told_all_at_once(trained, entrep):
 )
 def test_wrong_usage(line, trained, entrep):
     done = entrep(*line)
-    assert done.code == 2 and "mend" in done.err
+    assert done.code == 2 and "hint" in done.err
 
 
 def test_calibrated_scores_and_flips(trained, entrep):
@@ -170,7 +170,7 @@ def test_calibrated_scores_and_flips(trained, entrep):
     assert json.loads((trained / "dinov2" / "calibration.json").read_text()) == kept
     assert json.loads((trained / "dinov2" / "calibration-flip.json").read_text())["value"] != t
     assert entrep("predict", "--track", 2, "--tta", "--gallery", "queries").code == 0
-    noted = entrep("evaluate", "--part", "val")
+    noted = entrep("evaluate", "--split", "val")
     assert "fitted on the validation part itself" in noted.err
 
 
@@ -219,9 +219,9 @@ def test_folds_are_trained_gathered_and_answer_together(tmp_path, monkeypatch, e
     assert told["scores"]["NLL"]["pooled"]["value"] == pytest.approx(reliability(shares, targets).nll, abs=1e-3)
 
     for part in ("test", "val", "train"):
-        refused = entrep("evaluate", "--run", "dinov2", "--part", part, "--fold", 0)
-        assert refused.code == 1 and "learned from" in refused.err and "--part queries" in refused.err
-    scored = entrep("evaluate", "--run", "dinov2", "--part", "queries")
+        refused = entrep("evaluate", "--run", "dinov2", "--split", part, "--fold", 0)
+        assert refused.code == 1 and "learned from" in refused.err and "--split queries" in refused.err
+    scored = entrep("evaluate", "--run", "dinov2", "--split", "queries")
     assert scored.code == 0 and "cannot be calibrated" in scored.err
     assert entrep("evaluate", "--run", "dinov2/fold-1").code == 0
     assert entrep("predict", "--track", 1, "--run", "dinov2").code == 0

@@ -13,7 +13,7 @@ from entrep_cli.methods import exporting
 def test_without_the_extra_it_says_how_to_get_it(trained, entrep, monkeypatch):
     monkeypatch.setattr(exporting, "_installed", lambda _: False)
     done = entrep("export", "--json")
-    assert done.code == 2 and done.json["error"]["mend"] == "pip install '.[onnx]', in the checkout"
+    assert done.code == 2 and done.json["error"]["hint"] == "pip install '.[onnx]', in the checkout"
     assert not (trained / "dinov2" / "export").exists()
 
 

@@ -36,7 +36,7 @@ def copies(_copies, tmp_path, monkeypatch):
 
 def test_a_phantom_needs_no_mending(entrep, fresh):
     done = entrep("inspect", "--labels")
-    assert done.code == 0 and "Must be mended" in done.out and "nothing" in done.out and "Next:" in done.err
+    assert done.code == 0 and "Must be corrected" in done.out and "nothing" in done.out and "Next:" in done.err
     document = entrep("inspect", "--json").json
     assert document["ok"] and document["counts"]["images"] == 112 and document["counts"]["parts"] == {"train": 112, "test": 42}
 
@@ -47,7 +47,7 @@ def test_what_must_be_mended_is_exit_1_with_its_page(entrep, copies, tmp_path):
     done = entrep("inspect", "--json", "--html", page)
     assert done.code == 1 and done.json["ok"] is False and done.json["html"] == str(page) and "0-00.png" in page.read_text("utf-8")
     done = entrep("inspect")
-    assert done.code == 1 and "0-00.png" in done.out and "mend:" in done.out
+    assert done.code == 1 and "0-00.png" in done.out and "hint:" in done.out
     done = entrep("inspect", "--private", "--html", page)
     assert done.code == 1 and "0-00.png" not in done.out + page.read_text("utf-8") and str(copies) not in done.out
 

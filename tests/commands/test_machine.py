@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.machine.caches import KINDS
-from entrep_cli.models import published
-from entrep_cli.models.published import HubFile, PublishedWeights
+from entrep_cli.models.pretrained import HubFile, PublishedWeights
 from tests.tiny import cache_files
 
 SHA = hashlib.sha256(b"weights").hexdigest()
@@ -29,7 +28,7 @@ def hub(tmp_path, monkeypatch):
         PublishedWeights("free", "Free", "tests", "owner/free", "MIT", True, "https://a.org", known),
         PublishedWeights("nc", "Not", "tests", "owner/nc", "CC-BY-NC", False, "https://b.org", unknown, start="entrep train {path}"),
     ]
-    monkeypatch.setattr(published, "published_weights", lambda: tuple(entries))
+    monkeypatch.setattr("entrep_cli.models.pretrained.published_weights", lambda: tuple(entries))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     return tmp_path / "hub"
@@ -60,7 +59,7 @@ def test_list_fetch_check(hub, entrep):
 
 def test_fetch_names_and_interrupts(hub, entrep, monkeypatch):
     unknown = entrep("weights", "fetch", "fre", "--json")
-    assert unknown.code == 2 and "free" in unknown.json["error"]["mend"]
+    assert unknown.code == 2 and "free" in unknown.json["error"]["hint"]
     assert entrep("weights", "fetch").code == 2
 
     def interrupted(*_, **__):

@@ -23,7 +23,12 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_a_run_describes_itself(trained):
     manifest = json.loads((trained / "dinov2" / "run.json").read_text())
-    assert manifest["method"] == "dinov2" and manifest["files"].keys() == {"begun.json", "config.toml", "metrics.csv", "model.safetensors"}
+    assert manifest["method"] == "dinov2" and manifest["files"].keys() == {
+        "started.json",
+        "config.toml",
+        "metrics.csv",
+        "model.safetensors",
+    }
     assert [c["id"] for c in manifest["taxonomy"]["classes"]] == list(range(7))
     assert manifest["data"]["images"]["train"] > manifest["data"]["images"]["val"] > 0
     assert not list((trained / "dinov2").glob("checkpoint*"))
@@ -121,7 +126,7 @@ def test_tta_averages_over_the_label_aware_flip(trained, entrep):
 
 
 def test_evaluate_a_part(trained, entrep):
-    done = entrep("evaluate", "--part", "train", "--json")
+    done = entrep("evaluate", "--split", "train", "--json")
     assert done.code == 0
     scores = done.json
     assert scores["classification"]["accuracy"]["low"] <= scores["classification"]["accuracy"]["value"]
@@ -328,7 +333,7 @@ def test_read_only_dataset_and_unwritable_runs(phantom, tmp_path, monkeypatch, e
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "file"))
     done = entrep("split")
-    assert done.code == 1 and "mend" in done.err
+    assert done.code == 1 and "hint" in done.err
 
 
 def test_a_training_does_not_go_on_with_another_split(fresh, entrep, small, monkeypatch):

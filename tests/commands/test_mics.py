@@ -122,7 +122,7 @@ def test_wrong_usage(split, entrep, tmp_path):
     for line, code, told in (
         (["pretrain", "dinov2"], 2, "no pre-training of 'dinov2'"),
         (["pretrain", "mics", "--resume", "--overwrite"], 2, "give one of them"),
-        (["pretrain", "mics", "--resume"], 1, "no unfinished run"),
+        (["pretrain", "mics", "--resume"], 1, "no incomplete run"),
         (["pretrain", "mics", "--recipe", "dinov2"], 2, "a recipe of dinov2"),
         (["pretrain", "mics", "--images", tmp_path / "nowhere"], 1, "no such folder"),
         (["pretrain", "mics", "--set", "pretraining.mask=0.5"], 2, "did you mean 'pretraining.mask_ratio'"),

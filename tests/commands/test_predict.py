@@ -18,12 +18,12 @@ SUBMISSION = ["evaluate", "--submission", "x.zip", "--truth", "t.json", "--track
     [
         (["predict", "--track", 1, "--gallery", "test"], "--gallery is for what is searched"),
         (["predict", "--track", 1, "--top-k", 10], "--top-k is for what is searched"),
-        ([*SUBMISSION, 1, "--part", "test"], "--part is of a part"),
+        ([*SUBMISSION, 1, "--split", "test"], "--split is of a part"),
         ([*SUBMISSION, 1, "--fold", 0], "--fold is of a part"),
         ([*SUBMISSION, 2, "--mask-groups"], "--mask-groups is of a part"),
         ([*SUBMISSION, 2, "--no-mask-groups"], "--mask-groups is of a part"),
         ([*SUBMISSION, 2, "--run", "dinov2"], "--run tells what the class ids"),
-        (["evaluate", "--part", "queries", "--fold", 3], "--fold chooses among the images of the split"),
+        (["evaluate", "--split", "queries", "--fold", 3], "--fold chooses among the images of the split"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(trained, entrep, line, said):
@@ -55,12 +55,12 @@ def test_the_document_tells_gallery_and_masking(trained, entrep):
 
 def test_a_run_that_reads_no_texts_says_so_before_anything_is_embedded(trained, entrep, monkeypatch):
     def refuse(texts):
-        raise UsageError("The text tower was never trained.", mend="train it")
+        raise UsageError("The text tower was never trained.", hint="train it")
 
     path = trained / "dinov2" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "method": "clip-lora"}))
     # It could embed no image either: it is not asked to.
-    model = SimpleNamespace(taxonomy=Taxonomy.entrep(), recipe=None, has_text_tower=False, embed_texts=refuse)
+    model = SimpleNamespace(taxonomy=Taxonomy.entrep(), recipe=None, reads_text=False, embed_texts=refuse)
     monkeypatch.setattr("entrep_cli.retrieval.opening.open_model", lambda run, device: model)
     for more in ([], ["--class-aware", "soft"]):
         done = entrep("predict", "--track", 3, *more)
@@ -75,11 +75,11 @@ def test_a_run_of_somebody_else_needs_another_place(trained, entrep, tmp_path, m
 
 
 def test_unmasked_scores_replace_no_masked_ones(trained, entrep):
-    masked = entrep("evaluate", "--part", "train")
+    masked = entrep("evaluate", "--split", "train")
     assert masked.code == 0
     for command in ("entrep report dinov2", "entrep predict --track 1 --run dinov2"):
         assert command in masked.err
-    entrep("evaluate", "--part", "train", "--no-mask-groups")
+    entrep("evaluate", "--split", "train", "--no-mask-groups")
     folder = trained / "dinov2" / "evaluation"
     told = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("train", "train-unmasked")}
     assert [document["mask_groups"] for document in told.values()] == [True, False]

@@ -23,7 +23,7 @@ def test_evaluate_scores_a_part_without_and_with_it(trained, entrep):
     told = done.json["refined"]
     assert told["whiten"] is None and told["dba"] is None and told["validation"]["queries"] > 0
     assert told["validation"]["after"]["recall@1"] >= told["validation"]["before"]["recall@1"]
-    said = entrep("evaluate", "--refine", "qe", "--part", "val").err
+    said = entrep("evaluate", "--refine", "qe", "--split", "val").err
     assert "Refined by" in said and "too good" in said
 
 
@@ -83,6 +83,6 @@ def test_factors_of_a_recipe_over_folds(fresh, small_clip, entrep):
 
 def test_a_refinement_of_flipped_views_is_set_on_flipped_views(trained, entrep):
     """Their vectors are twice as long: a whitening of the plain ones would not fit them."""
-    done = entrep("evaluate", "--tta", "--refine", "whiten,qe", "--part", "val")
+    done = entrep("evaluate", "--tta", "--refine", "whiten,qe", "--split", "val")
     assert done.code == 0, done.err
     assert entrep("predict", "--track", 2, "--tta", "--refine", "whiten", "--gallery", "queries").code == 0

@@ -66,7 +66,7 @@ def test_everything_from_an_unsplit_dataset_to_the_tables(trained_clip, entrep, 
     assert again.json["tables"] == found["tables"] and "Training" not in again.err
     other = entrep("reproduce", "foregut", "--recipe", recipe, "--set", "abstain=0.5")
     assert other.code == 1 and "other settings" in other.err
-    queries = entrep("reproduce", "foregut", "--run", "foregut", "--on", "queries", "--json")
+    queries = entrep("reproduce", "foregut", "--run", "foregut", "--split", "queries", "--json")
     assert queries.json["images"] == 42 and run.path("paper", "queries.json").is_file()
 
 
@@ -84,14 +84,14 @@ def test_what_cannot_be_reproduced_is_refused(trained, entrep):
         (["mlcf"], "no paper 'mlcf'"),
         (["foregut", "--run", "dinov2"], "not of hybrid"),
         (["foregut", "--run", "x", "--seed", "1"], "one or the other"),
-        (["foregut", "--on", "train"], "nothing to score"),
+        (["foregut", "--split", "train"], "nothing to score"),
     ):
         done = entrep("reproduce", *arguments)
         assert done.code == 2 and said in done.err
 
 
 def test_the_test_folder_is_a_part_to_evaluate(trained, phantom, entrep):
-    by_part = entrep("evaluate", "--part", "queries", "--json").json["classification"]
+    by_part = entrep("evaluate", "--split", "queries", "--json").json["classification"]
     assert entrep("predict", "--track", 1).code == 0
     given = ["--submission", trained / "dinov2" / "submissions" / "track1.zip", "--truth", phantom / "test" / "truth_cls.json"]
     by_file = entrep("evaluate", *given, "--track", 1, "--json").json["classification"]

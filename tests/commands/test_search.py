@@ -101,4 +101,4 @@ def test_the_page_wants_a_fresh_index_and_its_libraries(trained, entrep, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name in ("starlette", "uvicorn") else found(name, *more))
     done = entrep("app", "--port", 0, "--no-open", "--json")
     assert done.code == 2 and done.json["error"]["what"] == "The search page needs starlette and uvicorn."
-    assert "pip install '.[app]'" in done.json["error"]["mend"]
+    assert "pip install '.[app]'" in done.json["error"]["hint"]

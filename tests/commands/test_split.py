@@ -21,7 +21,7 @@ def contest(tmp_path, monkeypatch):
 
 
 def complete(name: str, fingerprint: str | None) -> None:
-    new_run("dinov2", name).finish({"method": "dinov2", "split": {"fingerprint": fingerprint}})
+    new_run("dinov2", name).mark_complete({"method": "dinov2", "split": {"fingerprint": fingerprint}})
 
 
 def test_it_names_the_dataset_and_what_is_not_known_of_it(entrep, contest):
@@ -53,7 +53,7 @@ def test_groups_by_a_pattern_stay_so(entrep, contest):
 )
 def test_wrong_usage(entrep, contest, line, code, said):
     done = entrep("split", *line)
-    assert done.code == code and said in done.err and "mend: " in done.err and not split_path().exists()
+    assert done.code == code and said in done.err and "hint: " in done.err and not split_path().exists()
 
 
 def test_runs_of_the_split_that_was_here_are_named_with_the_way_back(entrep, contest):
@@ -66,7 +66,7 @@ def test_runs_of_the_split_that_was_here_are_named_with_the_way_back(entrep, con
     complete("without", None)
     (runs_dir() / "damaged").mkdir()
     (runs_dir() / "damaged" / "run.json").write_text("{")
-    new_run("dinov2", "unfinished")
+    new_run("dinov2", "incomplete")
     assert "trained on" not in entrep("split", "--folds", 4, "--seed", 3).err  # the same parts
     said = " ".join(entrep("split", "--json").err.split())
     assert "Warning: 7 runs were trained on the split that was here (a, b, c, d, e and 2 more)" in said

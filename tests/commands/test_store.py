@@ -15,7 +15,9 @@ def test_search_and_predict_answer_the_same(trained, phantom, entrep, monkeypatc
     monkeypatch.setattr(MilvusStore, "search", lambda *arguments: asked.append(arguments[3]) or search(*arguments))
 
     def answers() -> list:
-        lines = [entrep("search", "--no-sheet", image, *options, "--json").json["answers"] for options in (["--mask-groups"], ["--top-k", 500])]
+        lines = [
+            entrep("search", "--no-sheet", image, *options, "--json").json["answers"] for options in (["--mask-groups"], ["--top-k", 500])
+        ]
         for option in ("--mask-groups", "--no-mask-groups"):
             quiet("predict", "--track", 2, "--gallery", "all", option)
             lines.append((run / "submissions" / "track2.csv").read_text())

@@ -67,7 +67,7 @@ def rewritten(answers: dict[str, Any], key: Any = str, value: Any = lambda v: v)
 
 A, B = "test_nose-right_000.png", "test_nose-right_001.png"
 
-# Name, track, the file made of a right submission, the kind of a fault and its whole message, whether --fix mends the file.
+# Name, track, the file made of a right submission, the kind of a fault and its whole message, whether --fix hints the file.
 BROKEN = [
     ("empty file", 1, lambda a: b"", "not-a-zip", f"the file is empty; {PACK}", False),
     ("another format", 1, lambda a: b"Rar!\x1a\x07\x01\x00", "not-a-zip", f"the file is no zip archive; {PACK}", False),
@@ -339,8 +339,8 @@ def test_a_right_submission_passes(right, entrep, tmp_path, track):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.zip"]
 
 
-@pytest.mark.parametrize("_, track, broken, kind, message, mended", BROKEN, ids=[row[0] for row in BROKEN])
-def test_a_broken_submission_is_told_what_is_wrong(right, entrep, tmp_path, _, track, broken, kind, message, mended):
+@pytest.mark.parametrize("_, track, broken, kind, message, corrected", BROKEN, ids=[row[0] for row in BROKEN])
+def test_a_broken_submission_is_told_what_is_wrong(right, entrep, tmp_path, _, track, broken, kind, message, corrected):
     path, copy = tmp_path / "mine.zip", tmp_path / "mine-fixed.zip"
     path.write_bytes(broken(right[track]))
     before = path.read_bytes()
@@ -349,9 +349,9 @@ def test_a_broken_submission_is_told_what_is_wrong(right, entrep, tmp_path, _, t
     assert message in [fault["message"] for fault in done.json["faults"] if fault["kind"] == kind]
     assert f"Warning: {kind} ({done.json['counts'][kind]})" in done.err and message in done.err
     assert path.read_bytes() == before
-    # Where the mend is certain the copy answers as was meant; else there is none.
-    assert (done.code, copy.exists()) == ((0, True) if mended else (1, False))
-    if mended:
+    # Where the hint is certain the copy answers as was meant; else there is none.
+    assert (done.code, copy.exists()) == ((0, True) if corrected else (1, False))
+    if corrected:
         assert answers(copy) == right[track] and not done.json["fix"]["left"]
         assert entrep("validate", copy, "--track", track).code == 0
     else:
@@ -365,7 +365,7 @@ def test_all_faults_at_once_and_what_would_be_mended(right, entrep, tmp_path):
     assert done.code == 1 and done.json["fix"] is None and not done.json["fixable"]
     assert done.json["counts"] == {"sub-folder": 1, "path-key": 28, "missing-key": 1, "float": 27, "list": 1, "class-range": 1}
     done = entrep("validate", tmp_path / "mine.zip", "--track", 1, "--fix")
-    assert done.code == 1 and "nothing: mend the others first" in done.out and "missing-key (1)" in done.out
+    assert done.code == 1 and "nothing: hint the others first" in done.out and "missing-key (1)" in done.out
     assert "sub-folder (1), path-key (28), float (27), list (1), class-range (1)" in done.out
 
 
@@ -423,7 +423,7 @@ def test_a_truth_tells_a_mistake_as_a_warning(data, right, entrep, tmp_path, kin
     assert f"28 of 28 answers then agree with the truth truth_cls.json, and {agree} as they stand" in done.err
     done = entrep(*line, "--json")
     (found,) = done.json["suspicions"]
-    assert done.json["ok"] and found["kind"] == kind and found["agree_mended"] == 28 and found["p"] < 1e-4
+    assert done.json["ok"] and found["kind"] == kind and found["agree_corrected"] == 28 and found["p"] < 1e-4
     assert done.json["compared"] == {"by": "the truth truth_cls.json", "compared": 28, "agree": agree}
     path.write_bytes(sent(right[1]))
     assert entrep(*line, "--json").json["suspicions"] == [] and "agree with the truth" in entrep(*line).out
@@ -484,7 +484,7 @@ def run(tmp_path, monkeypatch) -> None:
     made = Run(tmp_path / "runs" / "seen")
     made.folder.mkdir(parents=True)
     made.path("model.safetensors").write_bytes(b"weights")
-    made.finish({"method": "dinov2", "preprocess": {}, "taxonomy": Taxonomy.entrep().as_dict()})
+    made.mark_complete({"method": "dinov2", "preprocess": {}, "taxonomy": Taxonomy.entrep().as_dict()})
     monkeypatch.setattr("entrep_cli.retrieval.opening.open_model", lambda run, device: Templates())
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import entrep_cli.torchvision_ops  # noqa: F401 - before torchvision
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-
-from entrep_cli import mend_torchvision  # noqa: F401 - before torchvision
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as oracle
 
@@ -15,7 +15,7 @@ from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 ENTREP = Taxonomy.entrep()
 # The flips of a laterality-aware set whose `throat` says nothing of its mirror.
 PARTLY = Taxonomy("partly", (ClassInfo("left", 0, "ear", "right"), ClassInfo("right", 1, "ear", "left"), ClassInfo("throat", 2, "throat")))
-STILL = AugmentSettings(**{name: 0 for name in AugmentSettings.model_fields})
+STILL = AugmentSettings(**dict.fromkeys(AugmentSettings.model_fields, 0))
 
 
 def batch(n: int, height: int = 19, width: int = 24, seed: int = 0) -> torch.Tensor:

@@ -147,7 +147,7 @@ def test_groups_by_a_pattern_of_the_names(tmp_path):
     assert name_group("a/P3.png", "(P.)?") == "P3" and name_group("a.png", "(P.)?") == ""
     with pytest.raises(DataError, match="finds a group in none of 6 file names") as error:
         Catalog.read(tmp_path, groups="^(Q)_")
-    assert "--groups" in error.value.mend
+    assert "--groups" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_groups_by_a_pattern_of_the_names(tmp_path):
 def test_what_is_no_way_to_group(tmp_path, rule, said):
     with pytest.raises(UsageError) as error:
         Catalog.read(tmp_path, groups=rule)
-    assert said in error.value.what and "auto, exam, none" in error.value.mend
+    assert said in error.value.what and "auto, exam, none" in error.value.hint
 
 
 def test_that_groups_are_not_known_is_noted(tmp_path):
@@ -409,7 +409,7 @@ def test_near_duplicates_and_mirrored_copies_join_groups(tmp_path):
     (tmp_path / "imgs").mkdir()
     for name, image in {**made, "f.png": scene(3), "g.png": scene(4)}.items():
         image.save(tmp_path / "imgs" / name)
-    write_json(tmp_path / "cls.json", {name: "throat" for name in (*made, "f.png")})
+    write_json(tmp_path / "cls.json", dict.fromkeys((*made, "f.png"), "throat"))
     (tmp_path / "groups.csv").write_text("image,group\nb.png,exam 2\nf.png,exam 2\nc.png,exam 1\n")
     catalog = Catalog.read(tmp_path)
     assert list(catalog.groups) == ["exam 1", "exam 1", "exam 1", "image:d.png", "image:d.png", "exam 1", "image:g.png"]

@@ -12,8 +12,8 @@ from entrep_cli.data import layouts as layouts_module
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names
 from entrep_cli.data.layouts import read_sources
-from entrep_cli.data.testsets import find_test_sets, read_test_folder
 from entrep_cli.data.queries import known_images
+from entrep_cli.data.testsets import find_test_sets, read_test_folder
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import runs_dir
 from tests.tiny import draw, make_contest, write_json
@@ -489,7 +489,7 @@ def test_two_folders_may_share_their_images_by_links(tmp_path):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(DataError, match="0 images, but no labels") as error:
         read_sources(tmp_path)
-    assert error.value.where == str(tmp_path) and len(error.value.faults) == 4 and "`entrep synth phantom`" in error.value.mend
+    assert error.value.where == str(tmp_path) and len(error.value.faults) == 4 and "`entrep synth phantom`" in error.value.hint
 
 
 def test_images_without_labels(tmp_path):
@@ -504,7 +504,7 @@ def test_the_image_folder_itself_points_at_the_one_above(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "imgs")
         with pytest.raises(DataError) as error:
             read_sources(place)
-        assert error.value.mend == f"the folder above has labels: --data {tmp_path}"
+        assert error.value.hint == f"the folder above has labels: --data {tmp_path}"
 
 
 @pytest.mark.parametrize("read", [read_sources, find_test_sets, read_test_folder])

@@ -40,10 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hashes(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def read_json(path: Path) -> dict[str, str]:
@@ -105,10 +102,7 @@ def test_the_cone_of_light_stands_at_five_in_a_right_ear_and_at_seven_in_a_left(
 
 def test_an_open_glottis_is_dark_and_a_closed_one_is_not():
     for exam in range(5):
-        middles = [
-            as_array(draw_frame(label, (), exam, None, SIZE))[55:75, 74:86].mean()
-            for label in ("vc-open", "vc-closed")
-        ]
+        middles = [as_array(draw_frame(label, (), exam, None, SIZE))[55:75, 74:86].mean() for label in ("vc-open", "vc-closed")]
         assert middles[0] < 0.5 * middles[1]
 
 
@@ -191,9 +185,7 @@ def test_layout_and_counts(folder: Path):
     }
     labels = read_json(folder / "train/cls.json")
     truth = read_json(folder / "test/truth_cls.json")
-    assert images == {f"train/imgs/{name}" for name in labels} | {
-        f"test/imgs/{name}" for name in truth
-    }
+    assert images == {f"train/imgs/{name}" for name in labels} | {f"test/imgs/{name}" for name in truth}
     assert (len(labels), len(truth)) == (IMAGES, TEST_IMAGES)
     for label in PHANTOM_CLASSES:
         assert list(labels.values()).count(label) >= 4
@@ -237,9 +229,7 @@ def test_truth_answers_every_query(folder: Path):
         return content.splitlines()
 
     rows = read_groups(folder / "test/groups.csv")
-    labels, images, texts = (
-        read_json(folder / f"test/truth_{track}.json") for track in ("cls", "i2i", "t2i")
-    )
+    labels, images, texts = (read_json(folder / f"test/truth_{track}.json") for track in ("cls", "i2i", "t2i"))
     assert column("cls.csv") == sorted(rows) == list(labels)
     assert column("i2i.csv") == list(images)
     assert column("t2i.csv") == list(texts)
@@ -295,9 +285,7 @@ def test_a_folder_with_content_is_refused_and_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"images": 6}, {"test_images": 6}, {"seed": -1}], ids=lambda a: next(iter(a))
-)
+@pytest.mark.parametrize("arguments", [{"images": 6}, {"test_images": 6}, {"seed": -1}], ids=lambda a: next(iter(a)))
 def test_impossible_requests_are_refused(tmp_path: Path, arguments: dict):
     with pytest.raises(UsageError):
         write_phantom(tmp_path / "set", **arguments)
@@ -310,7 +298,5 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, workers: int):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_phantom(
-            tmp_path / "set", images=7, test_images=7, size=SIZE, workers=workers, progress=interrupt
-        )
+        write_phantom(tmp_path / "set", images=7, test_images=7, size=SIZE, workers=workers, progress=interrupt)
     assert not any(tmp_path.iterdir())

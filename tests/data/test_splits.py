@@ -127,9 +127,9 @@ def test_groups_never_straddle_and_each_image_stands_in_one_part(catalog, folds,
         assert sorted(image for fold in range(folds) for image in split.images("test", fold)) == sorted(catalog.images)
 
 
-def deviation(catalog: Catalog, part_of: dict[str, str], n_parts: int) -> float:
+def deviation(catalog: Catalog, component_of: dict[str, str], n_parts: int) -> float:
     """Images that would have to move for every fold to have its share of every class."""
-    found = Counter(zip(catalog.frame["label"], (part_of[image] for image in catalog.images)))
+    found = Counter(zip(catalog.frame["label"], (component_of[image] for image in catalog.images)))
     wanted = catalog.counts()
     return sum(abs(found[label, str(fold)] - wanted[label] / n_parts) for label in wanted for fold in range(n_parts)) / 2
 
@@ -170,9 +170,9 @@ def test_many_groups_are_placed_exactly():
     rng = np.random.default_rng(0)
     targets, groups = rng.integers(0, 7, 20_000), rng.integers(0, 6_000, 20_000)
     wanted = allocate(np.bincount(targets), (80, 10, 10))
-    part_of = splits._assign(targets, groups, wanted, np.zeros(20_000, dtype=bool), seed=0)
+    component_of = splits._assign(targets, groups, wanted, np.zeros(20_000, dtype=bool), seed=0)
     found = np.zeros_like(wanted)
-    np.add.at(found, (part_of, targets), 1)
+    np.add.at(found, (component_of, targets), 1)
     assert (found == wanted).all()
 
 
@@ -185,7 +185,7 @@ def test_a_class_too_small_is_named():
     with pytest.raises(DataError) as error:
         make_split(catalog_of(SMALL))
     assert list(error.value.faults) == ["c: 2 images in 2 groups", "d: 1 image in 1 group"]
-    assert error.value.what == "2 classes are too small to stand in 3 parts." and "--small-to-train" in error.value.mend
+    assert error.value.what == "2 classes are too small to stand in 3 parts." and "--small-to-train" in error.value.hint
 
 
 def test_what_counts_is_the_groups_not_the_images():
@@ -214,7 +214,7 @@ def test_small_classes_bring_their_groups_to_train():
 def test_folds_have_no_train_to_keep_small_classes_in():
     with pytest.raises(DataError) as error:
         make_split(catalog_of(["a"] * 40 + ["b"] * 4), folds=5, small_to_train=True)
-    assert "the smallest class allows 4" in error.value.mend and "--small" not in error.value.mend
+    assert "the smallest class allows 4" in error.value.hint and "--small" not in error.value.hint
 
 
 # ---------------------------------------------------------------- seeds and files

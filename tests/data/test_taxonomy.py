@@ -149,7 +149,7 @@ def test_the_classes_of_a_region_keep_ids_and_what_stays_inside():
 def test_a_target_that_is_none_says_why(target, why):
     with pytest.raises(UsageError, match=why) as caught:
         Taxonomy.entrep().of_target(target)
-    assert "nose, ear, vc" in caught.value.mend
+    assert "nose, ear, vc" in caught.value.hint
 
 
 def test_one_region_alone_is_nothing_to_tell_apart():
@@ -157,4 +157,4 @@ def test_one_region_alone_is_nothing_to_tell_apart():
         of(("l", "a", "r"), ("r", "a", "l")).of_target("region")
     with pytest.raises(UsageError, match="one class") as caught:
         Taxonomy.derive(["polyp", "ulcer"]).of_target("polyp")
-    assert "none has several classes" in caught.value.mend
+    assert "none has several classes" in caught.value.hint

@@ -13,18 +13,18 @@ from safetensors.torch import save_file
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import make_split
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.evaluation.comparison import averaged, mean_score, permutation_test
+from entrep_cli.evaluation.scored import scored_subset
+from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.experiments import ablation
 from entrep_cli.experiments.ablation import Row, run_ablation
 from entrep_cli.experiments.mlcf import rows
-from entrep_cli.experiments.scored import scored_part
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.methods.runs import load_model
 from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 from entrep_cli.retrieval.embeddings import read_embeddings
-from entrep_cli.retrieval.sets import part_embeddings
-from entrep_cli.scoring.comparison import averaged, mean_score, swap_test
-from entrep_cli.scoring.parts import score_part
+from entrep_cli.retrieval.sets import subset_embeddings
 from entrep_cli.workspace import MANIFEST, open_run
 from tests.tiny import make_contest
 
@@ -130,10 +130,10 @@ def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, mo
     again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on="queries", precision="fp32")[0][1]
     assert again.scores["accuracy"].value == pytest.approx(np.mean([(p == truth).mean() for p in predicted]))
     assert again.spread["accuracy"] == pytest.approx(np.std([(p == truth).mean() for p in predicted], ddof=1))
-    groups = scored_part(catalog, split, root, "queries", None).groups
+    groups = scored_subset(catalog, split, root, "queries", None).groups
     before = [np.load(run.path("embeddings", "test", "probabilities.npy")).argmax(1) for run in base.runs]
     of_rows = [averaged([mean_score(p == truth, groups) for p in own]) for own in (predicted, before)]
-    assert again.p["accuracy"] == pytest.approx(swap_test(*of_rows))  # of one row there is nothing to correct
+    assert again.p["accuracy"] == pytest.approx(permutation_test(*of_rows))  # of one row there is nothing to correct
 
 
 def test_runs_of_other_settings_are_named_and_kept(setting, tmp_path):
@@ -141,10 +141,10 @@ def test_runs_of_other_settings_are_named_and_kept(setting, tmp_path):
     table = rows(recipe)[:1]
     run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1)
     other = build_recipe(ClipLoraRecipe, recipe.model_dump(), {"train": {"epochs": 2}})
-    with pytest.raises(RunError, match="begun otherwise") as caught:
+    with pytest.raises(RunError, match="started otherwise") as caught:
         run_ablation("mlcf", catalog, split, table, other, root, seeds=1)
     assert list(caught.value.faults) == ["base-seed0: other settings"]
-    with pytest.raises(RunError, match="begun otherwise") as caught:
+    with pytest.raises(RunError, match="started otherwise") as caught:
         run_ablation("mlcf", catalog, make_split(catalog, seed=1), table, recipe, root, seeds=1)
     assert "another split" in caught.value.faults[0]
     found, _ = run_ablation("mlcf", catalog, split, table, other, root, seeds=1, overwrite=True)
@@ -228,5 +228,5 @@ def test_a_row_that_refines_trains_nothing_and_is_scored_on_what_is_there(settin
     run = found[0].runs[0]
     model, part = load_model(run), catalog.subset(split.images("test"))
     tuned = ablation.tuned_refinement(run, model, catalog, split, refined.refine)
-    scores = score_part(part, part_embeddings(run, model, part, catalog), refinement=tuned.refinement)
+    scores = score_subset(part, subset_embeddings(run, model, part, catalog), refinement=tuned.refinement)
     assert found[1].scores["image Recall@1, class"].value == scores.retrieval["class, refined"].means["recall@1"].value

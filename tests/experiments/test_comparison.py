@@ -15,10 +15,10 @@ import torch
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.evaluation.subsets import TextQueries, score_subset, totals_of
 from entrep_cli.experiments import comparison
 from entrep_cli.experiments.comparison import ACCURACY, compare_runs, named_runs
 from entrep_cli.retrieval.embeddings import Embeddings, Items
-from entrep_cli.scoring.parts import TextQueries, score_part, totals_of
 from entrep_cli.workspace import runs_dir, write_json_atomic
 
 AB = Taxonomy("ab", (ClassInfo("a", 0, "x"), ClassInfo("b", 1, "x")))
@@ -28,7 +28,9 @@ SPLIT = {"fingerprint": "s", "fold": None, "ratios": [80.0, 10.0, 10.0], "folds"
 
 def made_run(name: str, classes: Taxonomy = AB, **more) -> None:
     manifest = {"method": "dinov2", "taxonomy": classes.as_dict(), "data": {"catalog": "d"}, "split": SPLIT}
-    write_json_atomic(runs_dir() / name / "run.json", {**manifest, "files": {}, "seconds": 60.0, "parameters": 5, "finished": name, **more})
+    write_json_atomic(
+        runs_dir() / name / "run.json", {**manifest, "files": {}, "seconds": 60.0, "parameters": 5, "completed": name, **more}
+    )
 
 
 def part(findings: bool = True) -> Catalog:
@@ -106,7 +108,7 @@ def test_equal_runs_are_seldom_marked_and_unequal_ones_mostly(planted, tmp_path)
     images, marked = part(findings=False), {0.75: 0, 0.95: 0}
     for other in marked:
         for seed in range(20):
-            scores = [totals_of(score_part(images, seen(images, p, 1000 * seed + i))) for i, p in enumerate((0.75, other))]
+            scores = [totals_of(score_subset(images, seen(images, p, 1000 * seed + i))) for i, p in enumerate((0.75, other))]
             marked[other] += comparison.compare([s[ACCURACY] for s in scores], resamples=2, permutations=500).marks != [(), ()]
     assert marked[0.75] <= 4 and marked[0.95] >= 17
 
@@ -170,7 +172,7 @@ def test_runs_of_two_folds_share_the_queries_alone(planted, tmp_path):
 def test_runs_by_name_folder_and_pattern(tmp_path):
     for name in ("dinov2", "dinov2-2", "ablations/mlcf/base-seed0", ".dinov2-3.replaced"):
         made_run(name)
-    (runs_dir() / "dinov2-4").mkdir()  # begun, and not there yet
+    (runs_dir() / "dinov2-4").mkdir()  # started, and not there yet
     assert [run.reference for run in named_runs(["dinov2*"])] == ["dinov2", "dinov2-2"]
     several = named_runs(["*-2", "ablations/*/*", str(runs_dir() / "dinov2"), "dinov2"])
     assert [run.reference for run in several] == ["dinov2-2", "ablations/mlcf/base-seed0", "dinov2"]
@@ -203,9 +205,9 @@ def test_texts_are_compared_where_a_run_reads_them():
     images = part()
     answered = seen(images, 0.9, 0)
     axis = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
-    found = totals_of(score_part(images, answered, texts=TextQueries(["spur", "wax"], axis)))
+    found = totals_of(score_subset(images, answered, texts=TextQueries(["spur", "wax"], axis)))
     asked = found["text Recall@1, finding"]
     nearest = [int((answered.vectors @ v).argmax()) for v in axis]
     assert asked.hits.tolist() == [t in images.frame["findings"][i] for t, i in zip(("spur", "wax"), nearest)] and len(asked.totals) == 2
-    found = totals_of(score_part(part(findings=False), answered))
+    found = totals_of(score_subset(part(findings=False), answered))
     assert set(found) == {ACCURACY, "macro F1", "image Recall@1, class", "image MRR, class"}

@@ -7,9 +7,9 @@ import pytest
 from scipy.optimize import minimize
 
 from entrep_cli.errors import RunError
+from entrep_cli.evaluation.retrieval import score_retrieval
 from entrep_cli.experiments.ensemble_weights import first_ranks, mixture_weights, ranking_weights, simplex_grid
 from entrep_cli.retrieval.ranking import rank
-from entrep_cli.scoring.retrieval import score_retrieval
 
 
 @pytest.mark.parametrize("n_members", [2, 3, 5])

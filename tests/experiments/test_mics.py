@@ -71,7 +71,7 @@ def test_rows_share_their_pretraining_and_the_same_command_finishes_the_table(se
     assert seen == ["pretrain-consistency"]
     assert [s.scores["accuracy"].value for s in again] == [s.scores["accuracy"].value for s in found]
     other = build_recipe(MicsRecipe, recipe.model_dump(), {"pretraining": {"mask_ratio": 0.5}})
-    with pytest.raises(RunError, match="begun otherwise") as error:
+    with pytest.raises(RunError, match="started otherwise") as error:
         run_ablation("mics", catalog, split, chosen, other, root, **how)
     assert "pretrain-all: other settings" in error.value.faults
 

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from entrep_cli.errors import UsageError
+from entrep_cli.evaluation.calibration import reliability, with_temperature
+from entrep_cli.evaluation.subsets import score_subset
+from entrep_cli.evaluation.temperature import temperature_on
 from entrep_cli.experiments.published import tables_beside
 from entrep_cli.experiments.report import content_of, facts, mistakes_of, remade
-from entrep_cli.report.pictures import Pictures
-from entrep_cli.report.published import published
-from entrep_cli.scoring.calibration import reliability, with_temperature
-from entrep_cli.scoring.parts import score_part
-from entrep_cli.scoring.temperature import temperature_on
+from entrep_cli.reporting.pictures import Pictures
+from entrep_cli.reporting.published import published
 from tests.made_scored import MANIFEST, make_scored
 from tests.tiny import write_json
 
@@ -97,10 +97,10 @@ def test_mistakes_are_explained_for_what_was_answered(scored):
 
 
 def test_published_figures_stand_beside_ours_and_are_never_ours(tmp_path, scored):
-    scores = score_part(scored.images, scored.seen)
+    scores = score_subset(scored.images, scored.seen)
     tables = tables_beside(scored, scores)
     assert [t.title.split(":")[0] for t in tables[:2]] == ["Table 6", "Table 9"]  # the baseline's
-    accuracy = dict(zip(tables[1].headings[1:], dict((row[0], row[1:]) for row in tables[1].rows)["baseline"]))
+    accuracy = dict(zip(tables[1].headings[1:], {row[0]: row[1:] for row in tables[1].rows}["baseline"]))
     assert accuracy["accuracy, paper"] == "0.9140" and accuracy["accuracy, ours"] == f"{scores.classification.accuracy.value:.4f}"
     boards = tables[2:]
     assert len(boards) == 3 and all("not on the board" in t.caption for t in boards)
@@ -112,7 +112,7 @@ def test_published_figures_stand_beside_ours_and_are_never_ours(tmp_path, scored
 
     hybrid = make_scored(tmp_path / "h", per_class=2, method="hybrid")
     write_json(hybrid.run.path("paper", "test.json"), {"images": 14, "tables": {"7": {"ear": {"precision": 0.5}}}})
-    first = tables_beside(hybrid, score_part(hybrid.images, hybrid.seen))[0]
+    first = tables_beside(hybrid, score_subset(hybrid.images, hybrid.seen))[0]
     assert first.title.startswith("Table 7") and first.rows[0][:3] == ("ear", "0.9744", "0.5000")
     other = make_scored(tmp_path / "o", per_class=2, classes=["polyp", "cyst"])
-    assert tables_beside(other, score_part(other.images, other.seen)) == ()
+    assert tables_beside(other, score_subset(other.images, other.seen)) == ()

@@ -17,7 +17,7 @@ from entrep_cli.errors import DataError
 from entrep_cli.machine import hardware, versions
 from entrep_cli.machine.doctor import examinations, examine, examine_weights
 from entrep_cli.machine.selftest import self_test
-from entrep_cli.models.published import find_weights
+from entrep_cli.models.pretrained import find_weights
 from tests.tiny import cache_files
 
 ROOT = Path(__file__).parents[2]
@@ -59,9 +59,9 @@ def test_packages_against_declared_and_tested(monkeypatch):
 
 
 def test_torch_and_torchvision_as_a_pair(monkeypatch):
-    monkeypatch.setattr("entrep_cli.mend_torchvision.mend_torchvision", lambda: True)
+    monkeypatch.setattr("entrep_cli.torchvision_ops.declare_missing_ops", lambda: True)
     (found,) = versions.examine_torch_pair()
-    assert found.level == "ok" and "torchvision::nms" in found.what and found.details["mended"]
+    assert found.level == "ok" and "torchvision::nms" in found.what and found.details["corrected"]
     monkeypatch.setattr(metadata, "requires", lambda _: ["numpy", "torch==2.9.0"])
     (found,) = versions.examine_torch_pair()
     assert found.level == "warning" and "built for torch==2.9.0" in found.what and "torchvision==" in found.advice

@@ -88,9 +88,9 @@ def pixels(n: int = 3) -> torch.Tensor:
     return torch.from_numpy(np.stack([draw(TAXONOMY.names[i % 3], 100 + i).transpose(2, 0, 1) for i in range(n)]))
 
 
-def finished(model, fitted, run) -> None:
+def completed(model, fitted, run) -> None:
     model.save(run)
-    run.finish({"weights": fitted.weights})
+    run.mark_complete({"weights": fitted.weights})
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def finished(model, fitted, run) -> None:
 def test_a_saved_model_answers_the_same(catalog, files, tmp_path, kind, tune, weights):
     made, run = recipe(files, kind, f"tune={tune}", weights=weights), Run(tmp_path / "run")
     model, fitted = fit(catalog, made, run)
-    finished(model, fitted, run)
+    completed(model, fitted, run)
     again = ClipLora.load(run, made, TAXONOMY, CPU)
     for a, b in zip((*model.infer(pixels()), model.embed_texts(["a", "b c"])), (*again.infer(pixels()), again.embed_texts(["a", "b c"]))):
         assert torch.allclose(a, b, atol=1e-5)
@@ -112,7 +112,7 @@ def test_a_saved_model_answers_the_same(catalog, files, tmp_path, kind, tune, we
 def test_lora_saves_adapters_fusion_and_head_alone(catalog, files, tmp_path):
     made, run = recipe(files, "vit", "tune=lora"), Run(tmp_path / "run")
     model, fitted = fit(catalog, made, run)
-    finished(model, fitted, run)
+    completed(model, fitted, run)
     names = set(load_file(run.path("model.safetensors")))
     assert any("lora_A" in n for n in names) and {"head.weight", "fusion.level_logits"} <= names
     assert not any(n.endswith("base_layer.weight") or "token_embedding" in n for n in names)
@@ -124,7 +124,7 @@ def test_lora_saves_adapters_fusion_and_head_alone(catalog, files, tmp_path):
 def test_other_base_weights_are_refused(catalog, files, tmp_path):
     made, run = recipe(files, "vit", "tune=lora"), Run(tmp_path / "run")
     model, fitted = fit(catalog, made, run)
-    finished(model, fitted, run)
+    completed(model, fitted, run)
     state = load_file(files["vit-weights"])
     save_file({**state, "ln_final.bias": state["ln_final.bias"] + 1}, files["vit-weights"])
     with pytest.raises(RunError, match="base weights"):
@@ -144,7 +144,7 @@ def test_frozen_weights_stay_and_fresh_ones_learn(catalog, files, tmp_path):
 def test_low_rank_over_random_weights_is_refused(catalog, files, tmp_path):
     with pytest.raises(UsageError) as caught:
         fit(catalog, recipe(files, "vit", weights="none"), Run(tmp_path / "run"))
-    assert "--tune full" in caught.value.mend
+    assert "--tune full" in caught.value.hint
 
 
 def test_findings_are_positives_of_their_own_images(catalog, files):
@@ -185,7 +185,7 @@ def test_a_class_without_prompts_is_named(catalog, files, prompts, languages, un
     model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages={languages}"), bare)
     with pytest.raises(DataError) as caught:
         TrainingTexts(model, Catalog(catalog.frame, bare))
-    assert caught.value.faults == unnamed and "prompts.vi" in caught.value.mend and "texts.contrast=0" in caught.value.mend
+    assert caught.value.faults == unnamed and "prompts.vi" in caught.value.hint and "texts.contrast=0" in caught.value.hint
     without = recipe(files, "vit", f"texts.languages={languages}", "texts.contrast=0")
     TrainingTexts(ClipLora(Architecture(CLIP), without, bare), Catalog(catalog.frame, bare))
 
@@ -266,7 +266,7 @@ def test_it_learns_all_three_answers_from_scratch(catalog, files, tmp_path):
 def test_a_text_tower_that_never_learned_says_so(catalog, files, tmp_path):
     made, run = recipe(files, "conv", "tune=full", "texts.contrast=0"), Run(tmp_path / "run")
     model, fitted = fit(catalog, made, run)
-    finished(model, fitted, run)
+    completed(model, fitted, run)
     for seen in (model, ClipLora.load(run, made, TAXONOMY, CPU)):
         for ask in (seen.embed_texts, seen.classify_texts):
             with pytest.raises(UsageError, match="never trained"):
@@ -317,7 +317,7 @@ def test_each_way_of_fine_tuning_trains_another_model_that_loads_as_it_was(catal
     for i, assignments in enumerate(ways):
         run = Run(tmp_path / str(i))
         model, fitted = fit(catalog, recipe(files, "conv", "tune=full", "texts.contrast=0", "augment.blur=0", *assignments), run)
-        finished(model, fitted, run)
+        completed(model, fitted, run)
         answers.append(model.classify(pixels()))
         assert torch.equal(ClipLora.load(run, model.recipe, TAXONOMY, CPU).classify(pixels()), answers[-1])
     assert not any(torch.equal(a, b) for k, a in enumerate(answers) for b in answers[:k])

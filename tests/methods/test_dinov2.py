@@ -17,6 +17,7 @@ from entrep_cli.data.images import pixel_digest
 from entrep_cli.data.splits import Split, make_split, read_catalog_and_split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.methods import METHODS, WITH_TEXT, method_class
 from entrep_cli.methods import dinov2_training as module
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, of_target
@@ -25,7 +26,6 @@ from entrep_cli.models.backbones import Backbone, create_backbone
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
 from entrep_cli.retrieval.embeddings import embed_items
 from entrep_cli.retrieval.sets import catalog_items
-from entrep_cli.scoring.parts import score_part
 from entrep_cli.workspace import Run, open_run
 from tests.tiny import make_contest
 
@@ -153,10 +153,10 @@ def test_every_method_keeps_the_contract():
         kind = method_class(name)
         assert kind.Recipe.model_fields["method"].default == name
         assert all(callable(getattr(kind, f)) for f in ("infer", "embed_images", "embed_texts", "classify", "save", "load", "fit"))
-    assert [name for name in METHODS if method_class(name).has_text_tower] == list(WITH_TEXT)
+    assert [name for name in METHODS if method_class(name).reads_text] == list(WITH_TEXT)
     with pytest.raises(UsageError) as caught:
         method_class("dino")
-    assert "dinov2" in caught.value.mend
+    assert "dinov2" in caught.value.hint
 
 
 # ---------------------------------------------------------------- targets
@@ -345,17 +345,17 @@ def test_the_command_trains_a_coarse_model_and_an_expert(tmp_path, monkeypatch, 
         assert ended.value.code == 2 and "knows all classes" in capsys.readouterr().err
         # What `entrep evaluate` scores: the part in the classes of the run.
         part = in_classes_of(model, test)
-        scores = score_part(part, embed_items(model, catalog_items(part))).classification.as_dict()
+        scores = score_subset(part, embed_items(model, catalog_items(part))).classification.as_dict()
         assert [row["class"] for row in scores["per_class"]][: len(names)] == names and scores["n_items"] == n
 
 
 def test_labels_that_were_mended_are_learned_where_features_are_kept(catalog, tmp_path):
     fit(catalog, recipe("train.epochs=1", "views=1"), Run(tmp_path / "run"))
     turned = {"left": "top", "right": "left", "top": "right"}
-    mended = Catalog(catalog.frame.assign(label=catalog.frame["label"].map(turned)), TAXONOMY)
+    corrected = Catalog(catalog.frame.assign(label=catalog.frame["label"].map(turned)), TAXONOMY)
     made = recipe("views=1")
     model = Dinov2(Backbone(made.backbone, 32), made, TAXONOMY)
-    for part in (mended.subset(mended.images[:24]), mended.subset(mended.images[24:])):
+    for part in (corrected.subset(corrected.images[:24]), corrected.subset(corrected.images[24:])):
         shown = module._view_features(model, part, {}, 0, torch.device("cpu"), "fp32")[1]
         assert torch.equal(shown, torch.from_numpy(part.targets))
 

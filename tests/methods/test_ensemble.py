@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.evaluation.calibration import with_temperature
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights, members_of
 from entrep_cli.models.inputs import resized
 from entrep_cli.retrieval.embeddings import Items, embed_items, embeddings_of, texts_beside
-from entrep_cli.scoring.calibration import with_temperature
 from entrep_cli.workspace import MODEL, Run
 
 SIDED = Taxonomy.from_dict(
@@ -31,7 +31,7 @@ class Linear(nn.Module):
 
     def __init__(self, size: int, dim: int, seed: int, reads: bool = False, fit: str = "pad") -> None:
         super().__init__()
-        self.taxonomy, self.preprocess, self.has_text_tower, self.dim = SIDED, Preprocess(size, fit), reads, dim
+        self.taxonomy, self.preprocess, self.reads_text, self.dim = SIDED, Preprocess(size, fit), reads, dim
         self.recipe = type("R", (), {"batch_size": 2})()
         generator = torch.Generator().manual_seed(seed)
         self.matrix = nn.Parameter(torch.randn(3 * size * size, dim + 3, generator=generator))
@@ -44,7 +44,7 @@ class Linear(nn.Module):
         return F.normalize(made[:, 3:], dim=1), made[:, :3].softmax(dim=1)
 
     def embed_texts(self, texts):
-        assert self.has_text_tower
+        assert self.reads_text
         return F.normalize(torch.tensor([[len(t), 1.0, *[0.5] * (self.dim - 2)] for t in texts]), dim=1)
 
     def classify_texts(self, texts):
@@ -65,11 +65,11 @@ def items(tmp_path) -> Items:
     return Items.of(image=names, path=[str(tmp_path / n) for n in names], digest=[f"d{i}" for i in range(5)])
 
 
-def finished(folder, **manifest) -> Run:
+def completed(folder, **manifest) -> Run:
     run = Run(folder)
     run.folder.mkdir(parents=True)
     run.path(MODEL).write_bytes(folder.name.encode())
-    run.finish({"taxonomy": {}, **manifest})
+    run.mark_complete({"taxonomy": {}, **manifest})
     return run
 
 
@@ -134,7 +134,7 @@ def test_flips_keep_sides_apart(items, tmp_path):
 
 def test_what_a_member_has_embedded_is_not_embedded_again(items, tmp_path):
     members = [Linear(8, 4, 0), Linear(16, 6, 1)]
-    runs = [finished(tmp_path / "a"), finished(tmp_path / "b")]
+    runs = [completed(tmp_path / "a"), completed(tmp_path / "b")]
     made = ensemble(members, runs=runs)
     fresh = embed_items(made, items)
     embeddings_of(runs[0], "train", items, members[0])
@@ -154,7 +154,7 @@ def test_what_a_member_has_embedded_is_not_embedded_again(items, tmp_path):
 def test_texts_are_read_by_the_members_that_can(items):
     reader, blind = Linear(8, 4, 0, reads=True), Linear(16, 6, 1)
     made = ensemble([blind, reader], (1, 3), (1, 3))
-    assert made.has_text_tower
+    assert made.reads_text
     texts = ["a", "some longer text"]
     vectors = made.embed_texts(texts)
     assert vectors.shape == (2, 10) and torch.allclose(vectors.norm(dim=1), torch.ones(2))
@@ -168,7 +168,7 @@ def test_texts_are_read_by_the_members_that_can(items):
 @pytest.mark.parametrize("ranking, reads, reason", [((1, 1), False, "No member"), ((1, 0), True, "no weight in its rankings")])
 def test_texts_that_no_member_can_rank_are_refused(ranking, reads, reason):
     made = ensemble([Linear(8, 4, 0), Linear(8, 4, 1, reads=reads)], ranking=ranking)
-    assert not made.has_text_tower
+    assert not made.reads_text
     for ask in (made.embed_texts, made.classify_texts):
         with pytest.raises(UsageError, match=reason):
             ask(["a text"])
@@ -184,14 +184,14 @@ def test_weights_that_are_none(wrong):
 def test_members_are_found_again_and_every_one_that_is_gone_or_changed_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
     whole = Run(tmp_path / "runs" / "e")
-    runs = [finished(tmp_path / "runs" / name) for name in "abc"] + [finished(whole.path("fold-0"))]
+    runs = [completed(tmp_path / "runs" / name) for name in "abc"] + [completed(whole.path("fold-0"))]
     members = [Linear(8, 4, seed) for seed in range(4)]
     ensemble(members, (1,) * 4, (1,) * 4, runs=runs).save(whole)
     assert [told["run"] for told in json.loads(whole.path("members.json").read_text())] == ["a", "b", "c", "./fold-0"]
     assert [run.folder.resolve() for run in members_of(whole)] == [run.folder.resolve() for run in runs]
     moved = Run(whole.folder.rename(whole.folder.with_name("moved")))  # what lies inside goes with it
     assert members_of(moved)[-1].folder == moved.path("fold-0")
-    runs[0].finish({"taxonomy": {}, "again": True})
+    runs[0].mark_complete({"taxonomy": {}, "again": True})
     runs[1].folder.rename(tmp_path / "elsewhere")
     runs[2].path("run.json").unlink()
     runs[2].path("config.toml").write_text("")

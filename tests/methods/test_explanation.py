@@ -15,7 +15,7 @@ from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
 from entrep_cli.methods.explanation import _standing_out, explain_images
 from entrep_cli.methods.hybrid import Hybrid
-from entrep_cli.methods.hybrid_parts import HybridRecipe
+from entrep_cli.methods.hybrid_components import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe
 from entrep_cli.methods.prototype_towers import Towers

@@ -29,7 +29,7 @@ def made(tmp_path) -> tuple[Run, ClipLora]:
     run.folder.mkdir()
     run.path(CONFIG).write_text(recipe_toml(recipe))
     run.path(MODEL).write_bytes(b"weights")
-    run.finish({"method": "clip-lora", "taxonomy": model.taxonomy.as_dict(), "preprocess": model.preprocess.as_dict()})
+    run.mark_complete({"method": "clip-lora", "taxonomy": model.taxonomy.as_dict(), "preprocess": model.preprocess.as_dict()})
     return run, model
 
 
@@ -53,7 +53,7 @@ def test_exported_towers_answer_as_the_model_does(made):
         open_exported(run)
     image.write_bytes(whole)
     run.path(MODEL).write_bytes(b"trained again")
-    run.finish({key: value for key, value in run.manifest.items() if key != "files"})
+    run.mark_complete({key: value for key, value in run.manifest.items() if key != "files"})
     with pytest.raises(RunError, match="not of the model"):
         open_exported(run)
 
@@ -66,7 +66,7 @@ def test_what_is_missing_is_told(made, monkeypatch):
     monkeypatch.setattr(exporting, "_installed", lambda name: name == "onnx")
     with pytest.raises(UsageError, match="onnxscript is not installed") as told:
         export_onnx(run, model, PIXELS)
-    assert "'.[onnx]'" in told.value.mend
+    assert "'.[onnx]'" in told.value.hint
     with pytest.raises(UsageError, match="onnxruntime is not installed"):
         open_exported(run)
 

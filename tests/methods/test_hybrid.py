@@ -24,7 +24,7 @@ from entrep_cli.methods import dinov2_training, runs
 from entrep_cli.methods import hybrid as module
 from entrep_cli.methods.dinov2 import Dinov2
 from entrep_cli.methods.hybrid import Hybrid, tune_threshold
-from entrep_cli.methods.hybrid_parts import HybridRecipe, part_recipes
+from entrep_cli.methods.hybrid_components import HybridRecipe, component_recipes
 from entrep_cli.methods.runs import load_model, train_run
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.clip import Architecture, build_clip
@@ -321,7 +321,7 @@ def test_every_part_is_a_run_of_its_own(base, copied):
         assert manifest["data"]["images"]["train"] == (12 if name == "expert-side" else 24) and not part.path("checkpoint.pt").exists()
         assert load_model(part, "cpu").classify(pixels(2)).shape == (2, n_classes)
     manifest = Run(copied).manifest
-    assert manifest["files"].keys() == {"begun.json", "config.toml", "model.safetensors", "parts.json", "stages.json"}
+    assert manifest["files"].keys() == {"started.json", "config.toml", "model.safetensors", "components.json", "stages.json"}
     assert manifest["taxonomy"]["classes"][0]["name"] == "left" and set(manifest["weights"]["parts"]) == set(names)
     assert "hybrid/baseline" in (copied / "region" / "config.toml").read_text()  # by name: no place of a machine
 
@@ -331,9 +331,9 @@ def test_saved_and_loaded_it_answers_the_same(base, copied, model):
     made = Run(copied.parent / "again")
     shutil.copytree(copied, made.folder)
     model.save(made)
-    assert (made.path("model.safetensors").read_bytes(), made.path("parts.json").read_bytes()) == (
+    assert (made.path("model.safetensors").read_bytes(), made.path("components.json").read_bytes()) == (
         (copied / "model.safetensors").read_bytes(),
-        (copied / "parts.json").read_bytes(),
+        (copied / "components.json").read_bytes(),
     )
     for a, b in zip((*model.infer(pixels()), *model.decide(pixels())), (*again.infer(pixels()), *again.decide(pixels()))):
         assert torch.equal(a, b)
@@ -342,7 +342,7 @@ def test_saved_and_loaded_it_answers_the_same(base, copied, model):
 def test_the_same_training_gives_the_same_bytes_and_a_loaded_model(base, tmp_path, monkeypatch):
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
     made, _ = train(make_catalog(base / "images"), recipe(base / "files"), Run(tmp_path / "runs" / "hybrid"))
-    for file in ("model.safetensors", "parts.json", "stages.json"):
+    for file in ("model.safetensors", "components.json", "stages.json"):
         assert (tmp_path / "runs" / "hybrid" / file).read_bytes() == (base / "runs" / "hybrid" / file).read_bytes()
     loaded = load_model(Run(base / "runs" / "hybrid"), "cpu")
     assert all(torch.equal(a, b) for a, b in zip(made.infer(pixels()), loaded.infer(pixels())))
@@ -353,14 +353,14 @@ def test_a_part_that_is_another_one_is_refused(copied):
     stage.path("model.safetensors").write_bytes(b"changed")
     with pytest.raises(RunError, match="Part 'region' .* cannot be used: Run 'region' is damaged"):
         load_model(Run(copied), "cpu")
-    stage.finish(stage.manifest)  # as a training anew would leave it
+    stage.mark_complete(stage.manifest)  # as a training anew would leave it
     with pytest.raises(RunError, match="was trained anew") as caught:
         load_model(Run(copied), "cpu")
     assert caught.value.faults == ("model.safetensors is another one",)
     stage.path("run.json").unlink()
     with pytest.raises(RunError, match="not complete") as caught:
         load_model(Run(copied), "cpu")
-    assert "--name hybrid --overwrite" in caught.value.mend
+    assert "--name hybrid --overwrite" in caught.value.hint
 
 
 # ---------------------------------------------------------------- going on
@@ -399,8 +399,8 @@ def test_an_interrupted_hybrid_goes_on_to_the_same_end(base, tmp_path, monkeypat
     train(catalog, made, run, resume=True)
     assert fitted == [("baseline", False), ("baseline", True), ("region", True), ("expert-side", True), ("expert-side", True)]
     assert not list(run.folder.rglob("checkpoint.pt"))
-    assert (run.path("parts.json").read_bytes(), run.path("model.safetensors").read_bytes()) == tuple(
-        (base / "runs" / "hybrid" / file).read_bytes() for file in ("parts.json", "model.safetensors")
+    assert (run.path("components.json").read_bytes(), run.path("model.safetensors").read_bytes()) == tuple(
+        (base / "runs" / "hybrid" / file).read_bytes() for file in ("components.json", "model.safetensors")
     )
 
 
@@ -419,7 +419,7 @@ def test_a_part_that_fails_at_once_is_taken_away(base, tmp_path, monkeypatch):
     run = Run(tmp_path / "runs" / "hybrid")
     with pytest.raises(RunError, match="no such weights file") as caught:
         train(make_catalog(base / "images"), recipe(base / "files", "experts.backbone.weights=nowhere.pth"), run)
-    assert "--set experts.backbone.weights=FILE" in caught.value.mend  # --weights is no option of a hybrid's part
+    assert "--set experts.backbone.weights=FILE" in caught.value.hint  # --weights is no option of a hybrid's part
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {"prototype", "baseline"}
     assert run.path("checkpoint.pt").is_file()  # the baseline is worth going on with
 
@@ -487,25 +487,25 @@ def test_taxonomies_of_every_form(base, tmp_path, monkeypatch, capsys, form):
 def test_taxonomies_without_anything_to_tell_apart_are_refused(base):
     made = recipe(base / "files")
     with pytest.raises(DataError, match="The only class is 'left'"):
-        part_recipes(made, taxonomy_of(("left", "r")), Run(runs_dir() / "h"))
+        component_recipes(made, taxonomy_of(("left", "r")), Run(runs_dir() / "h"))
     for name in ("class", "region"):
         with pytest.raises(DataError, match=f"cannot be called '{name}'"):
-            part_recipes(made, taxonomy_of(("left", name), ("right", name), ("top", "t")), Run(runs_dir() / "h"))
+            component_recipes(made, taxonomy_of(("left", name), ("right", name), ("top", "t")), Run(runs_dir() / "h"))
 
 
 def test_an_expert_without_images_is_told_before_anything_is_trained(base, tmp_path, monkeypatch):
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
     catalog = make_catalog(tmp_path / "images", taxonomy_of(*FORMS["two regions of two"]))
-    train_part, val = (catalog.subset(catalog.images[a:b]) for a, b in ((0, 24), (24, 48)))
+    train_component, val = (catalog.subset(catalog.images[a:b]) for a, b in ((0, 24), (24, 48)))
     val = val.subset([image for image, label in zip(val.images, val.frame["label"]) if label in ("left", "right")])
     monkeypatch.setattr(module, "train_one", lambda *a: pytest.fail("nothing may begin"))
     with pytest.raises(RunError, match="val part of the split has no image of top, bottom"):
-        Hybrid.fit(train_part, val, recipe(base / "files"), Run(tmp_path / "h"), device=torch.device("cpu"))
+        Hybrid.fit(train_component, val, recipe(base / "files"), Run(tmp_path / "h"), device=torch.device("cpu"))
 
 
 def test_regions_of_odd_names_have_folders_of_their_own(base):
     names = [("left", "../a b"), ("right", "../a b"), ("top", ".._a_b"), ("bottom", ".._a_b")]
-    parts = part_recipes(recipe(base / "files"), taxonomy_of(*names), Run(runs_dir() / "h"))
+    parts = component_recipes(recipe(base / "files"), taxonomy_of(*names), Run(runs_dir() / "h"))
     experts = {name: made.target for name, made in parts.items() if name.startswith("expert-")}
     assert experts == {"expert-.._a_b": "../a b", "expert-.._a_b_": ".._a_b"}
 
@@ -517,7 +517,7 @@ def test_the_recipe_of_the_paper():
     made = build_recipe(HybridRecipe, read_recipe("foregut"), {"backbone": {}, "train": {}})
     assert (made.threshold, made.confidence, made.expert_head, made.expert_balance) == (0.99, "similarity", "mlp", "oversample")
     assert "BiomedCLIP" in made.prototype.backbone.name and made.experts.head.hidden == (256, 128) and made.experts.head.dropout == 0.3
-    parts = part_recipes(made, Taxonomy.entrep(), Run(runs_dir() / "hybrid"))
+    parts = component_recipes(made, Taxonomy.entrep(), Run(runs_dir() / "hybrid"))
     assert list(parts) == ["prototype", "baseline", "region", "expert-nose", "expert-ear", "expert-vc"]
     assert [p.target for p in list(parts.values())[1:]] == ["class", "region", "nose", "ear", "vc"]
     assert {p.train.balance for name, p in parts.items() if name.startswith("expert-")} == {"oversample"}
@@ -527,7 +527,7 @@ def test_the_recipe_of_the_paper():
 
 def test_the_tiny_recipe_trains_towers_and_backbone_itself():
     made = build_recipe(HybridRecipe, read_recipe("foregut-tiny"), {"seed": 3, "expert_head": "logistic"})
-    parts = part_recipes(made, Taxonomy.entrep(), Run(runs_dir() / "mine"))
+    parts = component_recipes(made, Taxonomy.entrep(), Run(runs_dir() / "mine"))
     assert list(parts)[:3] == ["towers", "prototype", "baseline"] and {p.seed for p in parts.values()} == {3}
     assert parts["prototype"].backbone.weights == "mine/towers" and parts["region"].backbone.weights == "mine/baseline"
     assert parts["baseline"].tune == "full" and parts["baseline"].image == parts["region"].image
@@ -561,7 +561,7 @@ def test_parts_of_other_methods_and_circles_are_refused(base):
         (["experts.backbone.name=test_vit"], "has the backbone 'test_resnet', not 'test_vit'"),
     ):
         with pytest.raises(UsageError, match=match):
-            part_recipes(recipe(base / "files", *assignments), TAXONOMY, Run(runs_dir() / "h"))
+            component_recipes(recipe(base / "files", *assignments), TAXONOMY, Run(runs_dir() / "h"))
 
 
 # ---------------------------------------------------------------- the command

@@ -95,7 +95,7 @@ def pixels(n: int = 5) -> torch.Tensor:
 
 
 def test_it_is_in_the_table():
-    assert METHODS["mics"] and "mics" not in WITH_TEXT and not method_class("mics").has_text_tower
+    assert METHODS["mics"] and "mics" not in WITH_TEXT and not method_class("mics").reads_text
     with pytest.raises(UsageError, match="knows no classes"):
         method_class("mics-pretrain")
 
@@ -113,7 +113,8 @@ def test_the_recipe_has_the_papers_figures():
 
 
 @pytest.mark.parametrize(
-    "bad", ["label_fraction=0", "label_fraction=1.5", "label_fraction=-0.1", "tune=lora", "pretraining.train.balance=oversample"]
+    "bad",
+    ["label_fraction=0", "label_fraction=1.5", "label_fraction=-0.1", "tune=lora", "pretraining.train.balance=oversample"]
     + ["pretraining.train.label_smoothing=0.1", "pretraining.train.batch_size=1", "pretraining.held_out=0", "narrow=none"],
 )
 def test_settings_that_do_not_hold(bad):

@@ -140,7 +140,7 @@ def test_images_without_any_text_are_named_by_class(catalog, clip):
     bare = Taxonomy("bare", tuple(ClassInfo(c.name, c.id, c.region, None, c.prompts if c.name == "top" else {}) for c in TAXONOMY.classes))
     with pytest.raises(DataError) as caught:
         module._texts(of(catalog, bare), recipe(clip))
-    assert caught.value.faults == ("left: 4 images", "right: 4 images") and "prompts.en" in caught.value.mend
+    assert caught.value.faults == ("left: 4 images", "right: 4 images") and "prompts.en" in caught.value.hint
     told = Catalog(catalog.frame.assign(text_en="a scar"), bare)
     assert module._texts(told, recipe(clip)) == ["a scar"] * 36  # no prompt is missed where every image has a text
 
@@ -263,7 +263,7 @@ def test_a_saved_model_answers_the_same(catalog, clip, tmp_path):
     made, run = recipe(clip), Run(tmp_path / "run")
     model, fitted = fit(catalog, made, run)
     model.save(run)
-    run.finish({"weights": fitted.weights})
+    run.mark_complete({"weights": fitted.weights})
     assert set(load_file(run.path("model.safetensors"))) == {"classes", "regions", "class_temperature", "region_temperature"}
     again = Prototype.load(run, made, TAXONOMY, CPU)
     asked = ["a", "b c"]

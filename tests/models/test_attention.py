@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import open_clip
 import pytest
 import torch
+from timm import create_model
 from torch import nn
 
 from entrep_cli.models.attention import ExplicitAttention, explicit_attention, stock_state_dict
-
-import open_clip  # noqa: E402 - after entrep_cli, which mends torchvision for it
-from timm import create_model  # noqa: E402
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
 TEXT = {"context_length": 12, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}

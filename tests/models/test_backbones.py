@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
 from entrep_cli.errors import RunError, UsageError, WeightsError
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone, read_weights
 from entrep_cli.workspace import Run, file_sha256, runs_dir, write_json_atomic
-
-import timm  # noqa: E402 - after entrep_cli, which mends torchvision for it
 
 
 def settings(name: str = "test_vit", weights: str = "none", **more) -> BackboneSettings:
@@ -119,8 +118,8 @@ def test_hub_weights_are_never_downloaded(monkeypatch, tmp_path):
     with pytest.raises(WeightsError) as caught:
         create_backbone(settings("vit_small_patch14_dinov2.lvd142m", "hub"), 56)
     assert "timm/vit_small_patch14_dinov2.lvd142m" in caught.value.where
-    assert "hf download timm/vit_small_patch14_dinov2.lvd142m model.safetensors" in caught.value.mend
-    assert "--weights" in caught.value.mend
+    assert "hf download timm/vit_small_patch14_dinov2.lvd142m model.safetensors" in caught.value.hint
+    assert "--weights" in caught.value.hint
 
 
 def test_hub_weights_come_from_the_cache(monkeypatch, tmp_path):
@@ -135,7 +134,7 @@ def test_hub_weights_come_from_the_cache(monkeypatch, tmp_path):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UsageError) as caught:
         Backbone(settings("resnet5o"), 64)
-    assert "resnet50" in caught.value.mend
+    assert "resnet50" in caught.value.hint
 
 
 def test_freeze_norm_keeps_batch_statistics(pixels):
@@ -155,7 +154,9 @@ def make_run(state, config: str, name: str = "first", **files) -> Run:
     run.path("config.toml").write_text(config)
     for file, content in files.items():
         write_json_atomic(run.path(f"{file}.json"), content)
-    run.finish({"method": "x", "weights": {"weights": "base.pth"}, "data": {"catalog": "c"}, "split": {"fingerprint": "s", "fold": 1}})
+    run.mark_complete(
+        {"method": "x", "weights": {"weights": "base.pth"}, "data": {"catalog": "c"}, "split": {"fingerprint": "s", "fold": 1}}
+    )
     return run
 
 
@@ -193,14 +194,14 @@ def test_a_run_of_clip_lora_gives_its_image_tower():
     assert all(torch.equal(v, trunk[k]) for k, v in backbone.model.state_dict().items())
     with pytest.raises(WeightsError, match="has the backbone 'test_resnet', not 'test_vit'") as caught:
         create_backbone(settings("test_vit", "first"), 64)
-    assert caught.value.mend == "--backbone test_resnet"
+    assert caught.value.hint == "--backbone test_resnet"
 
 
 def test_runs_that_have_no_such_backbone_are_refused():
     make_run({"backbone.visual.trunk.bn.running_mean": torch.ones(1)}, CLIP_CONFIG.format("lora"), "adapters", clip=CLIP_FILE)
     with pytest.raises(WeightsError, match="beside its base weights") as caught:
         create_backbone(settings("test_resnet", "adapters"), 64)
-    assert "base.pth" in caught.value.mend
+    assert "base.pth" in caught.value.hint
     make_run({"backbone.visual.proj": torch.ones(1)}, CLIP_CONFIG.format("full"), "vit")
     with pytest.raises(WeightsError, match="no image backbone of timm"):
         create_backbone(settings("test_resnet", "vit"), 64)

@@ -54,7 +54,7 @@ def test_a_faulty_configuration_is_named(tmp_path, content, said):
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(UsageError) as caught:
         read_architecture("ViT-B-16-quickgelo")
-    assert "ViT-B-16-quickgelu" in caught.value.mend
+    assert "ViT-B-16-quickgelu" in caught.value.hint
 
 
 def test_whole_weights_load_at_another_size(tmp_path):
@@ -110,14 +110,14 @@ def test_nothing_is_downloaded_and_the_exact_file_is_named(hub, settings, reposi
     with pytest.raises(WeightsError) as caught:
         load_clip_weights(build_clip(Architecture(CLIP), 32), settings)
     assert caught.value.where.startswith(f"{repository}, file {file}")
-    assert f"`hf download {repository} {file}`" in caught.value.mend and "--weights FILE" in caught.value.mend
+    assert f"`hf download {repository} {file}`" in caught.value.hint and "--weights FILE" in caught.value.hint
 
 
 def test_a_model_cached_in_part_says_what_is_there(hub):
     with pytest.raises(WeightsError) as caught:
         read_architecture("hf-hub:owner/model")
     assert caught.value.where == "owner/model, file open_clip_config.json" and not caught.value.faults
-    assert "`hf download owner/model open_clip_config.json open_clip_model.safetensors`" in caught.value.mend
+    assert "`hf download owner/model open_clip_config.json open_clip_model.safetensors`" in caught.value.hint
     hub("owner/model", {"open_clip_config.json": json.dumps(CLIP)})
     model = build_clip(read_architecture("hf-hub:owner/model"), 32)
     with pytest.raises(WeightsError) as caught:
@@ -135,7 +135,7 @@ def test_weights_of_another_revision_and_broken_downloads_are_told(hub):
     with pytest.raises(WeightsError) as caught:
         load_clip_weights(build_clip(Architecture(CLIP), 32), ClipSettings(name="hf-hub:owner/model"))
     found = f"of another revision: {snapshot / 'open_clip_pytorch_model.bin'}"
-    assert caught.value.faults == (found, "a download of it was not finished")
+    assert caught.value.faults == (found, "a download of it was not completed")
 
 
 def of_hub(tokenizer: str = "owner/words", **text) -> Architecture:
@@ -152,7 +152,7 @@ def test_a_tokenizer_cached_in_part(hub):
         with pytest.raises(WeightsError) as caught:
             make_tokenizer(ClipSettings(), of_hub())
         assert caught.value.where.startswith(f"owner/words, file {name}")
-        assert f"`hf download owner/words {name}" in caught.value.mend and "--weights" in caught.value.mend
+        assert f"`hf download owner/words {name}" in caught.value.hint and "--weights" in caught.value.hint
         folder = hub("owner/words", {name: json.dumps(content)})
     for named in ("owner/words", str(folder)):
         assert make_tokenizer(ClipSettings(), of_hub(named))(["a spur"]).tolist() == [[1, 2] + 14 * [3]]

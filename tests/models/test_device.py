@@ -25,9 +25,7 @@ def test_on_a_cpu_its_instructions_decide_and_not_the_hour(monkeypatch, capabili
     assert chosen == expected and said in reason
 
 
-@pytest.mark.parametrize(
-    ("bf16", "capability", "expected"), [(True, (9, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 0), "fp32")]
-)
+@pytest.mark.parametrize(("bf16", "capability", "expected"), [(True, (9, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 0), "fp32")])
 def test_on_a_gpu_its_units_decide(monkeypatch, bf16, capability, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -56,4 +54,4 @@ def test_a_gpu_without_kernels_is_told_before_the_work_begins(monkeypatch):
     monkeypatch.setattr(torch, "ones", no_kernel)
     with pytest.raises(UsageError, match="'an old one' cannot be used: no kernel image") as caught:
         choose_device("auto")
-    assert "--device cpu" in caught.value.mend
+    assert "--device cpu" in caught.value.hint

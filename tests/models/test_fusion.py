@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip imports torchvision
+
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
 from entrep_cli.errors import UsageError
 from entrep_cli.models.fusion import (
     FusionSettings,
@@ -24,8 +26,6 @@ from entrep_cli.models.fusion import (
     slerp,
     tower_depth,
 )
-
-import open_clip  # noqa: E402 - after entrep_cli, which mends torchvision for it
 
 # Angles over the whole domain, dense at both ends.
 angles = st.one_of(
@@ -274,7 +274,7 @@ def test_levels_beyond_the_tower_are_refused_with_its_depth(tower, what, spread)
     visual = tower()
     with pytest.raises(UsageError, match=f"has {what}; there is no level 6, 9, 12") as caught:
         check_levels(visual, FusionSettings(levels=(3, 6, 9, 12)).levels)
-    assert caught.value.mend == f"--set 'fusion.levels={spread}'"
+    assert caught.value.hint == f"--set 'fusion.levels={spread}'"
     with pytest.raises(UsageError):
         level_embeddings(visual, pixels(32), (6,))
     with pytest.raises(UsageError):

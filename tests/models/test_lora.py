@@ -6,16 +6,15 @@ import copy
 import math
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from pydantic import ValidationError
+from timm import create_model
 from torch import nn
 
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.models.lora import LoraSettings, add_lora, lora_parameters, merged
-
-import open_clip  # noqa: E402 - after entrep_cli, which mends torchvision for it
-from timm import create_model  # noqa: E402
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
 TEXT = {"context_length": 12, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
@@ -202,7 +201,7 @@ def test_a_convolutional_tower_is_refused_and_full_is_named(name):
     model = timm(name, 160, pool="avg")
     with pytest.raises(UsageError, match="the image tower has no blocks of Linears") as caught:
         add_lora(model, LoraSettings())
-    assert "--tune full" in caught.value.mend
+    assert "--tune full" in caught.value.hint
     add_lora(model, LoraSettings(towers=("text",)))
     assert len(adapted(model)) == 6
     merged(model)

@@ -276,9 +276,7 @@ def test_pictures_show_the_image_and_the_predictions(normalised, monkeypatch):
         assert torch.equal(picture[~hidden], own[~hidden]) and torch.equal(grey[~hidden], own[~hidden])
         assert (grey[hidden] == 128).all() and not torch.equal(picture[hidden], own[hidden])
     # A decoder that is right draws the image itself.
-    monkeypatch.setattr(
-        model, "_predict", lambda m, given, generator: (model.targets(m, given), torch.ones(2, 16, dtype=torch.bool), None)
-    )
+    monkeypatch.setattr(model, "_predict", lambda m, given, generator: (model.targets(m, given), torch.ones(2, 16, dtype=torch.bool), None))
     drawn = model.reconstruct(*pixels, seeded())[1]
     assert all(torch.equal(picture, own) for picture, own in zip(drawn, pixels))
 

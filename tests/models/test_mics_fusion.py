@@ -95,7 +95,7 @@ def test_depth_and_heads_are_options():
     assert len(FusionEncoder(24, FusionEncoderSettings(depth=12, heads=12)).blocks) == 12 and FusionEncoderSettings().depth == 6
     with pytest.raises(UsageError) as error:
         FusionEncoder(64, FusionEncoderSettings())
-    assert error.value.mend == "--set fusion.heads=8"
+    assert error.value.hint == "--set fusion.heads=8"
 
 
 # ---------------------------------------------------------------- the classifier

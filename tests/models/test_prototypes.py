@@ -23,7 +23,7 @@ def rows(n: int, dim: int, seed: int) -> torch.Tensor:
 
 def naive_fuse(v: list[float], u: list[float]) -> list[float]:
     """Equations 1 and 2, number by number, over unit vectors."""
-    v, u = (list(x / math.sqrt(sum(y * y for y in w)) for x in w) for w in (v, u))
+    v, u = ([x / math.sqrt(sum(y * y for y in w)) for x in w] for w in (v, u))
     s = sum(a * b for a, b in zip(v, u))
     z = [s * a + (1 - s) * b for a, b in zip(v, u)]
     length = math.sqrt(sum(x * x for x in z))

@@ -156,7 +156,7 @@ def test_no_such_recipe(tmp_path):
     known = recipe_names()[0]
     with pytest.raises(UsageError) as error:
         read_recipe(known + "x")
-    assert f"did you mean {known!r}?" in error.value.mend and ", ".join(recipe_names()) in error.value.mend
+    assert f"did you mean {known!r}?" in error.value.hint and ", ".join(recipe_names()) in error.value.hint
     for name in ("", str(tmp_path), "../recipe"):
         with pytest.raises(UsageError):
             read_recipe(name)

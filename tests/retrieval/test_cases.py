@@ -38,7 +38,7 @@ def test_an_image_from_elsewhere_has_no_label_and_the_group_of_its_name(finder):
     assert [case.hit for case in told] == [case.label == "throat" if case.label else None for case in told]
     with pytest.raises(UsageError, match="of the class 'nose'") as error:
         labelled(finder, query, "nose")
-    assert HOSTILE_LABEL in error.value.mend
+    assert HOSTILE_LABEL in error.value.hint
 
 
 @pytest.mark.parametrize("mode", ["off", "soft"])

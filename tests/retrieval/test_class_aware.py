@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.retrieval import class_aware, ranking as ranking_module
+from entrep_cli.retrieval import class_aware
+from entrep_cli.retrieval import ranking as ranking_module
 from entrep_cli.retrieval.class_aware import FLOOR, ClassRule, TunedWeight, tune_weight
 from entrep_cli.retrieval.ranking import Ranking, exact_products, rank
 

@@ -59,17 +59,17 @@ def model(catalog) -> Brightness:
 
 @pytest.fixture
 def run(tmp_path, catalog, split) -> Run:
-    return finished(tmp_path / "runs" / "r", catalog, split)
+    return completed(tmp_path / "runs" / "r", catalog, split)
 
 
-def finished(folder, catalog, split, weights: bytes = b"weights", fold: int | None = None) -> Run:
+def completed(folder, catalog, split, weights: bytes = b"weights", fold: int | None = None) -> Run:
     run = Run(folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     run.path("model.safetensors").write_bytes(weights)
     made = {"data": {"catalog": catalog.fingerprint}, "split": {"fingerprint": split.fingerprint, "fold": fold}}
     kept = run.path("class_aware.json")
     hidden = kept.rename(folder.parent / "kept") if kept.exists() else None  # what is made with a model is none of its files
-    run.finish({"taxonomy": catalog.taxonomy.as_dict(), **made})
+    run.mark_complete({"taxonomy": catalog.taxonomy.as_dict(), **made})
     if hidden:
         hidden.rename(kept)
     return run
@@ -93,7 +93,7 @@ def test_of_folds_it_is_the_validation_fold_of_the_run(tmp_path, model, catalog)
     """The fold after the one that was left out; another run of the same split has another."""
     folds = make_split(catalog, folds=3)
     for fold in (0, 2):
-        run = finished(tmp_path / "runs" / f"fold-{fold}", catalog, folds, fold=fold)
+        run = completed(tmp_path / "runs" / f"fold-{fold}", catalog, folds, fold=fold)
         tuned = tuned_weight(run, model, lambda: (catalog, folds))
         val = catalog.subset([image for image, part in folds.assignment.items() if part == str((fold + 1) % 3)])
         seen = embed_items(model, catalog_items(val))
@@ -134,15 +134,15 @@ def test_it_is_tuned_again_for_another_model_split_or_list_of_weights(run, model
         return len(read)
 
     assert tune(run) == tune(run) == 1
-    assert tune(finished(run.folder, catalog, split, b"other weights")) == 2
+    assert tune(completed(run.folder, catalog, split, b"other weights")) == 2
     run.path("metrics.csv").write_text("epoch\n1\n")
-    assert tune(finished(run.folder, catalog, split, b"other weights")) == 2  # the log of a training is no model
+    assert tune(completed(run.folder, catalog, split, b"other weights")) == 2  # the log of a training is no model
     other = Brightness(catalog.taxonomy)
     other.preprocess = Preprocess(16)
     assert tune(run, other) == 3
     moved = replace(split, assignment={image: {"val": "test", "test": "val"}.get(part, part) for image, part in split.assignment.items()})
     read.clear()
-    tuned_weight(finished(run.folder, catalog, moved, b"other weights"), model, lambda: tell() and (catalog, moved))
+    tuned_weight(completed(run.folder, catalog, moved, b"other weights"), model, lambda: tell() and (catalog, moved))
     assert len(read) == 1
     monkeypatch.setattr(class_weight, "WEIGHTS", (0.0, 3.0))
     tuned_weight(run, model, lambda: tell() and (catalog, moved))
@@ -167,24 +167,24 @@ def test_what_is_not_at_hand_or_not_its_own_names_the_option(run, model, catalog
     for read, said in ((gone, "no dataset folder"), (lambda: (catalog, moved), "not the one the run was trained with")):
         with pytest.raises(RunError, match=said) as caught:
             tuned_weight(run, model, read)
-        assert "--class-weight" in caught.value.mend and not run.path("class_aware.json").exists()
+        assert "--class-weight" in caught.value.hint and not run.path("class_aware.json").exists()
     bare = Run(run.folder.parent / "bare")
     bare.folder.mkdir()
     bare.path("model.safetensors").write_bytes(b"x")
-    bare.finish({})  # of no split, as an ensemble may be
+    bare.mark_complete({})  # of no split, as an ensemble may be
     with pytest.raises(RunError, match="not the one") as caught:
         tuned_weight(bare, model, lambda: (catalog, split))
-    assert "--class-weight" in caught.value.mend
+    assert "--class-weight" in caught.value.hint
 
 
 def test_a_validation_part_in_which_nothing_can_be_found(tmp_path, model, catalog, split):
     val = split.images("val")
     first = {label: image for image, label in zip(catalog.images, catalog.frame["label"]) if image in val}
     lonely = replace(split, assignment={i: "val" if i in first.values() else "train" for i in catalog.images})
-    run = finished(tmp_path / "runs" / "lonely", catalog, lonely)
+    run = completed(tmp_path / "runs" / "lonely", catalog, lonely)
     with pytest.raises(RunError, match="No validation image has another") as caught:
         tuned_weight(run, model, lambda: (catalog, lonely))
-    assert "--class-weight" in caught.value.mend
+    assert "--class-weight" in caught.value.hint
 
 
 def test_a_run_of_somebody_else_is_tuned_all_the_same(run, model, catalog, split, monkeypatch):
@@ -199,7 +199,7 @@ def test_a_model_of_regions_is_tuned_by_regions(tmp_path, catalog, split):
     regions = of_target(catalog, "region")
     model = Brightness(regions.taxonomy)
     model.recipe.target = "region"
-    tuned = tuned_weight(finished(tmp_path / "runs" / "coarse", catalog, split), model, lambda: (catalog, split))
+    tuned = tuned_weight(completed(tmp_path / "runs" / "coarse", catalog, split), model, lambda: (catalog, split))
     val = regions.subset(split.images("val"))
     seen = embed_items(model, catalog_items(val))
     exclude = [(keys, keys) for keys in (val.images, val.digests, val.groups)]

@@ -53,7 +53,7 @@ def run(tmp_path) -> Run:
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.path("model.safetensors").write_bytes(b"weights")
-    run.finish({"preprocess": {}, "taxonomy": {}})
+    run.mark_complete({"preprocess": {}, "taxonomy": {}})
     return run
 
 
@@ -85,7 +85,7 @@ def test_kept_until_images_or_model_change(items, run):
     embeddings_of(run, "test", items.take([0, 1]), model)
     assert model.n_seen == seen + 2
     run.path("model.safetensors").write_bytes(b"other weights")
-    run.finish({"preprocess": {}, "taxonomy": {}})
+    run.mark_complete({"preprocess": {}, "taxonomy": {}})
     embeddings_of(run, "test", items.take([0, 1]), model)
     assert model.n_seen == seen + 4
 
@@ -113,7 +113,7 @@ def test_settings_and_preprocessing_are_part_of_what_is_kept(items, run):
     embeddings_of(run, "test", items, model)
     assert model.n_seen == 10
     run.path("config.toml").write_text("embedding = 'both'")  # another view of the same weights
-    run.finish({"preprocess": {}, "taxonomy": {}})
+    run.mark_complete({"preprocess": {}, "taxonomy": {}})
     embeddings_of(run, "test", items, model)
     assert model.n_seen == 15
 
@@ -175,7 +175,7 @@ def test_a_damaged_index_is_told(items, run, content):
     run.path("index", "manifest.json").write_text(content)
     with pytest.raises(RunError) as caught:
         open_run_index(run)
-    assert "entrep index" in caught.value.mend
+    assert "entrep index" in caught.value.hint
 
 
 def test_round_trip(items, run):

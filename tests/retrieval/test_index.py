@@ -88,7 +88,7 @@ def test_another_file_than_the_hashed_one_is_never_parsed(tmp_path, monkeypatch)
     monkeypatch.setattr(faiss, "read_index", lambda *_: pytest.fail("was parsed"))
     with pytest.raises(RunError, match="not the one its manifest describes") as error:
         load_index(path, digest)
-    assert error.value.mend == "entrep index" and error.value.where == str(path)
+    assert error.value.hint == "entrep index" and error.value.where == str(path)
     (tmp_path / "empty.faiss").touch()
     for name in ("none.faiss", "empty.faiss"):
         with pytest.raises(RunError, match="cannot be read"):

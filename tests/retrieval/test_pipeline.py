@@ -31,7 +31,7 @@ def items(tmp_path) -> Items:
 def run(tmp_path) -> Run:
     run = Run(tmp_path / "run")
     run.folder.mkdir()
-    run.finish({"preprocess": {}, "taxonomy": {}})
+    run.mark_complete({"preprocess": {}, "taxonomy": {}})
     return run
 
 
@@ -141,6 +141,7 @@ def test_a_compiled_model_gives_the_same_and_has_its_own_name(items):
 
 def test_a_model_that_cannot_be_compiled_is_told(monkeypatch):
     model = Mean()
+
     def fail(_):
         raise torch._dynamo.exc.InternalTorchDynamoError("no compiler")
 

@@ -16,9 +16,7 @@ def unit_rows(n, dimensions, seed=0):
 
 def naive_rank(queries, gallery, k, exclude=()):
     """Whole numbers, Python loops and Python's own stable sort."""
-    whole = [
-        [[round(x * 2**26) for x in row] for row in rows.tolist()] for rows in (queries, gallery)
-    ]
+    whole = [[[round(x * 2**26) for x in row] for row in rows.tolist()] for rows in (queries, gallery)]
     answers = []
     for i, query in enumerate(whole[0]):
         scored = []
@@ -34,10 +32,7 @@ def naive_rank(queries, gallery, k, exclude=()):
 
 
 def same(one, other):
-    return (
-        np.array_equal(one.indices, other.indices)
-        and one.scores.tobytes() == other.scores.tobytes()
-    )
+    return np.array_equal(one.indices, other.indices) and one.scores.tobytes() == other.scores.tobytes()
 
 
 def test_a_case_worked_out_by_hand():
@@ -68,9 +63,7 @@ def test_scores_are_cosines_to_the_last_digit_of_float32():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 99), st.integers(1, 17), st.integers(1, 29), st.sampled_from([1, 4, 50, None])
-)
+@given(st.integers(0, 99), st.integers(1, 17), st.integers(1, 29), st.sampled_from([1, 4, 50, None]))
 def test_neither_block_nor_tile_changes_a_bit(seed, n_queries, n_gallery, k):
     queries, gallery = unit_rows(n_queries, 24, seed), unit_rows(n_gallery, 24, seed + 1)
     whole = rank(queries, gallery, k)
@@ -167,9 +160,7 @@ def test_a_masked_item_is_never_returned_and_every_other_is(data):
     for i, row in enumerate(ranking.indices):
         allowed = {j for j in range(n_gallery) if not any(q[i] and q[i] == g[j] for q, g in pairs)}
         assert set(row[row >= 0].tolist()) == allowed
-        assert (row[len(allowed) :] == -1).all() and np.isneginf(
-            ranking.scores[i, len(allowed) :]
-        ).all()
+        assert (row[len(allowed) :] == -1).all() and np.isneginf(ranking.scores[i, len(allowed) :]).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -218,9 +209,7 @@ def test_what_cannot_be_ranked_is_refused():
     rows = unit_rows(3, 4)
     with pytest.raises(UsageError, match="top-k must be at least 1"):
         rank(rows, rows, 0)
-    with pytest.raises(
-        DataError, match=r"1 of 3 rows of gallery are not of unit length \(row 1 has length 2"
-    ):
+    with pytest.raises(DataError, match=r"1 of 3 rows of gallery are not of unit length \(row 1 has length 2"):
         rank(rows, rows * np.array([[1], [2], [1]], np.float32), 1)
     with pytest.raises(DataError, match="3 of 3 rows of queries"):
         rank(rows * np.nan, rows, 1)
@@ -242,9 +231,7 @@ def test_a_ranking_checks_itself(indices, scores):
 
 
 def test_relevance_is_an_equal_label_that_is_not_missing():
-    ranking = Ranking(
-        np.array([[2, 0, -1], [1, 3, -1]]), np.array([[0.9, 0.1, -np.inf]] * 2, np.float32)
-    )
+    ranking = Ranking(np.array([[2, 0, -1], [1, 3, -1]]), np.array([[0.9, 0.1, -np.inf]] * 2, np.float32))
     hits = relevance(ranking, ["ear", ""], ["nose", "", "ear", ""])
     assert hits.tolist() == [[True, False, False], [False, False, False]]
     assert relevance(ranking, [7, 7], [7, 8, 8, 7]).tolist() == [

@@ -13,7 +13,7 @@ from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.search import nearest, nearest_exactly
 from entrep_cli.retrieval.stores import MilvusStore, address, build_store, drop_store, open_store
 
-HOSTILE = ["it's \"one\"", "a\\b\nc", "{x} and 1 == 1", "nội soi", "", "g5"]
+HOSTILE = ['it\'s "one"', "a\\b\nc", "{x} and 1 == 1", "nội soi", "", "g5"]
 SETS = {"train": "0123"}
 
 
@@ -66,7 +66,7 @@ def test_a_store_of_other_embeddings_is_refused(folder, made, gallery):
     for other, sets in ((gallery.take(np.arange(299)), SETS), (regrouped, SETS), (gallery, {"train": "9"})):
         with pytest.raises(RunError, match="older than the embeddings") as caught:
             open_store(made, other, sets, folder)
-        assert caught.value.mend == "`entrep index --store milvus`"
+        assert caught.value.hint == "`entrep index --store milvus`"
 
 
 def test_a_build_that_was_cut_short_is_refused(folder, made, gallery, tmp_path):
@@ -127,7 +127,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, gallery, monkeypatc
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(RunError, match="not installed") as caught:
         build_store("milvus.db", gallery, SETS, tmp_path)
-    assert caught.value.mend == "pip install '.[milvus]', in the checkout"
+    assert caught.value.hint == "pip install '.[milvus]', in the checkout"
 
 
 def test_what_milvus_lite_did_not_make_is_left_alone(tmp_path, gallery):

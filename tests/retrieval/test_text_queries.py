@@ -52,7 +52,7 @@ def test_a_template_has_one_gap(template):
     for ask in (check_template, lambda t: templated(["wax"], t)):
         with pytest.raises(UsageError, match="one {} where the text goes") as caught:
             ask(template)
-        assert "--template" in caught.value.mend
+        assert "--template" in caught.value.hint
     check_template("{}")
     check_template(None)
 

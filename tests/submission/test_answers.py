@@ -56,7 +56,7 @@ def run(tmp_path) -> Run:
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.path("model.safetensors").write_bytes(b"weights")
-    run.finish({"preprocess": {}, "taxonomy": {}})
+    run.mark_complete({"preprocess": {}, "taxonomy": {}})
     return run
 
 
@@ -132,7 +132,7 @@ def test_the_queries_of_a_track_are_not_guessed_beside_those_of_others(run, data
         if track < 3:
             with pytest.raises(DataError, match=f"no queries of track {track}") as caught:
                 answer_track(run, Colour(), data, track)
-            assert name in caught.value.mend and "--queries" in caught.value.mend
+            assert name in caught.value.hint and "--queries" in caught.value.hint
     assert embedded_sets(run) == []
     assert list(answer_track(run, Colour(), data, 2, queries=data / "test" / "2 (1).csv").answers) == ["r0.png", A, "b.png"]
 

@@ -309,16 +309,14 @@ def test_a_text_may_hold_a_slash_and_must_keep_its_blanks(tmp_path):
     answers = {"oedema and/or erythema": "a.png", "scar in a quadrant": "a.png"}
     queries = ["oedema and/or erythema", "scar  in a quadrant"]
     report = check(tmp_path, json.dumps(answers), 3, queries=queries)
-    assert [(fault.kind, fault.entry) for fault in report.faults] == [
-        ("spacing-key", "scar in a quadrant")
-    ]
+    assert [(fault.kind, fault.entry) for fault in report.faults] == [("spacing-key", "scar in a quadrant")]
 
 
 # ---------------------------------------------------------------- answers
 
 
 @pytest.mark.parametrize(
-    ("track", "value", "kind", "mend"),
+    ("track", "value", "kind", "hint"),
     [
         (1, '"nose-left"', "class-string", "write 1"),
         (1, '"Nose-Left "', "class-string", "write 1"),
@@ -359,11 +357,11 @@ def test_a_text_may_hold_a_slash_and_must_keep_its_blanks(tmp_path):
         (2, "null", "null", "write one file name"),
     ],
 )
-def test_one_wrong_answer_is_found_and_mended(tmp_path, track, value, kind, mend):
+def test_one_wrong_answer_is_found_and_mended(tmp_path, track, value, kind, hint):
     report = check(tmp_path, with_entry(track, "a.png", value), track)
     (fault,) = report.faults
     assert (fault.kind, fault.entry) == (kind, "a.png")
-    assert fault.message.startswith("'a.png': ") and fault.message.endswith(mend)
+    assert fault.message.startswith("'a.png': ") and fault.message.endswith(hint)
 
 
 def test_track_3_answers(tmp_path):
@@ -386,10 +384,7 @@ def test_two_files_that_differ_in_case_are_two_where_the_gallery_holds_both(tmp_
 
 
 def test_many_faults_at_once(tmp_path):
-    text = (
-        '{"a.png": "imgs/a.png", "a.png": null, "x/b.png": ["a.png"], "q\\u001b[2J": 3,'
-        ' "C_image04(1).png": "B.PNG"}'
-    )
+    text = '{"a.png": "imgs/a.png", "a.png": null, "x/b.png": ["a.png"], "q\\u001b[2J": 3, "C_image04(1).png": "B.PNG"}'
     content = zipped({"sub/s.json": "\ufeff" + text, "__MACOSX/._s.json": "", "notes.txt": ""})
     report = check(tmp_path, content, 2)
     assert sorted(kinds(report)) == sorted(

@@ -89,7 +89,7 @@ def test_hypotheses_come_from_the_taxonomy():
 def test_the_message_counts():
     pairs = [(1, 0)] * 20 + [(0, 1)] * 20 + [(4, 4)] * 10
     suspicion = suspect(pairs, ENTREP, by="run x")
-    assert suspicion.kind == "swapped-sides" and (suspicion.agree, suspicion.agree_mended, suspicion.compared) == (10, 50, 50)
+    assert suspicion.kind == "swapped-sides" and (suspicion.agree, suspicion.agree_corrected, suspicion.compared) == (10, 50, 50)
     assert "50 of 50 answers then agree with run x, and 10 as they stand" in suspicion.message
     assert suspect([], ENTREP) is None
 

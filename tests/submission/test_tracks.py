@@ -40,7 +40,7 @@ def write(folder: Path, content: str | bytes, name: str = "queries.csv") -> Path
 def faults_of(path: Path, track: int, **options) -> list[str]:
     with pytest.raises(DataError) as caught:
         read_queries(path, track, **options)
-    assert caught.value.where == str(path) and caught.value.mend
+    assert caught.value.where == str(path) and caught.value.hint
     return list(caught.value.faults)
 
 
@@ -102,7 +102,7 @@ def test_a_missing_an_empty_file_and_a_folder(tmp_path):
     for path in (tmp_path / "none.csv", write(tmp_path, ""), tmp_path):
         with pytest.raises(DataError) as caught:
             read_queries(path, 1)
-        assert caught.value.where == str(path) and caught.value.mend
+        assert caught.value.where == str(path) and caught.value.hint
 
 
 @pytest.mark.parametrize("word", ["image", "FileName", "path", "id", "image,label"])
@@ -188,9 +188,7 @@ def test_zip_and_csv_are_as_the_contest_wants_them(tmp_path):
         text = archive.read("submission.json").decode()
     assert "œ.png" in text
     assert list(json.loads(text).items()) == [("b.png", 1), ("a.png", 0), ("œ.png", 6)]
-    assert paths[1].read_text() == (
-        "query,rank,answer,score\nb.png,1,1,0.750000\nb.png,2,0,0.250000\n"
-    )
+    assert paths[1].read_text() == ("query,rank,answer,score\nb.png,1,1,0.750000\nb.png,2,0,0.250000\n")
     assert sorted(path.name for path in (tmp_path / "sub").iterdir()) == ["t1.csv", "t1.zip"]
 
 
@@ -310,9 +308,7 @@ def there_and_back(folder, track, answers, **known):
     assert [(row[0], row[2]) for row in rows] == [(key, str(value)) for key, value in answers.items()]
 
 
-quick = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quick

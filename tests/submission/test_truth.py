@@ -111,7 +111,7 @@ def test_every_strange_class_is_listed(tmp_path):
     mine = submission(tmp_path, {"a": 3})
     with pytest.raises(DataError) as caught:
         score_submission(mine, truth(tmp_path, "t.json", {"a": "ant", "b": "antt", "c": "antt", "d": 4}), 1, ABC)
-    assert list(caught.value.faults) == ["'antt', 2 times", "4, 1 time"] and "bee (5)" in caught.value.mend
+    assert list(caught.value.faults) == ["'antt', 2 times", "4, 1 time"] and "bee (5)" in caught.value.hint
 
 
 # ---------------------------------------------------------------- tracks 2 and 3

@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_mend(run):
 
     with pytest.raises(RunError, match="nan") as caught:
         fit(net, losses, 1, lambda m: {"val_accuracy": 0.0}, LoopSettings(), run, monitor="val_accuracy", seed=0)
-    assert "learning_rate" in caught.value.mend
+    assert "learning_rate" in caught.value.hint
 
 
 def test_a_checkpoint_of_another_model_is_refused(run):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
+import entrep_cli.torchvision_ops  # noqa: F401 - before open_clip imports torchvision
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.loss import ClipLoss
 
-from entrep_cli import mend_torchvision  # noqa: F401 - before open_clip imports torchvision
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
-
-from open_clip.loss import ClipLoss  # noqa: E402 - after entrep_cli, which mends torchvision for it
 
 
 def unit(n: int, seed: int, dim: int = 6) -> torch.Tensor:

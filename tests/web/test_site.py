@@ -262,7 +262,7 @@ def test_only_this_machine_is_listened_to():
         assert listening.getsockname()[0] == "127.0.0.1" and address(listening).startswith("http://127.0.0.1:")
         with pytest.raises(RunError, match="in use") as error:
             listen(listening.getsockname()[1])
-        assert "--port 0" in error.value.mend
+        assert "--port 0" in error.value.hint
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", "0.0.0.0:{port}", ""])

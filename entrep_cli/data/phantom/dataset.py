@@ -59,16 +59,16 @@ def write_phantom(
         raise DataError(
             "The folder for the phantom dataset is not empty.",
             where=folder,
-            mend="name a new folder, or empty this one yourself: nothing is overwritten",
+            hint="name a new folder, or empty this one yourself: nothing is overwritten",
         )
     if min(images, test_images) < len(PHANTOM_CLASSES):
         raise UsageError(
             f"A phantom dataset of {images} + {test_images} images cannot show every class.",
-            mend=f"ask for at least {len(PHANTOM_CLASSES)} images in each part",
+            hint=f"ask for at least {len(PHANTOM_CLASSES)} images in each part",
         )
 
     if seed < 0:
-        raise UsageError(f"A seed is 0 or more, not {seed}.", mend="use --seed 0")
+        raise UsageError(f"A seed is 0 or more, not {seed}.", hint="use --seed 0")
 
     frames = plan_frames(images, test_images, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -108,9 +108,7 @@ def _summary(frames: Sequence[Frame], folder: Path, seed: int) -> dict:
         "folder": str(folder),
         "seed": seed,
         "exams": {part: len({frame.exam for frame in parts[part]}) for part in parts},
-        "images": {
-            part: {label: images[part][label] for label in PHANTOM_CLASSES} for part in parts
-        },
+        "images": {part: {label: images[part][label] for label in PHANTOM_CLASSES} for part in parts},
     }
 
 

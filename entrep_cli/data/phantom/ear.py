@@ -42,14 +42,10 @@ def draw_ear(scene: Scene, findings: Collection[str], patient: np.random.Generat
     scene.paint(drum, pearl, -0.75 + 0.22 * from_umbo, gloss=0.35, shade=0.15, vessels=0.12)
     promontory = scene.ellipse(centre_x - 0.1, centre_y + 0.22, 0.3, 0.24)
     scene.stain(0.6 * step(promontory, 0.2), (0.98, 0.80, 0.62))
-    scene.stain(
-        step(-drum - 0.06, 0.1) * step(drum, 0.02), (0.88, 0.62, 0.54), opacity=0.35, vessels=0.8
-    )
+    scene.stain(step(-drum - 0.06, 0.1) * step(drum, 0.02), (0.88, 0.62, 0.54), opacity=0.35, vessels=0.8)
     flaccid = scene.ellipse(process[0] - 0.04, process[1] - 0.10, 0.26, 0.12)
     scene.stain(step(np.maximum(flaccid, drum), 0.06), (0.85, 0.50, 0.44), vessels=0.6)
-    incus = scene.rod(
-        (centre_x - 0.22, centre_y - 0.42), (centre_x - 0.2, centre_y - 0.12), 0.03, 0.02
-    )
+    incus = scene.rod((centre_x - 0.22, centre_y - 0.42), (centre_x - 0.2, centre_y - 0.12), 0.03, 0.02)
     scene.stain(0.5 * step(incus, 0.05), (0.62, 0.52, 0.46))
     if thick:
         cloud = step(drum + 0.04, 0.1) * np.clip(0.9 + 0.2 * scene.mottle, 0.6, 1)
@@ -78,9 +74,7 @@ def draw_ear(scene: Scene, findings: Collection[str], patient: np.random.Generat
     knob = scene.ellipse(*process, 0.078, 0.068)
     scene.paint(knob, ivory, -0.56, bulge=0.06, rounding=0.07, soft=0.025, shade=0.1, vessels=0)
     front_wall = scene.ellipse(centre_x + 1.35 * radius + 0.42 - overhang, centre_y, 0.60, 0.85)
-    scene.paint(
-        front_wall, skin, slope, bulge=0.35, rounding=0.5, soft=0.03, gloss=0.15, vessels=0.15
-    )
+    scene.paint(front_wall, skin, slope, bulge=0.35, rounding=0.5, soft=0.03, gloss=0.15, vessels=0.15)
     if "canal-erythema" in findings:
         scene.stain(step(front_wall, 0.03), RED, vessels=0.8, finding="canal-erythema")
     _paint_canal_findings(scene, findings, (centre_x, centre_y), radius)
@@ -96,9 +90,7 @@ def _paint_cone_of_light(scene: Scene, umbo: tuple[float, float]) -> None:
     scene.stain(step(cone, 0.035), (1.9, 1.9, 1.8), opacity=0.95)
 
 
-def _paint_canal_findings(
-    scene: Scene, findings: Collection[str], centre: tuple[float, float], radius: float
-) -> None:
+def _paint_canal_findings(scene: Scene, findings: Collection[str], centre: tuple[float, float], radius: float) -> None:
     """What lies in the ear canal, before the drum: wax, pus, a foreign body."""
     if "cerumen" in findings:
         rng = scene.chance("cerumen")

@@ -36,22 +36,16 @@ FINDINGS = {
     NORMAL: Finding("any", "normal", "bình thường"),
     "septal-deviation": Finding("nose", "superior septal deviation", "vẹo vách ngăn phần cao"),
     "septal-spur": Finding("nose", "septal spur", "gai vách ngăn"),
-    "turbinate-enlargement": Finding(
-        "nose", "inferior turbinate enlargement", "cuốn mũi dưới quá phát"
-    ),
+    "turbinate-enlargement": Finding("nose", "inferior turbinate enlargement", "cuốn mũi dưới quá phát"),
     "pale-mucosa": Finding("nose", "pale oedematous nasal mucosa", "niêm mạc mũi phù nề nhợt màu"),
     "nasal-erythema": Finding("nose", "erythema of the nasal mucosa", "niêm mạc mũi sung huyết đỏ"),
-    "watery-discharge": Finding(
-        "nose", "watery discharge on the nasal floor", "dịch trong loãng ở sàn mũi"
-    ),
+    "watery-discharge": Finding("nose", "watery discharge on the nasal floor", "dịch trong loãng ở sàn mũi"),
     "whitish-mucus": Finding(
         "nose",
         "whitish mucus from the middle meatus to the nasopharynx",
         "dịch nhầy trắng từ khe giữa xuống vòm mũi họng",
     ),
-    "nasal-polyp": Finding(
-        "nose", "suspected polyp in the middle meatus", "nghi ngờ polyp khe giữa"
-    ),
+    "nasal-polyp": Finding("nose", "suspected polyp in the middle meatus", "nghi ngờ polyp khe giữa"),
     "membrane-thickened": Finding("ear", "thickened tympanic membrane", "màng nhĩ dày"),
     "membrane-scar": Finding(
         "ear",
@@ -60,9 +54,7 @@ FINDINGS = {
     ),
     "canal-erythema": Finding("ear", "erythema of the ear canal", "ống tai ngoài sung huyết đỏ"),
     "cerumen": Finding("ear", "cerumen in the ear canal", "ráy tai trong ống tai ngoài"),
-    "purulent-discharge": Finding(
-        "ear", "purulent discharge in the ear canal", "dịch mủ trong ống tai ngoài"
-    ),
+    "purulent-discharge": Finding("ear", "purulent discharge in the ear canal", "dịch mủ trong ống tai ngoài"),
     "foreign-body": Finding("ear", "foreign body in the ear canal", "dị vật ống tai ngoài"),
     "cord-oedema": Finding("vc", "oedema of both vocal cords", "phù nề hai dây thanh"),
     "cord-erythema": Finding("vc", "erythema of both vocal cords", "hai dây thanh sung huyết đỏ"),
@@ -72,29 +64,19 @@ FINDINGS = {
         "erythema of the arytenoids and interarytenoid area",
         "sung huyết đỏ sụn phễu và vùng liên phễu",
     ),
-    "posterior-commissure-hypertrophy": Finding(
-        "vc", "posterior commissure hypertrophy", "quá phát mép sau"
-    ),
-    "endolaryngeal-mucus": Finding(
-        "vc", "thick endolaryngeal mucus", "dịch nhầy đặc trong lòng thanh quản"
-    ),
-    "pyriform-mucus": Finding(
-        "vc", "mucus in the pyriform sinuses", "ứ đọng dịch nhầy xoang lê hai bên"
-    ),
+    "posterior-commissure-hypertrophy": Finding("vc", "posterior commissure hypertrophy", "quá phát mép sau"),
+    "endolaryngeal-mucus": Finding("vc", "thick endolaryngeal mucus", "dịch nhầy đặc trong lòng thanh quản"),
+    "pyriform-mucus": Finding("vc", "mucus in the pyriform sinuses", "ứ đọng dịch nhầy xoang lê hai bên"),
     "omega-epiglottis": Finding("vc", "omega-shaped epiglottis", "nắp thanh môn hình omega"),
     "tonsillar-hypertrophy": Finding("throat", "tonsillar hypertrophy", "amidan quá phát"),
     "chronic-tonsillitis": Finding("throat", "chronic tonsillitis", "viêm amidan mạn tính"),
-    "posterior-wall-mucus": Finding(
-        "throat", "mucus on the posterior oropharyngeal wall", "dịch nhầy ở thành sau họng miệng"
-    ),
+    "posterior-wall-mucus": Finding("throat", "mucus on the posterior oropharyngeal wall", "dịch nhầy ở thành sau họng miệng"),
     "posterior-wall-erythema": Finding(
         "throat",
         "erythema of the posterior oropharyngeal wall",
         "thành sau họng miệng sung huyết đỏ",
     ),
-    "lingual-tonsillar-hypertrophy": Finding(
-        "throat", "lingual tonsillar hypertrophy", "quá phát amidan đáy lưỡi"
-    ),
+    "lingual-tonsillar-hypertrophy": Finding("throat", "lingual tonsillar hypertrophy", "quá phát amidan đáy lưỡi"),
 }
 """Finding key to region, English and Vietnamese text; `normal` belongs to every region."""
 

@@ -70,9 +70,7 @@ def render(
             raise ValueError(f"no finding {finding!r} in region {region!r}")
 
     scene = _scene(label, findings, exam_seed)
-    optics = (
-        Optics.steady(size) if frame_seed is None else Optics.draw(generator(frame_seed), size)
-    )
+    optics = Optics.steady(size) if frame_seed is None else Optics.draw(generator(frame_seed), size)
     # A left side is the right side's mirror image, the lamp excepted: it belongs to the endoscope.
     sign = -1 if label.endswith("-left") else 1
     lit = scene.lit((sign * optics.lamp[0], optics.lamp[1]))[:, ::sign]

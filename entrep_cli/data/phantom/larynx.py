@@ -14,9 +14,7 @@ from entrep_cli.data.phantom.scene import Colour, Scene, step
 from entrep_cli.data.phantom.tissue import DARK, RED, paint_bubbles, paint_mucus
 
 
-def draw_larynx(
-    scene: Scene, findings: Collection[str], patient: np.random.Generator, *, is_open: bool
-) -> None:
+def draw_larynx(scene: Scene, findings: Collection[str], patient: np.random.Generator, *, is_open: bool) -> None:
     """Larynx from above as in the mirror: epiglottis at the top, arytenoids at the bottom, two pale
     cords that meet in front; between them, when open, the dark triangle of the glottis."""
     x, y = scene.x, scene.y
@@ -88,18 +86,14 @@ def draw_larynx(
     _paint_epiglottis(scene, "omega-epiglottis" in findings, lid_width, lid_height)
 
 
-def _paint_arytenoids(
-    scene: Scene, findings: Collection[str], pink: Colour, half_gap: float, back: float
-) -> None:
+def _paint_arytenoids(scene: Scene, findings: Collection[str], pink: Colour, half_gap: float, back: float) -> None:
     """Two knobs behind the cords that part as the glottis opens, and the ridge between them."""
     puffy = "arytenoid-oedema" in findings
     size = 1.45 if puffy else 1.0
     ridge = scene.ellipse(0, back + 0.30, 0.26 + half_gap, 0.13)
     scene.paint(ridge, pink, -0.6, bulge=0.2, rounding=0.12, gloss=0.9)
     for side in (-1, 1):
-        knob = scene.ellipse(
-            side * (half_gap + 0.17), back + 0.18, 0.155 * size, 0.135 * size, side * 0.5
-        )
+        knob = scene.ellipse(side * (half_gap + 0.17), back + 0.18, 0.155 * size, 0.135 * size, side * 0.5)
         scene.paint(
             knob,
             pink,

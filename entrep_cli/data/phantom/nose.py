@@ -37,9 +37,7 @@ def draw_nose(scene: Scene, findings: Collection[str], patient: np.random.Genera
     scene.paint(middle, pink, -0.85, bulge=0.55, rounding=0.22, gloss=0.9)
     if "nasal-polyp" in findings:
         rng = scene.chance("nasal-polyp")
-        polyp = scene.ellipse(
-            -0.32 + rng.uniform(-0.04, 0.04), 0.0, rng.uniform(0.15, 0.19), 0.24, 0.3
-        )
+        polyp = scene.ellipse(-0.32 + rng.uniform(-0.04, 0.04), 0.0, rng.uniform(0.15, 0.19), 0.24, 0.3)
         pearl = (1.02, 0.86, 0.72)
         scene.paint(polyp, pearl, -0.6, bulge=0.5, vessels=0.1, gloss=1.2, finding="nasal-polyp")
     inferior = scene.ellipse(-0.78, inferior_y, 0.70 * size, 0.40 * size, 0.10)

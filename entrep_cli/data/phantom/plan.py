@@ -39,11 +39,7 @@ class Frame:
 def plan_frames(images: int, test_images: int, seed: int) -> list[Frame]:
     """All frames of both parts, exam by exam. An exam lies in one part only."""
     rng = generator(seed, zlib.crc32(b"plan"))
-    exams = [
-        (part, labels)
-        for part, total in (("train", images), ("test", test_images))
-        for labels in _exams(_class_counts(total), rng)
-    ]
+    exams = [(part, labels) for part, total in (("train", images), ("test", test_images)) for labels in _exams(_class_counts(total), rng)]
     rng.shuffle(exams)  # an exam's number tells neither its part nor its region
     frames = []
     single: dict[tuple[str, str], tuple[str, ...]] = {}

@@ -79,23 +79,16 @@ class Scene:
         v = (self.y - y) * cos - (self.x - x) * sin
         return (np.hypot(u / a, v / b) - 1) * min(a, b)
 
-    def rod(
-        self, start: tuple[float, float], end: tuple[float, float], r0: float, r1: float
-    ) -> Field:
+    def rod(self, start: tuple[float, float], end: tuple[float, float], r0: float, r1: float) -> Field:
         """Distance to a round-ended rod from `start` (radius r0) to `end` (radius r1)."""
         (x0, y0), (x1, y1) = start, end
         dx, dy = x1 - x0, y1 - y0
         t = np.clip(((self.x - x0) * dx + (self.y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
         return np.hypot(self.x - x0 - t * dx, self.y - y0 - t * dy) - (r0 + (r1 - r0) * t)
 
-    def strand(
-        self, rng: np.random.Generator, points: list[tuple[float, float]], r: float
-    ) -> Field:
+    def strand(self, rng: np.random.Generator, points: list[tuple[float, float]], r: float) -> Field:
         """Distance to a string of mucus through `points`, its thickness about r and uneven."""
-        parts = [
-            self.rod(a, b, r * rng.uniform(0.6, 1.4), r * rng.uniform(0.6, 1.4))
-            for a, b in pairwise(points)
-        ]
+        parts = [self.rod(a, b, r * rng.uniform(0.6, 1.4), r * rng.uniform(0.6, 1.4)) for a, b in pairwise(points)]
         return np.minimum.reduce(parts) + 0.012 * self.grain
 
     def paint(
@@ -203,10 +196,7 @@ def _vessel_trees(rng: np.random.Generator) -> Field:
     """Branching vessels (GRID, GRID), 0 to 1, thinner at every fork."""
     image = Image.new("L", (GRID, GRID))
     pen = ImageDraw.Draw(image)
-    twigs = [
-        (*rng.uniform(0, GRID, 2), rng.uniform(0, 2 * np.pi), int(rng.integers(2, 4)))
-        for _ in range(22)
-    ]
+    twigs = [(*rng.uniform(0, GRID, 2), rng.uniform(0, 2 * np.pi), int(rng.integers(2, 4))) for _ in range(22)]
     while twigs:
         x, y, heading, width = twigs.pop()
         path = [(x, y)]

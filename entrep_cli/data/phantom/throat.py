@@ -69,21 +69,15 @@ def draw_throat(scene: Scene, findings: Collection[str], patient: np.random.Gene
         vessels=0.45,
     )
     if inflamed:
-        scene.stain(
-            step(np.abs(outer_arch + 0.05) - 0.06, 0.05) * step(-0.2 - y, 0.1), RED, vessels=0.8
-        )
+        scene.stain(step(np.abs(outer_arch + 0.05) - 0.06, 0.05) * step(-0.2 - y, 0.1), RED, vessels=0.8)
     tongue = scene.ellipse(0, tongue_y + 0.62, 0.98, 0.62)
     coated = (0.84, 0.54, 0.50)
-    scene.paint(
-        tongue + 0.006 * scene.grain, coated, -0.35, bulge=0.5, rounding=0.4, gloss=0.5, vessels=0.1
-    )
+    scene.paint(tongue + 0.006 * scene.grain, coated, -0.35, bulge=0.5, rounding=0.4, gloss=0.5, vessels=0.1)
     if "lingual-tonsillar-hypertrophy" in findings:
         rng = scene.chance("lingual-tonsillar-hypertrophy")
         for px in np.linspace(-0.52, 0.52, 8).tolist():
             r = rng.uniform(0.085, 0.12)
-            lump = scene.ellipse(
-                px, tongue_y + 0.10 + 0.35 * px * px + rng.uniform(-0.05, 0.05), r, r
-            )
+            lump = scene.ellipse(px, tongue_y + 0.10 + 0.35 * px * px + rng.uniform(-0.05, 0.05), r, r)
             scene.paint(
                 lump,
                 (0.92, 0.52, 0.44),
@@ -95,17 +89,13 @@ def draw_throat(scene: Scene, findings: Collection[str], patient: np.random.Gene
             )
 
 
-def _paint_crypts(
-    scene: Scene, patient: np.random.Generator, tonsil: Field, inflamed: bool
-) -> None:
+def _paint_crypts(scene: Scene, patient: np.random.Generator, tonsil: Field, inflamed: bool) -> None:
     """Pits of a tonsil; in chronic inflammation, whitish plugs fill them."""
     inside = np.argwhere(tonsil < -0.04)
     for row, column in inside[(patient.random(9) * len(inside)).astype(int)]:
         pit = scene.ellipse(scene.x[row, column], scene.y[row, column], 0.022, 0.032)
         if inflamed:
             plug = (0.97, 0.93, 0.70)
-            scene.paint(
-                pit - 0.018, plug, -0.3, shade=0.12, vessels=0, finding="chronic-tonsillitis"
-            )
+            scene.paint(pit - 0.018, plug, -0.3, shade=0.12, vessels=0, finding="chronic-tonsillitis")
         else:
             scene.stain(step(pit, 0.02), (0.45, 0.15, 0.13))

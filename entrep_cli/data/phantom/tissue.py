@@ -14,9 +14,7 @@ RED = (0.80, 0.13, 0.13)
 DARK = (0.20, 0.05, 0.05)
 
 
-def paint_mucus(
-    scene: Scene, shape: Field, height: float, finding: str, colour: Colour = MUCUS
-) -> None:
+def paint_mucus(scene: Scene, shape: Field, height: float, finding: str, colour: Colour = MUCUS) -> None:
     """Thick, wet and nearly opaque."""
     scene.paint(
         shape,

@@ -1,0 +1,200 @@
+"""The published weights that methods start from, as data: what they are, their files, and which lie on this machine.
+
+from entrep_cli.models.pretrained import find_weights
+find_weights("biomedclip").missing     # files that are not in the hub's cache
+
+Nothing here asks a network, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from entrep_cli.errors import UsageError, WeightsError
+from entrep_cli.workspace import file_sha256, find_run
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository of the hub.
+
+    Attributes:
+        instead: names of files of the same repository that serve as well.
+        size, sha256: of the file called `name`; None where they are not known.
+        about: its size in bytes as far as that is known, to be shown and never checked.
+    """
+
+    repository: str
+    name: str
+    instead: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+    about: int = 0
+
+    def local(self) -> Path | None:
+        """Where it lies in the hub's cache, the file itself or one that serves as well; None where it does not."""
+        from huggingface_hub import try_to_load_from_cache
+
+        for name in (self.name, *self.instead):
+            path = try_to_load_from_cache(self.repository, name)
+            if isinstance(path, str):
+                return Path(path)
+        return None
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the bytes at `path`, as far as size and hash are known; None where nothing is."""
+        size = path.stat().st_size
+        if not size:
+            return "it is empty"
+        if path.name != self.name:
+            return None  # one that serves as well, of which nothing is known
+        if self.size is not None and size != self.size:
+            return f"it has {size:,} bytes, the published file {self.size:,}"
+        if self.sha256 is not None and (found := file_sha256(path)) != self.sha256:
+            return f"its SHA-256 is {found}, the published file's {self.sha256}"
+        return None
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One entry of `published.toml`.
+
+    Attributes:
+        purpose: methods and recipes that start from it.
+        revision: of the repository when hashes were read; only told, for a cache is searched by its main branch.
+        commercial: whether the licence allows commercial use.
+        load: what `weights check` builds to load it, {"clip", "tag", "size"} or {"timm", "size"}; None where entrep does not.
+        start: a command that uses it, with {path} for the first file.
+    """
+
+    name: str
+    title: str
+    purpose: str
+    repository: str
+    licence: str
+    commercial: bool
+    url: str
+    files: tuple[HubFile, ...]
+    revision: str | None = None
+    note: str | None = None
+    load: dict[str, Any] | None = None
+    start: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes in all, as far as they are known."""
+        return sum(file.size or file.about for file in self.files)
+
+    @property
+    def missing(self) -> tuple[HubFile, ...]:
+        return tuple(file for file in self.files if file.local() is None)
+
+    @property
+    def state(self) -> str:
+        """`here`, `in part` or `no`; damage is found by `weights check` alone, which reads the files."""
+        missing = len(self.missing)
+        return "here" if not missing else "no" if missing == len(self.files) else "in part"
+
+    def start_command(self) -> str | None:
+        """`start` with the path of the first file; None where it needs a file that is not here."""
+        path = self.files[0].local()
+        if self.start is None or "{path}" in self.start and path is None:
+            return None
+        return self.start.format(path=shlex.quote(str(path)))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "purpose": self.purpose,
+            "repository": self.repository,
+            "revision": self.revision,
+            "licence": self.licence,
+            "commercial": self.commercial,
+            "note": self.note,
+            "url": self.url,
+            "bytes": self.size,
+            "state": self.state,
+            "files": [
+                {
+                    "repository": file.repository,
+                    "name": file.name,
+                    "bytes": file.size,
+                    "sha256": file.sha256,
+                    "path": None if (path := file.local()) is None else str(path),
+                }
+                for file in self.files
+            ],
+            "start": self.start_command(),
+        }
+
+
+@cache
+def published_weights() -> tuple[PublishedWeights, ...]:
+    """The table, in its order."""
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    return tuple(_entry(dict(entry)) for entry in table["weights"])
+
+
+def find_weights(name: str) -> PublishedWeights:
+    """An entry by name; UsageError that names the nearest."""
+    known = {weights.name: weights for weights in published_weights()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 3)
+    raise UsageError(
+        f"There are no weights {name!r}.",
+        hint=f"did you mean {', '.join(near)}? `entrep weights list` shows all" if near else "`entrep weights list` shows all",
+    )
+
+
+def weights_path(named: str) -> Path:
+    """The file that `--weights NAME` means: a path as it is, else what is published under that name.
+
+    A run of that name goes before what is published: its path, which is no file, is for the caller to find.
+
+    Raises:
+        WeightsError: it is published, and not on this machine.
+    """
+    weights = next((weights for weights in published_weights() if weights.name == named), None)
+    if weights is None or Path(named).is_file() or find_run(named):
+        return Path(named)
+    if (path := weights.files[0].local()) is None:
+        raise WeightsError(
+            f"The weights {named!r} are not on this machine, and nothing is downloaded unasked.",
+            where=f"{weights.files[0].repository}, file {weights.files[0].name}",
+            hint=f"where there is a network: `entrep weights fetch {named}`; or give a file with --weights FILE",
+        )
+    return path
+
+
+def fetch_commands(repository: str, files: Iterable[str]) -> str:
+    """How to get files of a repository where there is a network, for a hint: ours where the table has it, and the hub's own.
+
+    Args:
+        files: what the hub's command is to fetch; the table knows better, where it has the repository.
+    """
+    wanted = list(files)
+    for weights in published_weights():
+        ours = [file for file in weights.files if file.repository == repository]
+        names = {name for file in ours for name in (file.name, *file.instead)}
+        # A repository may hold several weights (SurgeNet's does): the file decides.
+        if ours and not names.isdisjoint(wanted):
+            return f"`entrep weights fetch {weights.name}` or `hf download {' '.join([repository, *(file.name for file in ours)])}`"
+    return f"`hf download {' '.join([repository, *wanted])}`"
+
+
+def _entry(entry: dict[str, Any]) -> PublishedWeights:
+    files = []
+    for file in entry.pop("files"):
+        about = round(file.pop("megabytes", 0) * 1e6)
+        size, instead = file.pop("bytes", None), tuple(file.pop("instead", ()))
+        files.append(HubFile(**{"repository": entry["repository"], **file}, instead=instead, size=size, about=about))
+    return PublishedWeights(**entry, files=tuple(files))

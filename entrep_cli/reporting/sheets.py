@@ -1,0 +1,111 @@
+"""Contact sheets of a report: queries of a part, what they were answered and what they should have been.
+
+The rankings are those of the evaluation: the same vectors, the same masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from entrep_cli.data.catalog import Catalog, finding_relevance
+from entrep_cli.evaluation.retrieval import RetrievalScores
+from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, TextQueries, subset_exclusions
+from entrep_cli.reporting.content import Sheet, SheetSet, Tile
+from entrep_cli.reporting.pictures import Pictures
+from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.ranking import Exclusions, match_codes, rank
+
+N_BEST, N_WORST = 3, 4
+N_TRUTHS = 2  # relevant images beyond the answers
+
+
+def part_sheets(
+    part: Catalog, seen: Embeddings, scores: SubsetScores, pictures: Pictures, *, texts: TextQueries | None = None, top_k: int = 6
+) -> tuple[SheetSet, ...]:
+    """Sheets for every relevance that was scored, class-aware ones left out."""
+    labels, findings = part.frame["label"].to_numpy(dtype=object), part.frame["findings"].tolist()
+    asked, given = match_codes(labels, labels)
+    vectors, masks = np.asarray(seen.vectors), subset_exclusions(part, seen)
+    relevance_of: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "class": lambda rows: asked[rows, None] == given,
+        "finding": lambda rows: finding_relevance([findings[i] for i in rows], findings),
+    }
+    found = []
+    for key, relevant in relevance_of.items():
+        if key in scores.retrieval and scores.retrieval[key].scored.any():
+            own = scores.retrieval[key]
+            draw = _Drawer(vectors, vectors, masks, relevant, own, labels, pictures, top_k)
+            best, worst = pick(own, labels)
+            found.append(SheetSet(key, tuple(map(draw.of_image, best)), tuple(map(draw.of_image, worst))))
+    if texts is not None and TEXTS in scores.retrieval and scores.retrieval[TEXTS].scored.any():
+        wanted = [(text,) for text in texts.texts]
+        own = scores.retrieval[TEXTS]
+        draw = _Drawer(
+            texts.vectors, vectors, [], lambda rows: finding_relevance([wanted[i] for i in rows], findings), own, labels, pictures, top_k
+        )
+        best, worst = pick(own, None)
+        told = [f"text {i + 1}" if pictures.private else text for i, text in enumerate(texts.texts)]
+        found.append(SheetSet(TEXTS, *(tuple(draw.of_text(i, told[i]) for i in rows) for rows in (best, worst))))
+    return tuple(found)
+
+
+def pick(
+    scores: RetrievalScores, labels: Sequence[str] | None, n_best: int = N_BEST, n_worst: int = N_WORST
+) -> tuple[list[int], list[int]]:
+    """Queries to show: the best by the rank of their first relevant answer, of different classes where they can be, and the worst.
+
+    Among equal ranks the average precision decides, then the order of the queries. No query is shown twice.
+    """
+    rows = np.flatnonzero(scores.scored)
+    # A query that never met a relevant item within the ranking has rank 0 and is the worst of all.
+    first = np.where(scores.first_rank[rows] > 0, scores.first_rank[rows], np.iinfo(np.int64).max)
+    order = rows[np.lexsort((rows, -scores.average_precision[rows], first))]
+    worst = [int(i) for i in order[::-1][: min(n_worst, max(len(order) - 1, 0))]]
+    rest = [int(i) for i in order if int(i) not in set(worst)]
+    seen: set[str] = set()
+    varied = [i for i in rest if labels is None or not (labels[i] in seen or seen.add(labels[i]))]
+    best = sorted((varied + [i for i in rest if i not in set(varied)])[:n_best], key=rest.index)
+    return best, worst
+
+
+class _Drawer:
+    """Rankings of a few queries as sheets."""
+
+    def __init__(
+        self,
+        queries: np.ndarray,
+        gallery: np.ndarray,
+        masks: Exclusions,
+        relevant: Callable[[np.ndarray], np.ndarray],
+        scores: RetrievalScores,
+        labels: np.ndarray,
+        pictures: Pictures,
+        top_k: int,
+    ) -> None:
+        self.queries, self.gallery, self.masks, self.relevant = queries, gallery, masks, relevant
+        self.scores, self.labels, self.pictures, self.top_k = scores, labels, pictures, top_k
+
+    def of_image(self, i: int) -> Sheet:
+        query = Tile("query", self.pictures.name(i), self.pictures(i), (str(self.labels[i]),))
+        return Sheet(f"{self.pictures.name(i)}, {self.labels[i]}", self._told(i), (query, *self._answers(i)))
+
+    def of_text(self, i: int, told: str) -> Sheet:
+        return Sheet(told, self._told(i), self._answers(i))
+
+    def _told(self, i: int) -> str:
+        first, n = int(self.scores.first_rank[i]), int(self.scores.n_relevant[i])
+        return f"first relevant answer at rank {first or 'none'}, {n} relevant, average precision {self.scores.average_precision[i]:.2f}"
+
+    def _answers(self, i: int) -> tuple[Tile, ...]:
+        masks = [(np.asarray(asked, dtype=object)[[i]], given) for asked, given in self.masks]
+        ranking = rank(self.queries[[i]], self.gallery, None, masks)
+        relevant = self.relevant(np.array([i]))[0]
+        order = [(place + 1, int(j), float(s)) for place, (j, s) in enumerate(zip(ranking.indices[0], ranking.scores[0])) if j >= 0]
+        answers = [self._tile("hit" if relevant[found[1]] else "miss", *found) for found in order[: self.top_k]]
+        missed = [found for found in order[self.top_k :] if relevant[found[1]]][:N_TRUTHS]
+        return (*answers, *(self._tile("truth", *found) for found in missed))
+
+    def _tile(self, kind, place: int, j: int, score: float) -> Tile:
+        return Tile(kind, self.pictures.name(j), self.pictures(j), (f"{place}. {self.labels[j]}", f"cosine {score:.3f}"))
