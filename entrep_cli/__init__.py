@@ -1,3 +1,36 @@
-"""entrep: from a folder of ENT endoscopy images to validated challenge submissions."""
+"""entrep: from a folder of ENT endoscopy images to validated challenge submissions.
+
+The verbs of the command line are functions here, with the same names and keywords, loaded on first use:
+
+    import entrep_cli as entrep
+
+    entrep.split(data="phantom")
+    entrep.train("clip-lora", recipe="tiny")
+    print(entrep.evaluate(split="val").frame())
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from entrep_cli.api.split import split as split
+
+# Function -> its module below `entrep_cli.api`.
+_FUNCTIONS = {name: name for name in ("split",)}
+__all__ = ["__version__", *_FUNCTIONS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function = getattr(importlib.import_module(f"entrep_cli.api.{_FUNCTIONS[name]}"), name)
+    globals()[name] = function
+    return function
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FUNCTIONS})

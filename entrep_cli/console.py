@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -126,6 +127,11 @@ def _with_null(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_null(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flags(**given: object) -> str:
+    """Options as they are typed, each after a blank: ` --data 'my data' --run dinov2`; without those that are None."""
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
 
 
 def next_commands(*commands: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from entrep_cli import console
+from entrep_cli.api.common import say_catalog  # noqa: F401 - until every verb has its function
+from entrep_cli.console import flags  # noqa: F401
 from entrep_cli.errors import UsageError
+from entrep_cli.recipes.recipe import short_settings  # noqa: F401
 from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:
@@ -170,53 +172,3 @@ def refinement_of(
     reason = better if chosen else f"Recall@1 by class {recall:.3f}, and no setting does better: the cosine decides alone"
     console.say(f"Refined by {', '.join(chosen) or 'nothing'} (chosen on {tuned.queries} validation images: {reason}).")
     return tuned
-
-
-def say_catalog(catalog: Catalog) -> None:
-    """Which dataset folder it is and what was found in it, aloud."""
-    classes = f"{len(catalog.taxonomy)} classes in {len(catalog.taxonomy.regions)} regions"
-    console.say(
-        f"Dataset: {catalog.root}",
-        f"Found: {'; '.join(catalog.layouts)}. {len(catalog)} images, {len(catalog.labelled)} labelled.",
-        f"Taxonomy: {catalog.taxonomy.name}, {classes}.",
-        *(f"Note: {note}." for note in catalog.notes),
-    )
-
-
-def say_near_duplicates(near: dict[str, Any]) -> None:
-    """What near-duplicates did to the groups and to the parts, aloud."""
-    if not near or not near["clusters"]:
-        return
-    found = f"Near-duplicates: {near['clusters']} clusters of {near['images']} images"
-    if not near["joining_clusters"]:
-        console.say(f"{found}, each within one group already.")
-        return
-    console.say(f"{found}; {near['joining_clusters']} of them ({near['joined_images']} images) joined groups that were apart.")
-    if near.get("straddling"):
-        console.say(
-            f"Without that {near['straddling']} clusters ({near['straddling_images']} images) would stand in several parts; "
-            f"{near['moved']} images stand in another part now."
-        )
-
-
-def flags(**given: object) -> str:
-    """Options as they are typed, each after a blank: ` --data 'my data' --run dinov2`; without those that are None."""
-    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
-
-
-def short_settings(
-    *,
-    backbone: str | None,
-    weights: str | None,
-    tune: str | None = None,
-    label_fraction: float | None = None,
-    epochs: int | None,
-    seed: int | None,
-) -> dict[str, Any]:
-    """The settings of a recipe that have options of their own, as a table over it."""
-    backbone_table = {key: value for key, value in (("name", backbone), ("weights", weights)) if value is not None}
-    return {
-        **({"backbone": backbone_table} if backbone_table else {}),
-        **({} if epochs is None else {"train": {"epochs": epochs}}),
-        **{key: value for key, value in (("seed", seed), ("tune", tune), ("label_fraction", label_fraction)) if value is not None},
-    }

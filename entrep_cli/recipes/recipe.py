@@ -152,3 +152,21 @@ def _fault(kind: type[BaseModel], item: Any) -> str:
         inner = next((known for known in _known_keys(kind) if known.startswith(f"{key}.")), f"{key}.KEY")
         return f"{key} = {item['input']!r:.60}: {key!r} is a section; set its keys, as in {inner}"
     return f"{key} = {item['input']!r:.60}: {item['msg']}"
+
+
+def short_settings(
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    tune: str | None = None,
+    label_fraction: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """The settings of a recipe that have options of their own, as a table over it."""
+    backbone_table = {key: value for key, value in (("name", backbone), ("weights", weights)) if value is not None}
+    return {
+        **({"backbone": backbone_table} if backbone_table else {}),
+        **({} if epochs is None else {"train": {"epochs": epochs}}),
+        **{key: value for key, value in (("seed", seed), ("tune", tune), ("label_fraction", label_fraction)) if value is not None},
+    }

@@ -56,7 +56,7 @@ def test_wrong_usage(entrep, contest, line, code, said):
     assert done.code == code and said in done.err and "hint: " in done.err and not split_path().exists()
 
 
-def test_runs_of_the_split_that_was_here_are_named_with_the_way_back(entrep, contest):
+def test_runs_of_the_previous_split_are_named_with_how_to_restore_it(entrep, contest):
     assert entrep("split", "--folds", 4, "--seed", 3).code == 0
     first = split_path().read_bytes()
     fingerprint = read_catalog_and_split(contest)[1].fingerprint
@@ -69,7 +69,7 @@ def test_runs_of_the_split_that_was_here_are_named_with_the_way_back(entrep, con
     new_run("dinov2", "incomplete")
     assert "trained on" not in entrep("split", "--folds", 4, "--seed", 3).err  # the same parts
     said = " ".join(entrep("split", "--json").err.split())
-    assert "Warning: 7 runs were trained on the split that was here (a, b, c, d, e and 2 more)" in said
+    assert "Warning: 7 runs were trained on the previous split (a, b, c, d, e and 2 more)" in said
     (command,) = [part for part in said.split("`") if part.startswith("entrep split")]
     assert shlex.split(command) == ["entrep", "split", "--folds", "4", "--seed", "3", "--data", str(contest)]
     assert split_path().read_bytes() != first
