@@ -97,7 +97,7 @@ def _show(found: Inspection, private: bool) -> None:
     console.table("Dataset" if private else f"Dataset {found.root}", [""], [(f"{name:<9}{text}",) for name, text in rows])
     if counts.get("classes"):
         console.table(f"Classes ({found.taxonomy})", ["class", "images"], list(counts["classes"].items()))
-    for title, severity in (("Must be corrected", "must hint"), ("To look at", "note")):
+    for title, severity in (("Must be corrected", "must fix"), ("To look at", "note")):
         lines = [line for remark in found.remarks if remark.severity == severity for line in _lines(remark, private)]
         console.table(title, [""], [(line,) for line in lines or ["nothing"]])
 
@@ -105,7 +105,7 @@ def _show(found: Inspection, private: bool) -> None:
 def _lines(remark: Remark, private: bool) -> list[str]:
     """A remark for the terminal, with its hint; what must be corrected with its first details too."""
     lines = [f"{remark.kind}: {remark.what}"]
-    if remark.severity == "must hint":
+    if remark.severity == "must fix":
         details = () if private else remark.details
         lines += [f"  - {detail}" for detail in details[:LINES]]
         lines += [f"  - and {len(details) - LINES} more"] if len(details) > LINES else []

@@ -80,7 +80,7 @@ class Inspection:
     @property
     def ok(self) -> bool:
         """Whether nothing must be corrected."""
-        return not any(remark.severity == "must hint" for remark in self.remarks)
+        return not any(remark.severity == "must fix" for remark in self.remarks)
 
     def of_kind(self, kind: str) -> Remark | None:
         return next((remark for remark in self.remarks if remark.kind == kind), None)
@@ -153,7 +153,7 @@ def inspect_dataset(
         catalog, faults = Catalog.examine(root, groups=split_groups(root), near_duplicates=False)
         remarks += of_files(faults)
     except DataError as error:
-        remarks.append(Remark("no dataset", "must hint", error.what, error.hint or "", tuple(error.faults)))
+        remarks.append(Remark("no dataset", "must fix", error.what, error.hint or "", tuple(error.faults)))
     if catalog is not None:
         unknown = unknown_groups(catalog.frame.to_dict("records"))
         remarks += of_groups(unknown)
@@ -188,7 +188,7 @@ def inspect_dataset(
         groups=_groups(catalog),
         clusters=tuple(clusters),
         mirrored=tuple(mirrored),
-        remarks=tuple(sorted(remarks, key=lambda remark: remark.severity != "must hint")),
+        remarks=tuple(sorted(remarks, key=lambda remark: remark.severity != "must fix")),
         quality=quality,
         pictures=by_key,
         suspects=suspects,
@@ -218,7 +218,7 @@ def _test_sets(root: Path, remarks: list[Remark]) -> list[TestSet]:
     try:
         return find_test_sets(root)
     except DataError as error:
-        remarks.append(Remark("test folder", "must hint", error.what, error.hint or "", tuple(error.faults)))
+        remarks.append(Remark("test folder", "must fix", error.what, error.hint or "", tuple(error.faults)))
         return []
 
 
@@ -232,7 +232,7 @@ def _test_pictures(root: Path, test_sets: Sequence[TestSet], remarks: list[Remar
         pictures += [Picture(f"{place}/{name}", name, place, path, *probe) for (name, path), probe in found if probe]
     if lines:
         what = f"{counted(len(lines), 'test image', 'test images')} that cannot be read."
-        remarks.append(Remark("unreadable test images", "must hint", what, "copy them again from the source", tuple(lines)))
+        remarks.append(Remark("unreadable test images", "must fix", what, "copy them again from the source", tuple(lines)))
     return pictures
 
 
@@ -249,7 +249,7 @@ def _of_queries(test_sets: Sequence[TestSet], read_queries: Callable[..., list[s
     remarks = []
     if faults:
         what = f"{counted(len(faults), 'fault', 'faults')} in query files."
-        remarks.append(Remark("query files", "must hint", what, "one query a line, verbatim, without a header", tuple(faults)))
+        remarks.append(Remark("query files", "must fix", what, "one query a line, verbatim, without a header", tuple(faults)))
     if torn:
         what = f"{counted(len(torn), 'text query looks', 'text queries look')} like debris of cutting."
         remarks.append(Remark("debris in queries", "note", what, "answer them as they are: they are keys of the submission", tuple(torn)))

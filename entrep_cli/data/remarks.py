@@ -30,7 +30,7 @@ class Remark:
 
     Attributes:
         kind: a few words, its key.
-        severity: `must hint`: numbers made with it would be wrong, or a command will stop at it.
+        severity: `must fix`: numbers made with it would be wrong, or a command will stop at it.
         what: a sentence without any name, file or text of the dataset in it.
         hint: what to do about it.
         details: one line each, with names and texts.
@@ -38,7 +38,7 @@ class Remark:
     """
 
     kind: str
-    severity: Literal["must hint", "note"]
+    severity: Literal["must fix", "note"]
     what: str
     hint: str = ""
     details: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ _FILES = {
 def of_files(faults: Mapping[str, Sequence[str]]) -> list[Remark]:
     """The faults of `Catalog.examine`."""
     return [
-        Remark(_FILES[kind][0], "must hint", f"{counted(len(lines), *_FILES[kind][1])}.", _FILES[kind][2], tuple(lines))
+        Remark(_FILES[kind][0], "must fix", f"{counted(len(lines), *_FILES[kind][1])}.", _FILES[kind][2], tuple(lines))
         for kind, lines in faults.items()
         if lines
     ]
@@ -146,7 +146,7 @@ def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clust
         n = counted(len(wrong), "mirrored copy has", "mirrored copies have")
         what = f"{n} another class than the mirror class: a flip changes the side."
         hint = "give the flipped copy the mirror class, or take it out"
-        found.append(Remark("mirrored labels", "must hint", what, hint, lines, tuple(wrong)))
+        found.append(Remark("mirrored labels", "must fix", what, hint, lines, tuple(wrong)))
     return found
 
 
@@ -184,7 +184,7 @@ def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], picture
     labels = {p.key: p.label or "no label" for p in pictures}
     found = []
     for kind, pairs, severity, one, several in (
-        ("leak by pixels", shared.by_pixels, "must hint", "test image is a training image", "test images are training images"),
+        ("leak by pixels", shared.by_pixels, "must fix", "test image is a training image", "test images are training images"),
         ("leak by name", shared.by_name, "note", "test image has a training image's name", "test images have training images' names"),
         ("leak by near-duplicates", shared.near, "note", "near-duplicate pair of", "near-duplicate pairs of"),
         ("leak by mirrored copies", shared.mirrored, "note", "mirrored pair of", "mirrored pairs of"),
@@ -221,7 +221,7 @@ def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str,
             lines = [f"{name}: {parts}" for name, parts in told.items()]
             shown = tuple(tuple(image for those in parts.values() for image in those) for parts in apart.values())
             what = f"{counted(len(apart), one, several)} in several parts of the split, which was made with --groups {made['groups']}."
-            found.append(Remark(kind, "must hint", what, "split again: `entrep split`", tuple(lines), shown))
+            found.append(Remark(kind, "must fix", what, "split again: `entrep split`", tuple(lines), shown))
     return found
 
 

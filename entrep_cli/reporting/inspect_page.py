@@ -20,7 +20,7 @@ THUMBNAIL = 128  # pixels of the longer side; some 4 kB each
 MAX_SETS = 24  # of pictures a remark
 MAX_IMAGES = 12  # a set
 MAX_LINES = 40  # of details a remark
-_BANDS = (("must hint", "Must be corrected"), ("note", "To look at"))
+_BANDS = (("must fix", "Must be corrected"), ("note", "To look at"))
 
 
 def write_page(inspection: Inspection, path: Path, *, private: bool = False) -> Path:

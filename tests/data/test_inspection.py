@@ -89,20 +89,20 @@ PLANTED: dict[str, tuple[Plant, dict[str, str]]] = {
     "mirrored copy": (lambda d: d.add("copy.png", ImageOps.mirror(scene(10)), "nose-right"), {"mirrored copies": "note"}),
     "mirrored copy, side forgotten": (
         lambda d: d.add("copy.png", ImageOps.mirror(scene(10)), "nose-left"),
-        {"mirrored copies": "note", "mirrored labels": "must hint"},
+        {"mirrored copies": "note", "mirrored labels": "must fix"},
     ),
     "copy with another label": (
         lambda d: d.add("copy.png", scene(10), "nose-right"),
-        {"contradicting copies": "must hint", "exact copies": "note"},
+        {"contradicting copies": "must fix", "exact copies": "note"},
     ),
-    "unknown class": (lambda d: d.labels.update({FIRST: "nose-lfet"}), {"unknown classes": "must hint"}),
-    "missing image": (lambda d: d.labels.update({"none.png": "throat"}), {"label files": "must hint"}),
-    "leak by pixels": (lambda d: d.tests.update({"test_0.png": scene(10)}), {"leak by pixels": "must hint"}),
+    "unknown class": (lambda d: d.labels.update({FIRST: "nose-lfet"}), {"unknown classes": "must fix"}),
+    "missing image": (lambda d: d.labels.update({"none.png": "throat"}), {"label files": "must fix"}),
+    "leak by pixels": (lambda d: d.tests.update({"test_0.png": scene(10)}), {"leak by pixels": "must fix"}),
     "leak by name": (lambda d: d.tests.update({FIRST.upper().replace("PNG", "png"): scene(600)}), {"leak by name": "note"}),
     "leak by likeness": (lambda d: d.tests.update({"test_0.png": jpeg(scene(10), 60)}), {"leak by near-duplicates": "note"}),
     "leak by a flip": (lambda d: d.tests.update({"test_0.png": ImageOps.mirror(scene(10))}), {"leak by mirrored copies": "note"}),
-    "query without image": (lambda d: d.queries.append("none.png"), {"query files": "must hint"}),
-    "query twice": (lambda d: d.queries.append("test_0.png"), {"query files": "must hint"}),
+    "query without image": (lambda d: d.queries.append("none.png"), {"query files": "must fix"}),
+    "query twice": (lambda d: d.queries.append("test_0.png"), {"query files": "must fix"}),
     "query debris": (lambda d: d.texts.append("toward the nasopharynx"), {"debris in queries": "note"}),
     "empty text": (lambda d: d.rows.update({FIRST: ["exam nose-left 0", "", ""]}), {"empty texts": "note"}),
     "one language": (lambda d: d.rows.update({FIRST: ["exam nose-left 0", "septal spur", ""]}), {"texts in one language": "note"}),
@@ -147,7 +147,7 @@ def test_unreadable_images_of_both_parts(made):
     root = made.write()
     (root / "train" / "imgs" / FIRST).write_bytes(b"\x89PNG junk")
     (root / "test" / "imgs" / "test_3.png").write_bytes(b"")
-    assert kinds(root) == {"unreadable images": "must hint", "unreadable test images": "must hint"}
+    assert kinds(root) == {"unreadable images": "must fix", "unreadable test images": "must fix"}
 
 
 def test_all_at_once_and_nothing_is_raised(made):
@@ -212,7 +212,7 @@ def test_a_split_that_lets_groups_and_copies_straddle(made):
     write_split(split, root)
     assert set(kinds(root)) == {"near-duplicates", "split near-duplicates"}
     write_split(make_split(Catalog.read(root, groups="none"), ratios=(50, 50, 0)), root)
-    assert kinds(root)["split groups"] == "must hint"
+    assert kinds(root)["split groups"] == "must fix"
 
 
 def test_the_split_of_another_dataset_is_not_judged(made, tmp_path):
