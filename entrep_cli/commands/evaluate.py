@@ -180,7 +180,8 @@ def _text_queries(scored: Scored, texts: list[str], rule: ClassRule, notes: list
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
     from entrep_cli.data.queries import known_images
     from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.submission.tracks import answer_labels, read_submission, track_of
+    from entrep_cli.data.tracks import track_of
+    from entrep_cli.submission.tracks import answer_labels, read_submission
     from entrep_cli.submission.truth import score_submission, truth_taxonomy
 
     name = track_of(track).name

@@ -49,10 +49,11 @@ def predict(
     it. What is written is checked by the same code as `entrep validate`. Answers come from the
     images, never from label files.
     """
+    from entrep_cli.data.tracks import track_of
     from entrep_cli.methods import WITH_TEXT
     from entrep_cli.retrieval.text_queries import check_template
     from entrep_cli.submission.checks import check_submission
-    from entrep_cli.submission.tracks import track_of, write_submission
+    from entrep_cli.submission.tracks import write_submission
 
     name = track_of(track).name
     opened = open_run(run)

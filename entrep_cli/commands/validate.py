@@ -54,11 +54,12 @@ def validate(
     from entrep_cli.data.queries import known_images, lies_alone, named_test_set, only_test_set
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.data.testsets import find_test_sets
+    from entrep_cli.data.tracks import track_of
     from entrep_cli.submission import suspicions
     from entrep_cli.submission.archive import bare_name
     from entrep_cli.submission.checks import check_submission, plain_faults
     from entrep_cli.submission.correction import check_out, correct_submission, write_corrected
-    from entrep_cli.submission.tracks import answer_labels, read_queries, track_of
+    from entrep_cli.submission.tracks import answer_labels, read_queries
 
     wanted = track_of(track)
     if out is not None and not fix:

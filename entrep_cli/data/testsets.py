@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entrep_cli.data.files import Names, Tree, odd_names, scan
+from entrep_cli.data.tracks import TRACKS
 from entrep_cli.errors import DataError
 
 IMAGE_FOLDERS = ("imgs", "images")
-QUERY_FILES = {1: "cls.csv", 2: "i2i.csv", 3: "t2i.csv"}
+QUERY_FILES = {number: track.query_file for number, track in TRACKS.items()}
 
 
 @dataclass(frozen=True)

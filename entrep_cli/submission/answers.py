@@ -14,6 +14,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.queries import named_test_set, only_test_set
 from entrep_cli.data.splits import split_groups
 from entrep_cli.data.testsets import TestSet, read_test_folder
+from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.evaluation.calibration import with_temperature
 from entrep_cli.retrieval.class_aware import ClassRule
@@ -24,7 +25,7 @@ from entrep_cli.retrieval.search import rank_by_store
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
 from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.submission.archive import bare_name
-from entrep_cli.submission.tracks import Answer, read_queries, resolve_names, track_of
+from entrep_cli.submission.tracks import Answer, read_queries, resolve_names
 from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from entrep_cli.data.texts import fold, has_control
-from entrep_cli.errors import UsageError
+from entrep_cli.data.tracks import track_of
 from entrep_cli.submission.archive import Entry, Fault, Pairs, bare_name, read_contents, show, whole
 
 Slugged = Iterator[tuple[str, str]]
@@ -90,8 +90,7 @@ def check_submission(
     says so. Everything wrong with the file is in the report; another track is a UsageError.
     Rules: challenge.md, Submission.
     """
-    if track not in (1, 2, 3):
-        raise UsageError(f"There is no track {track!r}.", hint="choose track 1, 2 or 3")
+    track_of(track)
     contents = read_contents(path)
     if contents.entries is None:
         skipped = ("the entries, since they could not be read",)

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.archive import Entry, Fault, bare_name, read_contents, whole
 from entrep_cli.submission.checks import Names, class_named, entry_faults, integral, is_single, same_file
-from entrep_cli.submission.tracks import packed_answers, track_of
+from entrep_cli.submission.tracks import packed_answers
 from entrep_cli.workspace import write_bytes_atomic
 
 # Faults of the packing that a new zip does not hint, for it is not known which JSON is meant.

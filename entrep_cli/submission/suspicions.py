@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from entrep_cli.data.files import read_json
 from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
-from entrep_cli.submission.tracks import resolve_names, track_of
+from entrep_cli.submission.tracks import resolve_names
 
 if TYPE_CHECKING:
     from entrep_cli.data.testsets import TestSet

@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from entrep_cli import console
-from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.files import read_json, read_text
-from entrep_cli.data.frames import pd
+from entrep_cli.data.files import read_text
 from entrep_cli.data.queries import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
-from entrep_cli.data.testsets import TestSet
 from entrep_cli.data.texts import finding_keys
+from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError
 from entrep_cli.evaluation.classification import ClassificationScores
 from entrep_cli.evaluation.retrieval import RetrievalScores
-from entrep_cli.retrieval.sets import folder_items, image_groups
-from entrep_cli.submission.tracks import Submission, track_of
+from entrep_cli.evaluation.truth import read_truth, truth_classes
+from entrep_cli.retrieval.sets import image_groups
+from entrep_cli.submission.tracks import Submission
 
 
 @dataclass(frozen=True)
@@ -49,53 +46,6 @@ class SubmissionScores:
     retrieval: dict[str, RetrievalScores]
     notes: list[str]
     chance: dict[str, float] = field(default_factory=dict)
-
-
-def read_truth(path: Path) -> dict[str, str | int]:
-    """A truth file: a flat JSON object; DataError that lists every fault."""
-    if not path.is_file():
-        raise DataError("There is no truth file.", where=path, hint="--truth truth_cls.json, truth_i2i.json or truth_t2i.json")
-    faults: list[str] = []
-    value = read_json(path, dict, faults)
-    if not faults and not value:
-        faults.append("it is empty")
-    faults += [f"{k!r}: {v!r:.60} is no name and no class id" for k, v in value.items() if type(v) not in (str, int)]
-    if faults:
-        raise DataError("The truth file cannot be used.", where=path, faults=faults, hint='write {"query": class or file name, ...}')
-    return value
-
-
-def labelled_test(test_set: TestSet, taxonomy: Taxonomy, root: Path | None = None) -> Catalog:
-    """The images of a test folder that its truth file knows, as a catalog to be scored; never to learn from.
-
-    Findings come from the texts of its `groups.csv`, groups are those of `image_groups`.
-
-    Raises:
-        DataError: no truth file, one that knows none of the images, or images that cannot be read.
-    """
-    path = test_set.folder / track_of(1).truth_file
-    truth = read_truth(path)
-    labels = dict(zip(truth, _class_names(truth, taxonomy, path)))
-    items, findings = folder_items(test_set, root), read_findings(test_set.folder)
-    regions = {c.name: c.region for c in taxonomy.classes}
-    frame = pd.DataFrame(
-        {
-            "image": image,
-            "path": place,
-            "label": labels[image],
-            "region": regions[labels[image]],
-            "findings": tuple(sorted(findings.get(image, ()))),
-            "group": group or f"image:{image}",
-            "digest": digest,
-        }
-        for image, place, _, group, digest in items.rows()
-        if image in labels
-    )
-    if frame.empty:
-        raise DataError("The truth file knows none of the test images.", where=path, hint="is it of another test set?")
-    if unknown := len(items) - len(frame):
-        console.warn(f"{unknown} of {len(items)} test images are not in {path.name}, and are left out")
-    return Catalog(frame, taxonomy)
 
 
 def truth_taxonomy(truth_path: Path, track: int) -> Taxonomy:
@@ -163,7 +113,7 @@ def score_submission(
     beside = truth_path.with_name(track_of(1).truth_file)
     if beside.is_file():
         known = read_truth(beside)
-        labels |= zip(known, _class_names(known, taxonomy, beside))
+        labels |= zip(known, truth_classes(known, taxonomy, beside))
     named = {} if by_class_only else {query: str(answer) for query, answer in truth.items()}
     queries = [query for query in truth if query in submission.answers] if by_class_only else list(truth)
     findings = read_findings(truth_path.parent)
@@ -239,7 +189,7 @@ def _score_classes(
     submission: Submission, truth: Mapping[str, str | int], where: Path, taxonomy: Taxonomy, group_of: Callable[[str], str]
 ) -> tuple[ClassificationScores, list[str]]:
     index_of_id = {c.id: i for i, c in enumerate(taxonomy.classes)}
-    wanted = np.array(taxonomy.indices(_class_names(truth, taxonomy, where)))
+    wanted = np.array(taxonomy.indices(truth_classes(truth, taxonomy, where)))
     # One more class holds what is no class at all, so that it counts as wrong and not as missing.
     answers = [submission.answers.get(query) for query in truth]
     given = np.array([index_of_id.get(a, len(taxonomy)) if isinstance(a, int) else len(taxonomy) for a in answers])
@@ -262,21 +212,6 @@ def _scores(
     n_relevant = np.array([len(right) for right in relevant.values()])
     # The gallery is not known here, and with it how many right answers it holds: no average precision.
     return RetrievalScores(first, np.full(len(first), np.nan), n_relevant, relevance, groups, depth)
-
-
-def _class_names(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Path) -> list[str]:
-    """The class of each entry, names and ids as names; DataError that lists each value that is neither."""
-    named = {c.id: c.name for c in taxonomy.classes} | {name: name for name in taxonomy.names}
-    strange = Counter(value for value in truth.values() if value not in named)
-    if strange:
-        listed = ", ".join(f"{c.name} ({c.id})" for c in taxonomy.classes)
-        raise DataError(
-            f"The truth has classes that the taxonomy {taxonomy.name!r} does not.",
-            where=where,
-            faults=[f"{value!r:.60}, {n} time{'s' * (n > 1)}" for value, n in strange.items()],
-            hint=f"is it the truth of another track or of another dataset? The classes are {listed}",
-        )
-    return [named[value] for value in truth.values()]
 
 
 def _group_keys(names: list[str], group_of: Callable[[str], str]) -> list[str] | None:

@@ -436,7 +436,7 @@ def test_every_message_is_short_and_ends_with_a_mend(tmp_path):
 
 
 def test_another_track_is_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match="no track 4"):
+    with pytest.raises(UsageError, match="No track 4"):
         check_submission(tmp_path / "x.zip", 4)
 
 

@@ -20,11 +20,9 @@ from entrep_cli.data.texts import fold, has_control
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.checks import check_submission
 from entrep_cli.submission.tracks import (
-    TRACKS,
     read_queries,
     read_submission,
     resolve_names,
-    track_of,
     write_submission,
 )
 
@@ -42,18 +40,6 @@ def faults_of(path: Path, track: int, **options) -> list[str]:
         read_queries(path, track, **options)
     assert caught.value.where == str(path) and caught.value.hint
     return list(caught.value.faults)
-
-
-# ---------------------------------------------------------------- the table
-
-
-def test_table_names_the_contests_files():
-    assert [track.number for track in TRACKS.values()] == [1, 2, 3]
-    assert [track.query_file for track in TRACKS.values()] == ["cls.csv", "i2i.csv", "t2i.csv"]
-    assert TRACKS[1].member == "submission.json" and TRACKS[2].truth_file == "truth_i2i.json"
-    assert [track.asks_files for track in TRACKS.values()] == [True, True, False]
-    with pytest.raises(UsageError, match="no track 4"):
-        track_of(4)
 
 
 # ---------------------------------------------------------------- reading queries

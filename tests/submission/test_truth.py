@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError
 from entrep_cli.submission.tracks import Submission
-from entrep_cli.submission.truth import labelled_test, read_truth, score_submission, truth_taxonomy
-from tests.tiny import make_contest
+from entrep_cli.submission.truth import score_submission, truth_taxonomy
 
 ABC = Taxonomy("abc", (ClassInfo("ant", 3, "x"), ClassInfo("bee", 5, "x"), ClassInfo("cow", 9, "y")))
 
@@ -37,30 +35,6 @@ def submission(folder: Path, answers: dict, ranked: dict[str, list[str]] | None 
 
 
 # ---------------------------------------------------------------- truth files
-
-
-@pytest.mark.parametrize(
-    "content, said",
-    [
-        ("[1]", "not an object"),
-        ("{}", "empty"),
-        ("{", "not valid JSON"),
-        ('{"a": "x", "a": "y"}', "stands twice"),
-        ('{"a": 1.0}', "'a': 1.0"),
-        ('{"a": true}', "'a': True"),
-        ('{"a": ["x"], "b": null}', "'b': None"),
-    ],
-)
-def test_a_truth_file_that_is_none(tmp_path, content, said):
-    (tmp_path / "t.json").write_text(content)
-    with pytest.raises(DataError) as caught:
-        read_truth(tmp_path / "t.json")
-    assert any(said in fault for fault in caught.value.faults)
-
-
-def test_no_truth_file(tmp_path):
-    with pytest.raises(DataError, match="no truth file"):
-        read_truth(tmp_path / "t.json")
 
 
 def test_classes_from_the_truth_alone(tmp_path):
@@ -290,14 +264,3 @@ def test_a_missing_answer_is_no_class_of_its_own(tmp_path):
     scored = score_submission(submission(tmp_path, {"a": 3, "b": 3, "c": 5}), path, 1, ABC).classification
     assert scored.accuracy.value == 3 / 4
     assert scored.macro_f1.value == pytest.approx((1 + 2 / 3) / 2)
-
-
-def test_test_images_without_a_truth_are_counted_aloud(tmp_path, capsys):
-    made = make_contest(tmp_path / "data", per_class=2, tests=2)
-    assert len(labelled_test(only_test_set(made.root), Taxonomy.entrep())) == len(made.test_labels)
-    assert "left out" not in capsys.readouterr().err
-    known = dict(list(made.test_labels.items())[3:])
-    (made.test / "truth_cls.json").write_text(json.dumps(known))
-    part = labelled_test(only_test_set(made.root), Taxonomy.entrep())
-    assert dict(zip(part.images, part.frame["label"])) == known
-    assert f"3 of {len(made.test_labels)} test images are not in truth_cls.json" in capsys.readouterr().err
