@@ -30,8 +30,8 @@ def report(
     all it shows, asks no network, and prints. Real pictures stand in it: --private makes one to pass on.
     """
     from entrep_cli.evaluation.scored import check_scored, open_scored
-    from entrep_cli.experiments.report import gather
     from entrep_cli.reporting.page import write_report
+    from entrep_cli.reporting.report import gather
 
     check_scored(part)
     if out is not None and out.suffix.lower() not in (".html", ".htm"):

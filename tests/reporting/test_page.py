@@ -12,8 +12,8 @@ from PIL import Image
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.evaluation.subsets import TextQueries
 from entrep_cli.evaluation.temperature import temperature_on
-from entrep_cli.experiments.report import content_of
 from entrep_cli.reporting.page import report_page, script_json, write_report
+from entrep_cli.reporting.report import content_of
 from tests.browser import Browser, program
 from tests.made_scored import make_scored
 from tests.pages import Tags

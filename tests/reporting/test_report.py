@@ -10,10 +10,9 @@ from entrep_cli.errors import UsageError
 from entrep_cli.evaluation.calibration import reliability, with_temperature
 from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.evaluation.temperature import temperature_on
-from entrep_cli.experiments.published import tables_beside
-from entrep_cli.experiments.report import content_of, facts, mistakes_of, remade
 from entrep_cli.reporting.pictures import Pictures
-from entrep_cli.reporting.published import published
+from entrep_cli.reporting.published import published, tables_beside
+from entrep_cli.reporting.report import content_of, facts, mistakes_of, remade
 from tests.made_scored import MANIFEST, make_scored
 from tests.tiny import write_json
 

@@ -34,6 +34,7 @@ from entrep_cli.reporting.content import (
 )
 from entrep_cli.reporting.pages import data_uri
 from entrep_cli.reporting.pictures import Pictures
+from entrep_cli.reporting.published import tables_beside
 from entrep_cli.reporting.sheets import part_sheets
 from entrep_cli.workspace import CONFIG, METRICS, Run
 
@@ -93,8 +94,6 @@ def content_of(
         stages: of a hybrid.
         explain: draws attention maps; UsageError where the model has none, which the report then says.
     """
-    from entrep_cli.experiments.published import tables_beside
-
     part, seen, run = scored.images, scored.seen, scored.run
     pictures = Pictures(part.paths, part.images, private)
     scores = score_subset(part, seen, texts=texts)
