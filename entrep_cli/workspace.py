@@ -7,13 +7,15 @@ All that is read comes from `data/` (`ENTREP_DATA`, `--data`), all that is writt
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,6 +115,20 @@ def write_text_atomic(path: Path, content: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, whole or not at all."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A header and rows as CSV with LF line ends; cells are quoted where they need it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv_atomic(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a header and rows as UTF-8 CSV, whole or not at all."""
+    write_text_atomic(path, csv_text(columns, rows))
 
 
 def file_sha256(path: Path) -> str:

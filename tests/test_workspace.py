@@ -22,6 +22,7 @@ from entrep_cli.workspace import (
     open_run,
     runs_dir,
     write_bytes_atomic,
+    write_csv_atomic,
     write_json_atomic,
     write_text_atomic,
 )
@@ -82,6 +83,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write_json_atomic(path, {"a": object()})
     write_bytes_atomic(path, b"\r\n")
     assert everything(tmp_path) == {"new/file.txt": b"\r\n"}
+    write_csv_atomic(path, ["a", "b"], [(1, "x, y"), ("", 'ô "')])
+    assert everything(tmp_path) == {"new/file.txt": 'a,b\n1,"x, y"\n,"ô """\n'.encode()}
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shlex
 from pathlib import Path
@@ -182,7 +180,7 @@ def _decided(model, found, out: Path) -> list[dict[str, Any]]:
     from entrep_cli.methods.hybrid import show_stages
     from entrep_cli.retrieval.sets import folder_items
     from entrep_cli.submission.tracks import resolve_names
-    from entrep_cli.workspace import write_text_atomic
+    from entrep_cli.workspace import write_csv_atomic
 
     items = folder_items(read_test_folder(found.folder))
     place = {str(name): i for i, name in enumerate(items.image)}
@@ -192,11 +190,8 @@ def _decided(model, found, out: Path) -> list[dict[str, Any]]:
     stages = model.stages(decisions)
     show_stages("What decided" + (", and how many are marked as out of distribution" if model.recipe.abstain else ""), stages)
     path = out.with_name(f"{out.stem}-stages.csv")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "stage", "confidence", "out of distribution"])
     columns = (decisions.stages.tolist(), decisions.confidences.tolist(), decisions.abstained.tolist())
-    writer.writerows((query, stage, f"{sure:.6f}", int(marked)) for query, stage, sure, marked in zip(found.queries, *columns))
-    write_text_atomic(path, text.getvalue())
+    rows = ((query, stage, f"{sure:.6f}", int(marked)) for query, stage, sure, marked in zip(found.queries, *columns))
+    write_csv_atomic(path, ["query", "stage", "confidence", "out of distribution"], rows)
     console.say(f"Written: {path}")
     return stages

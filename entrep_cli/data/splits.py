@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shlex
 from collections import Counter
@@ -17,7 +16,7 @@ import numpy as np
 from entrep_cli.data.catalog import RULES, Catalog, GroupRule
 from entrep_cli.data.duplicates import RULE
 from entrep_cli.errors import DataError, EntrepError, RunError, UsageError
-from entrep_cli.workspace import SPLIT, complete_runs, file_sha256, fingerprint, runs_dir, trained_on, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import SPLIT, complete_runs, file_sha256, fingerprint, runs_dir, trained_on, write_csv_atomic, write_json_atomic
 
 PARTS = ("train", "val", "test")
 
@@ -265,11 +264,7 @@ def write_split(split: Split, data: Path | None = None) -> Path:
     With `data`, the dataset folder, the commands that follow find the dataset without being told.
     """
     path = split_path()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "fold" if split.folds else "part"])
-    writer.writerows(sorted(split.assignment.items()))
-    write_text_atomic(path, text.getvalue())
+    write_csv_atomic(path, ["image", "fold" if split.folds else "part"], sorted(split.assignment.items()))
     write_json_atomic(
         path.with_name(SPLIT),
         {

@@ -11,9 +11,7 @@ difference is more than chance says the test that `entrep compare` takes, correc
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib
-import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +34,7 @@ from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embedding
 from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.refinement_choice import tuned_refinement
 from entrep_cli.retrieval.sets import TRAIN, catalog_items
-from entrep_cli.workspace import CONFIG, Run, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import CONFIG, Run, runs_dir, write_csv_atomic, write_json_atomic
 
 # What a table shows: its heading, the scores it comes from, and which of them.
 SHOWN = {
@@ -263,7 +261,7 @@ def run_ablation(
         "rows": [row.as_dict() for row in table],
     }
     write_json_atomic(folder / "table.json", document)
-    write_text_atomic(folder / "table.csv", _csv(table))
+    write_csv_atomic(folder / "table.csv", _COLUMNS, _rows(table))
     return table, document["chance"]
 
 
@@ -395,14 +393,13 @@ def _p_values(rows: Sequence[Row], pools: dict[str, list[SubsetScores]]) -> dict
     return found
 
 
-def _csv(found: list[RowScores]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "score", "value", "low", "high", "spread over trainings", "change", "change low", "change high", "p (Holm)"])
-    for row in found:
+_COLUMNS = ["row", "score", "value", "low", "high", "spread over trainings", "change", "change low", "change high", "p (Holm)"]
+
+
+def _rows(table: list[RowScores]) -> Iterator[list[str]]:
+    for row in table:
         for name, value in row.scores.items():
             change = row.change.get(name)
             moved = [f"{x:.4f}" for x in (change.value, change.low, change.high)] if change else ["", "", ""]
             moved.append(f"{row.p[name]:.4f}" if name in row.p else "")
-            writer.writerow([row.row.name, name, *(f"{x:.4f}" for x in (value.value, value.low, value.high, row.spread[name])), *moved])
-    return text.getvalue()
+            yield [row.row.name, name, *(f"{x:.4f}" for x in (value.value, value.low, value.high, row.spread[name])), *moved]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from entrep_cli.evaluation.comparison import Compared, GroupTotals, compare
 from entrep_cli.evaluation.scored import PARTS, QUERIES, check_trained_on, open_scored, texts_for
 from entrep_cli.evaluation.subsets import score_subset, totals_of
 from entrep_cli.methods import method_class
-from entrep_cli.workspace import MANIFEST, Run, find_run, open_run, runs_dir, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import MANIFEST, Run, csv_text, find_run, open_run, runs_dir, write_json_atomic, write_text_atomic
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"  # what marks refer to runs by
 ACCURACY, TEXT_RECALL = "accuracy", "text Recall@1, finding"
@@ -134,18 +132,16 @@ class Comparison:
 
     def csv(self) -> str:
         """A line for each score and pair."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        rows = []
         of_pair = ["difference", "low", "high", "p", "p_holm", "significant", "p_bootstrap", "p_mcnemar", "only_first", "only_second"]
-        writer.writerow(["score", "first", "second", "score of first", "score of second", *of_pair])
         for score, compared in self.scores.items():
             for d in compared.differences:
                 told = d.as_dict()
                 told |= {"difference": d.value.value, "low": told["difference"]["low"], "high": told["difference"]["high"]}
                 first, second = (self.contenders[i].name for i in (d.first, d.second))
                 values = [compared.scores[i].value for i in (d.first, d.second)] + [told[column] for column in of_pair]
-                writer.writerow([score, first, second, *(f"{x:.6g}" if isinstance(x, float) else "" if x is None else x for x in values)])
-        return text.getvalue()
+                rows.append([score, first, second, *(f"{x:.6g}" if isinstance(x, float) else "" if x is None else x for x in values)])
+        return csv_text(["score", "first", "second", "score of first", "score of second", *of_pair], rows)
 
     def write(self, name: str) -> tuple[Path, Path]:
         """`runs/comparisons/NAME.json` and `.csv`."""

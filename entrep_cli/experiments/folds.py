@@ -13,9 +13,7 @@ part is left on which they could be weighed against each other.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +34,7 @@ from entrep_cli.methods.runs import about_data, component_of, in_classes_of, tra
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.sets import subset_embeddings
-from entrep_cli.workspace import Run, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import Run, write_csv_atomic, write_json_atomic
 
 FILE = "cross-validation.json"
 PREDICTIONS = "out-of-fold.csv"
@@ -124,7 +122,8 @@ def train_folds(
     ones = (1.0,) * split.folds
     weights = Weights(ones, ones, tuple(own.temperature for own in held), tuple(own.dimensions for own in held))
     model = Ensemble(models, parts, EnsembleRecipe(target=target, weights="equal", seed=recipe.seed), weights)
-    write_text_atomic(run.path(PREDICTIONS), _predictions(held))
+    names = held[0].images.taxonomy.names
+    write_csv_atomic(run.path(PREDICTIONS), ["image", "fold", "label", "predicted", *names], _predictions(held, names))
     write_json_atomic(run.path(FILE), {"method": recipe.method, "folds": split.folds, "seed": split.seed, **found.as_dict()})
     told = [part.manifest["validation"] for part in parts]
     validation = {key: float(np.mean([own[key] for own in told])) for key in told[0]}
@@ -162,12 +161,7 @@ def _held(part: Run, model: Model, catalog: Catalog, split: Split, fold: int) ->
     return Held(images, np.asarray(seen.probabilities), temperature, score_subset(images, seen), seen.vectors.shape[1])
 
 
-def _predictions(held: Sequence[Held]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = held[0].images.taxonomy.names
-    writer.writerow(["image", "fold", "label", "predicted", *names])
+def _predictions(held: Sequence[Held], names: Sequence[str]) -> Iterator[list]:
     for fold, own in enumerate(held):
         for image, label, row in zip(own.images.images, own.images.frame["label"], own.probabilities):
-            writer.writerow([image, fold, label, names[int(row.argmax())], *(f"{p:.6g}" for p in row)])
-    return text.getvalue()
+            yield [image, fold, label, names[int(row.argmax())], *(f"{p:.6g}" for p in row)]

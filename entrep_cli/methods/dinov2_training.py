@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 import zipfile
@@ -27,7 +25,7 @@ from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
 from entrep_cli.training.objective import Objective
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
-from entrep_cli.workspace import METRICS, Run, atomic_path, cache_dir, fingerprint, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import METRICS, Run, atomic_path, cache_dir, fingerprint, write_csv_atomic, write_json_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
@@ -121,11 +119,7 @@ def _solve_head(
     head.load_state_dict(best)
     chosen = max(tried, key=_better)
     console.say(f"Logistic regression: C = {chosen['c']:g} (of {len(tried)}, chosen on validation).")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(chosen), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in tried)
-    write_text_atomic(run.path(METRICS), text.getvalue())
+    write_csv_atomic(run.path(METRICS), list(chosen), ([f"{row[key]:.6g}" for key in chosen] for row in tried))
     _tell(run, c=chosen["c"])
     scores = {key: value for key, value in chosen.items() if key != "c"}
     return Fitted(0, scores, 0, time.monotonic() - started, sum(p.numel() for p in head.parameters()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from entrep_cli import console, processes
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.retrieval.pipeline import FP32, Stages, answers
 from entrep_cli.retrieval.rows import Rows
-from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, fingerprint, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, fingerprint, write_csv_atomic, write_json_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.data.taxonomy import Taxonomy
@@ -298,11 +297,7 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dic
     for file, array in arrays.items():
         with atomic_path(folder / file) as temporary, open(temporary, "wb") as content:
             np.save(content, array.astype(np.float32, copy=False), allow_pickle=False)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(items.rows())
-    write_text_atomic(folder / "items.csv", text.getvalue())
+    write_csv_atomic(folder / "items.csv", _COLUMNS, items.rows())
     hashes = {file: file_sha256(folder / file) for file in _FILES}
     if stages is not None:
         stages.writer = perf_counter() - started

@@ -10,7 +10,6 @@ at its root (challenge.md, Test inputs and Submission).
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import json
 import math
@@ -26,7 +25,7 @@ from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.archive import bare_name, decode_utf8, read_contents, show
 from entrep_cli.submission.checks import entry_faults
-from entrep_cli.workspace import write_bytes_atomic
+from entrep_cli.workspace import csv_text, write_bytes_atomic
 
 Answer = int | str
 
@@ -211,7 +210,7 @@ def write_submission(
         what = "The ranked list would replace a file that is none."
         raise UsageError(what, where=table_path, hint="give the zip another name")
     try:
-        packed, table = packed_answers(member, answers), _ranked_csv(ranked).encode()
+        packed, table = packed_answers(member, answers), csv_text(_RANKED_HEADER, _ranked_rows(ranked)).encode()
     except (TypeError, ValueError) as error:
         hint = "write query texts or names to class ids (track 1) or file names"
         raise DataError(f"The answers cannot be written: {error}.", where=path, hint=hint) from error
@@ -253,15 +252,11 @@ def _zipped(member: str, data: bytes) -> bytes:
 _RANKED_HEADER = ["query", "rank", "answer", "score"]
 
 
-def _ranked_csv(ranked: Iterable[tuple[str, int, Answer, float]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_RANKED_HEADER)
+def _ranked_rows(ranked: Iterable[tuple[str, int, Answer, float]]) -> Iterator[tuple[str, int, Answer, str]]:
     for query, rank, answer, score in ranked:
         if not math.isfinite(score):
             raise ValueError(f"the score of {show(answer)} for {show(query)} is {score}")
-        writer.writerow([query, rank, answer, f"{score:.6f}"])
-    return buffer.getvalue()
+        yield query, rank, answer, f"{score:.6f}"
 
 
 def _is_ranked_csv(path: Path) -> bool:

@@ -8,7 +8,6 @@ training that goes on from a checkpoint ends with the same weights as one that w
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -24,7 +23,7 @@ from entrep_cli.errors import RunError
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.training.gathering import average_gradients, same_start
 from entrep_cli.training.rates import paces, parameter_groups, rate_factor, thawing
-from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_text_atomic
+from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_csv_atomic
 
 CHECKPOINT_SECONDS = 10.0
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -259,11 +258,9 @@ def _order(scores: dict[str, float], monitor: str) -> tuple[float, float]:
 
 
 def _write_metrics(run: Run, history: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
-    write_text_atomic(run.path(METRICS), text.getvalue())
+    columns = list(history[0])
+    rows = ([f"{v:.6g}" if isinstance(v, float) else v for v in (row.get(k, "") for k in columns)] for row in history)
+    write_csv_atomic(run.path(METRICS), columns, rows)
 
 
 def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Average, scaler) -> None:

@@ -125,7 +125,7 @@ def test_a_write_that_fails_leaves_no_set(items, run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(embeddings, "write_text_atomic", full)
+        patch.setattr(embeddings, "write_csv_atomic", full)
         with pytest.raises(OSError):
             embeddings_of(run, "test", items, Mean())
     assert embedded_sets(run) == []  # half old and half new would be worse than none

@@ -5,7 +5,6 @@ A synthetic test bench, not medicine; all of it is ours.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from entrep_cli.data.phantom.findings import FINDINGS, PHANTOM_CLASSES, region_o
 from entrep_cli.data.phantom.frames import draw_frame
 from entrep_cli.data.phantom.plan import Frame, plan_frames
 from entrep_cli.errors import DataError, UsageError
+from entrep_cli.workspace import write_csv_atomic
 
 
 def write_phantom(
@@ -225,9 +225,5 @@ def _write_column(path: Path, values: Iterable[str]) -> None:
 
 
 def _write_groups(path: Path, frames: Sequence[Frame]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("image", "group", "text_en", "text_vi"))
-        for frame in frames:
-            texts = frame.text("english"), frame.text("vietnamese")
-            table.writerow((frame.name, frame.group, *texts))
+    rows = ((frame.name, frame.group, frame.text("english"), frame.text("vietnamese")) for frame in frames)
+    write_csv_atomic(path, ["image", "group", "text_en", "text_vi"], rows)
