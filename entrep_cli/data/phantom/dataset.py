@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from entrep_cli.data.phantom.findings import FINDINGS, PHANTOM_CLASSES, region_of
-from entrep_cli.data.phantom.frames import draw_frame
+from entrep_cli.data.phantom.frames import render
 from entrep_cli.data.phantom.plan import Frame, plan_frames
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import write_csv_atomic
+
+SUBSETS = ("train", "test")
 
 
 def write_phantom(
@@ -40,19 +42,19 @@ def write_phantom(
 
     Args:
         folder: to be made; it may exist if it is empty.
-        images: of the training part.
-        test_images: of the test part, whose exams are other exams.
+        images: number of training images.
+        test_images: number of test images, whose exams are other exams.
         seed: 0 or more.
         size: width and height of every image.
         workers: processes, all processors by default; 1 draws in this process.
         progress: called with (images written, images in all).
 
     Returns:
-        `folder`, `seed`, and by part the number of `exams` and of `images` of every class.
+        `folder`, `seed`, and for `train` and `test` the number of `exams` and of `images` of every class.
 
     Raises:
         DataError: when the folder holds something already.
-        UsageError: for a negative seed, or when a part would have no image of some class.
+        UsageError: for a negative seed, or when one of the two would have no image of some class.
     """
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -64,7 +66,7 @@ def write_phantom(
     if min(images, test_images) < len(PHANTOM_CLASSES):
         raise UsageError(
             f"A phantom dataset of {images} + {test_images} images cannot show every class.",
-            hint=f"ask for at least {len(PHANTOM_CLASSES)} images in each part",
+            hint=f"ask for at least {len(PHANTOM_CLASSES)} training and {len(PHANTOM_CLASSES)} test images",
         )
 
     if seed < 0:
@@ -74,17 +76,17 @@ def write_phantom(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        for part in ("train", "test"):
-            (draft / part / "imgs").mkdir(parents=True)
+        for subset in SUBSETS:
+            (draft / subset / "imgs").mkdir(parents=True)
         _write_images(frames, draft, size, workers or os.cpu_count() or 1, progress)
         by_name = sorted(frames, key=lambda frame: frame.name)
-        _write_train_files([frame for frame in by_name if frame.part == "train"], draft / "train")
-        _write_test_files([frame for frame in by_name if frame.part == "test"], draft / "test")
+        _write_train_files([frame for frame in by_name if frame.subset == "train"], draft / "train")
+        _write_test_files([frame for frame in by_name if frame.subset == "test"], draft / "test")
         (draft / "README.txt").write_text(_README.format(seed=seed), "utf-8", newline="\n")
         if folder.exists():
             folder.rmdir()
         os.replace(draft, folder)
-    except BaseException:  # an interrupt too: half a dataset must not stay behind
+    except BaseException:  # an interrupt too: no partial dataset may be left
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return _summary(frames, folder, seed)
@@ -102,22 +104,14 @@ groups.csv names the exam and the findings of every image.
 
 
 def _summary(frames: Sequence[Frame], folder: Path, seed: int) -> dict:
-    parts = {part: [frame for frame in frames if frame.part == part] for part in ("train", "test")}
-    images = {part: Counter(frame.label for frame in parts[part]) for part in parts}
-    return {
-        "folder": str(folder),
-        "seed": seed,
-        "exams": {part: len({frame.exam for frame in parts[part]}) for part in parts},
-        "images": {part: {label: images[part][label] for label in PHANTOM_CLASSES} for part in parts},
-    }
+    exams = {subset: len({frame.exam for frame in frames if frame.subset == subset}) for subset in SUBSETS}
+    counts = Counter((frame.subset, frame.label) for frame in frames)
+    images = {subset: {label: counts[subset, label] for label in PHANTOM_CLASSES} for subset in SUBSETS}
+    return {"folder": str(folder), "seed": seed, "exams": exams, "images": images}
 
 
 def _write_images(
-    frames: Sequence[Frame],
-    folder: Path,
-    size: tuple[int, int],
-    workers: int,
-    progress: Callable[[int, int], None] | None,
+    frames: Sequence[Frame], folder: Path, size: tuple[int, int], workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
     """Draw and write every frame; the order of writing does not matter to any byte."""
 
@@ -141,9 +135,9 @@ def _write_images(
 
 
 def _write_image(folder: Path, size: tuple[int, int], frame: Frame) -> None:
-    image = draw_frame(frame.label, frame.findings, frame.seed[:2], frame.seed, size)
+    image, _ = render(frame.label, frame.findings, frame.seed[:2], frame.seed, size)
     # Level 1 takes 12 ms instead of 41, for files 7% larger.
-    image.save(folder / frame.part / "imgs" / frame.name, compress_level=1)
+    image.save(folder / frame.subset / "imgs" / frame.name, compress_level=1)
 
 
 def _write_train_files(frames: Sequence[Frame], folder: Path) -> None:
@@ -180,9 +174,9 @@ def _examples(frames: Sequence[Frame]) -> dict[str, str]:
 
 
 def _pairs(frames: Sequence[Frame]) -> dict[str, str]:
-    """Symmetric pairs of images of one region that share a finding, from different exams.
+    """Symmetric pairs of images of one region with a finding in common, from different exams.
 
-    Each image stands in one pair at most; the side may differ, as in the contest's own file.
+    Each image stands in one pair at most; the side may differ, as in the contest's file.
     """
     pairs: dict[str, str] = {}
     shelves = defaultdict(list)
@@ -200,7 +194,7 @@ def _pairs(frames: Sequence[Frame]) -> dict[str, str]:
 
 
 def _answers(frames: Sequence[Frame]) -> dict[str, str]:
-    """For each image the one of its class from another exam that shares most findings, if any."""
+    """For each image the one of its class from another exam with most findings in common, if any."""
     answers = {}
     for query in frames:
         ranks = [

@@ -11,8 +11,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from entrep_cli.data.phantom.scene import Scene, step
-from entrep_cli.data.phantom.tissue import RED, paint_mucus
+from entrep_cli.data.phantom.scene import RED, Scene, paint_mucus, step
 
 PUS = (1.02, 0.90, 0.46)
 
@@ -57,16 +56,7 @@ def draw_ear(scene: Scene, findings: Collection[str], patient: np.random.Generat
         rng = scene.chance("membrane-scar")
         scar = scene.ellipse(centre_x - 0.27, centre_y + 0.24, rng.uniform(0.15, 0.19), 0.12, 0.8)
         chalk = (1.25, 1.22, 1.14)
-        scene.paint(
-            scar + 0.02 * scene.mottle,
-            chalk,
-            -0.66,
-            soft=0.03,
-            shade=0.1,
-            gloss=0.3,
-            vessels=0,
-            finding="membrane-scar",
-        )
+        scene.paint(scar + 0.02 * scene.mottle, chalk, -0.66, soft=0.03, shade=0.1, gloss=0.3, vessels=0, finding="membrane-scar")
     handle = scene.rod(process, umbo, 0.062, 0.034)
     scene.stain(step(np.abs(handle) - 0.01, 0.05), (0.80, 0.42, 0.36), opacity=0.4)
     ivory = (1.08, 0.95, 0.77)
@@ -116,23 +106,10 @@ def _paint_canal_findings(scene: Scene, findings: Collection[str], centre: tuple
                 finding="cerumen",
             )
     if "purulent-discharge" in findings:
-        pool = np.maximum(
-            centre[1] + 0.36 + 0.04 * scene.mottle - scene.y,
-            scene.ellipse(centre[0], centre[1] + 0.35, radius * 0.95, 0.6),
-        )
+        pool = np.maximum(centre[1] + 0.36 + 0.04 * scene.mottle - scene.y, scene.ellipse(centre[0], centre[1] + 0.35, radius * 0.95, 0.6))
         paint_mucus(scene, pool, -0.35, "purulent-discharge", PUS)
     if "foreign-body" in findings:
         rng = scene.chance("foreign-body")
         bead = scene.ellipse(centre[0] - 0.45, centre[1] + rng.uniform(-0.1, 0.3), 0.17, 0.16)
         blue = (0.16, 0.36, 0.78)
-        scene.paint(
-            bead,
-            blue,
-            -0.15,
-            bulge=0.35,
-            rounding=0.16,
-            gloss=1.2,
-            vessels=0,
-            shade=0.6,
-            finding="foreign-body",
-        )
+        scene.paint(bead, blue, -0.15, bulge=0.35, rounding=0.16, gloss=1.2, vessels=0, shade=0.6, finding="foreign-body")

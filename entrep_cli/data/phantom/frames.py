@@ -17,8 +17,7 @@ from entrep_cli.data.phantom.findings import FINDINGS, region_of
 from entrep_cli.data.phantom.larynx import draw_larynx
 from entrep_cli.data.phantom.nose import draw_nose
 from entrep_cli.data.phantom.optics import Optics
-from entrep_cli.data.phantom.scene import Scene
-from entrep_cli.data.phantom.seeds import Seed, generator
+from entrep_cli.data.phantom.scene import Scene, Seed, generator
 from entrep_cli.data.phantom.throat import draw_throat
 
 _DRAW = {
@@ -30,25 +29,10 @@ _DRAW = {
 }
 
 
-def draw_frame(
-    label: str,
-    findings: Sequence[str],
-    exam_seed: Seed,
-    frame_seed: Seed | None,
-    size: tuple[int, int] = (640, 480),
-) -> Image.Image:
-    """One endoscopic picture, RGB, `size` (width, height); see `render`."""
-    return render(label, findings, exam_seed, frame_seed, size)[0]
-
-
 def render(
-    label: str,
-    findings: Sequence[str],
-    exam_seed: Seed,
-    frame_seed: Seed | None,
-    size: tuple[int, int] = (640, 480),
+    label: str, findings: Sequence[str], exam_seed: Seed, frame_seed: Seed | None, size: tuple[int, int] = (640, 480)
 ) -> tuple[Image.Image, dict[str, np.ndarray]]:
-    """One endoscopic picture and where its findings are.
+    """Draw one endoscopic picture.
 
     Args:
         label: one of `PHANTOM_CLASSES`.
@@ -77,16 +61,6 @@ def render(
     image = optics.photograph(lit)
     masks = {key: optics.project(mask[:, ::sign]) for key, mask in scene.masks.items()}
     return image, {key: mask for key, mask in masks.items() if mask.any()}
-
-
-def finding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a mask, in pixels, the last two exclusive.
-
-    >>> finding_box(np.eye(4, dtype=bool)[1:3])
-    (1, 0, 3, 2)
-    """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _scene(label: str, findings: Collection[str], exam_seed: Seed) -> Scene:

@@ -10,8 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from entrep_cli.data.phantom.scene import Colour, Scene, step
-from entrep_cli.data.phantom.tissue import DARK, RED, paint_bubbles, paint_mucus
+from entrep_cli.data.phantom.scene import DARK, RED, Colour, Scene, paint_bubbles, paint_mucus, step
 
 
 def draw_larynx(scene: Scene, findings: Collection[str], patient: np.random.Generator, *, is_open: bool) -> None:
@@ -52,10 +51,7 @@ def draw_larynx(scene: Scene, findings: Collection[str], patient: np.random.Gene
         scene.paint(glottis - 0.02, DARK, -2.8, soft=0.02, gloss=0, shade=0.2)
         rings = step(np.abs(((y + 0.6) % 0.17) - 0.085) - 0.03, 0.03) * step(glottis + 0.05, 0.04)
         scene.stain(0.35 * rings, (0.75, 0.40, 0.36))
-    false_cord = np.maximum(
-        across - edge - width - 0.10 - 0.24 * np.sqrt(along),
-        np.maximum(front - 0.06 - y, y - back - 0.10),
-    )
+    false_cord = np.maximum(across - edge - width - 0.10 - 0.24 * np.sqrt(along), np.maximum(front - 0.06 - y, y - back - 0.10))
     hidden = np.maximum(false_cord, edge + width + 0.03 - across)
     scene.paint(hidden, pink, -0.85, bulge=0.40, rounding=0.16, soft=0.03, gloss=0.9)
     cord = np.maximum(np.abs(across - edge - 0.5 * breadth - 0.008) - 0.5 * breadth, cord_length)
@@ -133,13 +129,5 @@ def _paint_epiglottis(scene: Scene, omega: bool, width: float, height: float) ->
     lid = np.minimum.reduce([scene.ellipse(0, -0.84, 0.34, 0.42), *lobes])
     hollow = scene.ellipse(0, -0.50, 0.13, 0.22)
     scene.paint(
-        np.maximum(lid, -hollow),
-        ivory,
-        -0.25,
-        bulge=0.35,
-        rounding=0.13,
-        vessels=0.7,
-        gloss=0.7,
-        shade=0.6,
-        finding="omega-epiglottis",
+        np.maximum(lid, -hollow), ivory, -0.25, bulge=0.35, rounding=0.13, vessels=0.7, gloss=0.7, shade=0.6, finding="omega-epiglottis"
     )

@@ -10,8 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from entrep_cli.data.phantom.scene import Scene, step
-from entrep_cli.data.phantom.tissue import DARK, RED, paint_bubbles, paint_mucus
+from entrep_cli.data.phantom.scene import DARK, RED, Scene, paint_bubbles, paint_mucus, step
 
 
 def draw_nose(scene: Scene, findings: Collection[str], patient: np.random.Generator) -> None:
@@ -78,13 +77,5 @@ def draw_nose(scene: Scene, findings: Collection[str], patient: np.random.Genera
     if "watery-discharge" in findings:
         rng = scene.chance("watery-discharge")
         pool = np.maximum(0.60 + 0.03 * scene.mottle - y, scene.ellipse(0.0, 0.86, 0.62, 0.34))
-        scene.paint(
-            pool,
-            (0.80, 0.68, 0.64),
-            -0.35,
-            opacity=0.75,
-            gloss=0.8,
-            shade=0.1,
-            finding="watery-discharge",
-        )
+        scene.paint(pool, (0.80, 0.68, 0.64), -0.35, opacity=0.75, gloss=0.8, shade=0.1, finding="watery-discharge")
         paint_bubbles(scene, rng, pool)

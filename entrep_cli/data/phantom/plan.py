@@ -1,4 +1,4 @@
-"""Which exams a phantom dataset holds, which frames they have, and what is found in them.
+"""Which exams a phantom dataset holds, which frames they have, and which findings they show.
 
 A synthetic test bench, not medicine; all of it is ours. Nothing is drawn or written here.
 """
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from entrep_cli.data.phantom.findings import CONTRARY, FINDINGS, NORMAL, SHARES, region_of
-from entrep_cli.data.phantom.seeds import generator
+from entrep_cli.data.phantom.findings import CONTEST_IMAGES, CONTRARY, FINDINGS, NORMAL, region_of
+from entrep_cli.data.phantom.scene import generator
 
 
 @dataclass(frozen=True)
 class Frame:
     """One picture to be drawn, and all that the dataset's files say about it."""
 
-    part: str
+    subset: str
     exam: int
     label: str
     findings: tuple[str, ...]
@@ -37,35 +37,37 @@ class Frame:
 
 
 def plan_frames(images: int, test_images: int, seed: int) -> list[Frame]:
-    """All frames of both parts, exam by exam. An exam lies in one part only."""
+    """All frames of `train` and `test`, exam by exam. An exam lies in one of them only."""
     rng = generator(seed, zlib.crc32(b"plan"))
-    exams = [(part, labels) for part, total in (("train", images), ("test", test_images)) for labels in _exams(_class_counts(total), rng)]
-    rng.shuffle(exams)  # an exam's number tells neither its part nor its region
+    exams = [
+        (subset, labels) for subset, total in (("train", images), ("test", test_images)) for labels in _exams(_class_counts(total), rng)
+    ]
+    rng.shuffle(exams)  # an exam's number tells neither its subset nor its region
     frames = []
     single: dict[tuple[str, str], tuple[str, ...]] = {}
-    for exam, (part, labels) in enumerate(exams):
+    for exam, (subset, labels) in enumerate(exams):
         findings: dict[str, tuple[str, ...]] = {}
         for number, label in enumerate(labels):
             # Two sides are two organs; open and closed are one larynx.
             organ = label if label.endswith(("-left", "-right")) else region_of(label)
             if organ not in findings:
                 # Every second patient has what the one before had: even few images make pairs.
-                twin = single.pop((part, organ), None)
+                twin = single.pop((subset, organ), None)
                 findings[organ] = twin or _draw_findings(region_of(label), rng)
                 if not twin:
-                    single[part, organ] = findings[organ]
+                    single[subset, organ] = findings[organ]
             name = f"{uuid.UUID(bytes=rng.bytes(16), version=4)}.png"
-            frames.append(Frame(part, exam, label, findings[organ], name, (seed, exam, number)))
+            frames.append(Frame(subset, exam, label, findings[organ], name, (seed, exam, number)))
     return frames
 
 
 def _class_counts(total: int) -> dict[str, int]:
-    """Images of each class: a handful for everyone, the rest by the contest's shares."""
-    least = min(4, total // len(SHARES))
-    spare = total - least * len(SHARES)
-    exact = {label: spare * share / sum(SHARES.values()) for label, share in SHARES.items()}
-    counts = {label: least + int(exact[label]) for label in SHARES}
-    by_remainder = sorted(SHARES, key=lambda label: int(exact[label]) - exact[label])
+    """Images of each class: at least a handful of each, the rest in the contest's proportions."""
+    least = min(4, total // len(CONTEST_IMAGES))
+    spare = total - least * len(CONTEST_IMAGES)
+    exact = {label: spare * images / sum(CONTEST_IMAGES.values()) for label, images in CONTEST_IMAGES.items()}
+    counts = {label: least + int(exact[label]) for label in CONTEST_IMAGES}
+    by_remainder = sorted(CONTEST_IMAGES, key=lambda label: int(exact[label]) - exact[label])
     for label in by_remainder[: total - sum(counts.values())]:
         counts[label] += 1
     return counts

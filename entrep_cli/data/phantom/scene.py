@@ -1,7 +1,7 @@
 """What the phantom's organs are drawn on: layers of tissue, and the one light that falls on them.
 
-A synthetic test bench, not medicine: nothing is measured, and nothing that works on these drawings
-is thereby shown to work on a patient.
+A synthetic test bench, not medicine: nothing is measured, and what works on these drawings is not
+thereby shown to work on a patient.
 
 How it works (ours): every structure is a signed distance field, painted back to front with a
 colour and a height. One light beside the lens then falls on that relief: it weakens with distance,
@@ -14,7 +14,7 @@ grow towards the lens. A distance is negative inside its shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -31,6 +31,17 @@ EXTENT = 1.22
 Field = np.ndarray
 Box = tuple[slice, slice]
 Colour = tuple[float, float, float]
+Seed = int | Sequence[int]
+
+MUCUS = (1.05, 1.02, 0.88)
+RED = (0.80, 0.13, 0.13)
+DARK = (0.20, 0.05, 0.05)
+
+
+def generator(*keys: Seed) -> np.random.Generator:
+    """The random generator of one purpose: every tuple of seeds has another, so that none disturbs another."""
+    flat = [int(number) for key in keys for number in np.ravel(key)]
+    return np.random.default_rng(np.random.SeedSequence(flat))
 
 
 def smooth_noise(rng: np.random.Generator, cells: int) -> Field:
@@ -55,7 +66,7 @@ def _grid() -> tuple[Field, Field]:
 class Scene:
     """One drawing: colour (3, GRID, GRID), relief, gloss, and a mask for every painted finding.
 
-    The patient's own noise bends the coordinates `x`, `y` that the shapes are drawn in, so that no
+    Noise drawn for the patient bends the coordinates `x`, `y` that the shapes are drawn in, so that no
     edge is a ruler's and no two exams look alike.
     """
 
@@ -70,7 +81,7 @@ class Scene:
         self.relief = np.zeros((GRID, GRID), np.float32)
         self.gloss = np.zeros((GRID, GRID), np.float32)
         self.masks: dict[str, np.ndarray] = {}
-        self.chance = chance  # a finding's own generator, so that it leaves the rest as it was
+        self.chance = chance  # a generator for each finding, so that a finding changes nothing else
 
     def ellipse(self, x: float, y: float, a: float, b: float, turn: float = 0.0) -> Field:
         """Distance (approximate) to an ellipse at (x, y), half axes a and b, turned by radians."""
@@ -88,8 +99,8 @@ class Scene:
 
     def strand(self, rng: np.random.Generator, points: list[tuple[float, float]], r: float) -> Field:
         """Distance to a string of mucus through `points`, its thickness about r and uneven."""
-        parts = [self.rod(a, b, r * rng.uniform(0.6, 1.4), r * rng.uniform(0.6, 1.4)) for a, b in pairwise(points)]
-        return np.minimum.reduce(parts) + 0.012 * self.grain
+        pieces = [self.rod(a, b, r * rng.uniform(0.6, 1.4), r * rng.uniform(0.6, 1.4)) for a, b in pairwise(points)]
+        return np.minimum.reduce(pieces) + 0.012 * self.grain
 
     def paint(
         self,
@@ -106,7 +117,7 @@ class Scene:
         vessels: float = 0.25,
         finding: str | None = None,
     ) -> None:
-        """Lay one structure over what is there.
+        """Lay one structure over the drawing.
 
         Args:
             distance: its shape.
@@ -134,15 +145,7 @@ class Scene:
         if finding:
             self._mark(finding, cover, box)
 
-    def stain(
-        self,
-        cover: Field,
-        colour: Colour,
-        *,
-        opacity: float = 0.55,
-        vessels: float = 0.0,
-        finding: str | None = None,
-    ) -> None:
+    def stain(self, cover: Field, colour: Colour, *, opacity: float = 0.55, vessels: float = 0.0, finding: str | None = None) -> None:
         """Tint the tissue where `cover` (0 to 1), without changing its shape."""
         box = _box(cover > 0.004)
         cover = cover[box]
@@ -176,7 +179,7 @@ class Scene:
 def _facing(surface: Field, lean: np.ndarray) -> Field:
     """Cosine between a surface's normal and the ray to the lens (GRID, GRID).
 
-    Slopes are cut at 2.5: the step from one structure to the next is no wall, only unseen depth.
+    Slopes are cut at 2.5: the step from one structure to the next is no wall, only hidden depth.
     """
     slopes = np.gradient(surface, 2 * EXTENT / (GRID - 1))
     slope_y, slope_x = (np.clip(slope, -2.5, 2.5).astype(np.float32) for slope in slopes)
@@ -209,3 +212,19 @@ def _vessel_trees(rng: np.random.Generator) -> Field:
             twigs += [(x, y, heading + fork, width - 1) for fork in (-0.5, 0.5)]
     soft = image.filter(ImageFilter.GaussianBlur(0.8))
     return np.asarray(soft, np.float32) / 255
+
+
+def paint_mucus(scene: Scene, shape: Field, height: float, finding: str, colour: Colour = MUCUS) -> None:
+    """Thick, wet and nearly opaque."""
+    scene.paint(shape, colour, height, bulge=0.07, rounding=0.08, opacity=0.92, gloss=1.2, shade=0.25, vessels=0, finding=finding)
+
+
+def paint_bubbles(scene: Scene, rng: np.random.Generator, pool: Field) -> None:
+    """Clear bubbles with a bright rim, where the distance field `pool` is inside."""
+    inside = np.argwhere(pool < -0.04)
+    for row, column in inside[rng.integers(0, len(inside), 14)]:
+        x, y, r = scene.x[row, column], scene.y[row, column], rng.uniform(0.025, 0.06)
+        bubble = scene.ellipse(x, y, r, r)
+        scene.stain(step(np.abs(bubble) - 0.006, 0.012), (1.1, 1.05, 1.0))
+        glint = scene.ellipse(x - 0.4 * r, y - 0.4 * r, 0.3 * r, 0.3 * r)
+        scene.stain(step(glint, 0.012), (1.8, 1.8, 1.8), opacity=0.9)

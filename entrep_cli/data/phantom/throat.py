@@ -10,8 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from entrep_cli.data.phantom.scene import Field, Scene, step
-from entrep_cli.data.phantom.tissue import RED, paint_mucus
+from entrep_cli.data.phantom.scene import RED, Field, Scene, paint_mucus, step
 
 
 def draw_throat(scene: Scene, findings: Collection[str], patient: np.random.Generator) -> None:
@@ -59,15 +58,7 @@ def draw_throat(scene: Scene, findings: Collection[str], patient: np.random.Gene
     uvula = scene.rod((0.3 * uvula_tip[0], -0.56), uvula_tip, 0.17, 0.11)
     scene.paint(uvula, pink, -0.55, bulge=0.3, rounding=0.11, gloss=1.0, vessels=0.4)
     outer_arch = -scene.ellipse(0, 0.34, arch + 0.06, 0.88)
-    scene.paint(
-        outer_arch,
-        pink,
-        -0.6 + 0.35 * outer_arch,
-        bulge=0.22,
-        rounding=0.15,
-        gloss=0.8,
-        vessels=0.45,
-    )
+    scene.paint(outer_arch, pink, -0.6 + 0.35 * outer_arch, bulge=0.22, rounding=0.15, gloss=0.8, vessels=0.45)
     if inflamed:
         scene.stain(step(np.abs(outer_arch + 0.05) - 0.06, 0.05) * step(-0.2 - y, 0.1), RED, vessels=0.8)
     tongue = scene.ellipse(0, tongue_y + 0.62, 0.98, 0.62)
@@ -78,15 +69,7 @@ def draw_throat(scene: Scene, findings: Collection[str], patient: np.random.Gene
         for px in np.linspace(-0.52, 0.52, 8).tolist():
             r = rng.uniform(0.085, 0.12)
             lump = scene.ellipse(px, tongue_y + 0.10 + 0.35 * px * px + rng.uniform(-0.05, 0.05), r, r)
-            scene.paint(
-                lump,
-                (0.92, 0.52, 0.44),
-                -0.3,
-                bulge=0.25,
-                rounding=0.09,
-                gloss=1.0,
-                finding="lingual-tonsillar-hypertrophy",
-            )
+            scene.paint(lump, (0.92, 0.52, 0.44), -0.3, bulge=0.25, rounding=0.09, gloss=1.0, finding="lingual-tonsillar-hypertrophy")
 
 
 def _paint_crypts(scene: Scene, patient: np.random.Generator, tonsil: Field, inflamed: bool) -> None:
