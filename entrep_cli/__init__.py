@@ -17,10 +17,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from entrep_cli.api.cache import cache_clear as cache_clear
+    from entrep_cli.api.cache import cache_list as cache_list
+    from entrep_cli.api.doctor import doctor as doctor
     from entrep_cli.api.split import split as split
+    from entrep_cli.api.synth import synth as synth
+    from entrep_cli.api.weights import weights_check as weights_check
+    from entrep_cli.api.weights import weights_fetch as weights_fetch
+    from entrep_cli.api.weights import weights_list as weights_list
 
 # Function -> its module below `entrep_cli.api`.
-_FUNCTIONS = {name: name for name in ("split",)}
+_FUNCTIONS = {
+    **{name: name for name in ("doctor", "split", "synth")},
+    **{f"weights_{word}": "weights" for word in ("list", "check", "fetch")},
+    **{f"cache_{word}": "cache" for word in ("list", "clear")},
+}
 __all__ = ["__version__", *_FUNCTIONS]
 
 

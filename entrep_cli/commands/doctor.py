@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
-
-_MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
 
 def doctor(
@@ -23,25 +22,12 @@ def doctor(
 
     Look at what entrep stands on: Python, packages, torch and torchvision as a pair, device and
     precision with the reason, threads, memory, disk, caches, weights; then do the main job in small.
-    What can be corrected comes with a command. Exit code 1 where something is broken; a warning is no fault.
+    What can be fixed comes with a command. Exit code 1 where something is broken; a warning is no fault.
     """
-    from entrep_cli.machine.doctor import examinations, examine
-
-    looks = examinations(device=device, with_self_test=self_test, told=lambda step: console.say(f"Self-test: {step} ..."))
-    findings = []
-    for area, look in looks:
-        if area != "self-test":
-            console.say(f"Looking at {area} ...")
-        findings += examine(area, look)
-    console.table("This machine", ["", ""], [(f"{one.area}: {one.what}", _MARKS[one.level]) for one in findings])
-    for one in findings:
-        if one.level != "ok":
-            console.warn(f"{one.area}: {one.what}")
-    levels = [one.level for one in findings]
-    console.next_commands(*dict.fromkeys(one.advice for one in findings if one.advice))
-    return {
-        "ok": "fault" not in levels,
-        "faults": levels.count("fault"),
-        "warnings": levels.count("warning"),
-        "findings": [one.as_dict() for one in findings],
-    }
+    result = entrep.doctor(self_test=self_test, device=device)
+    console.show(result)
+    for finding in result.findings:
+        if finding.level != "ok":
+            console.warn(f"{finding.area}: {finding.what}")
+    console.next_commands(*result.advice)
+    return result.to_dict()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
 
@@ -23,22 +24,7 @@ def synth(
     queries of the three tracks, and their truth. It is a test bench, not medicine: good for trying
     the commands, worthless as evidence.
     """
-    from entrep_cli.data.phantom import write_phantom
-
-    with console.progress("Drawing", images + test_images) as advance:
-        drawn = 0
-
-        def follow(done: int, total: int) -> None:
-            nonlocal drawn
-            advance(done - drawn)
-            drawn = done
-
-        summary = write_phantom(folder, images=images, test_images=test_images, seed=seed, progress=follow)
-    train, test = summary["images"]["train"], summary["images"]["test"]
-    console.table(
-        f"Phantom dataset in {folder} ({summary['exams']['train']} training exams, {summary['exams']['test']} test exams)",
-        ["class", "train", "test"],
-        [*((name, train[name], test[name]) for name in train), ("total", sum(train.values()), sum(test.values()))],
-    )
-    console.next_commands(f"entrep split{options.flags(data=folder)}")
-    return summary
+    result = entrep.synth(folder, images=images, test_images=test_images, seed=seed)
+    console.show(result)
+    console.next_commands(f"entrep split{console.flags(data=folder)}")
+    return result.to_dict()
