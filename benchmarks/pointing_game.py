@@ -56,7 +56,7 @@ from entrep_cli.evaluation.intervals import bootstrap_mean  # noqa: E402
 from entrep_cli.methods import method_class  # noqa: E402
 from entrep_cli.methods.explanation import WAYS, explain_images  # noqa: E402
 from entrep_cli.methods.runs import load_model, train_run  # noqa: E402
-from entrep_cli.models.attention_maps import has_tokens  # noqa: E402
+from entrep_cli.models.towers import tower_of  # noqa: E402
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe  # noqa: E402
 from entrep_cli.reporting.overlays import Look, explanation_sheet  # noqa: E402
 from entrep_cli.workspace import Run, new_run, write_text_atomic  # noqa: E402
@@ -197,7 +197,7 @@ for name in args.models:
     results[name] = {"accuracy": bootstrap_mean(right).as_dict(), "images": len(ill), "seconds of training": seconds, "ways": {}}
     print(f"{name}: accuracy {bootstrap_mean(right)} on {len(right)} images, {seconds:.0f} s of training")
     rows = results[name]["ways"]
-    for way in WAYS if has_tokens(tower) else ("layer-cam", "hires-cam", "grad-cam"):
+    for way in WAYS if tower_of(tower).is_vit else ("layer-cam", "hires-cam", "grad-cam"):
         start = time.perf_counter()
         heat = explain_images(model, pixels[ill], classes=targets.tolist(), by=way).heat.numpy()
         seconds = (time.perf_counter() - start) / len(ill)

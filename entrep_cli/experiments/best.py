@@ -17,7 +17,7 @@ from entrep_cli.errors import UsageError
 from entrep_cli.experiments.ablation import Row
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.models.clip import build_clip, read_architecture
-from entrep_cli.models.fusion import tower_depth
+from entrep_cli.models.towers import tower_of
 from entrep_cli.recipes.recipe import build_recipe
 from entrep_cli.retrieval.refinement import STEPS
 
@@ -96,7 +96,7 @@ def _factors(recipe: ClipLoraRecipe) -> list[tuple[str, str, dict[str, Any]]]:
         ("text-contrast", "prompts, contrast", {"texts": {"contrast": 0.5}}),
     ]
     architecture = read_architecture(recipe.backbone.name)
-    depth = tower_depth(build_clip(architecture, recipe.image.size).visual)
+    depth = tower_of(build_clip(architecture, recipe.image.size).visual).n_levels
     levels = list(range(depth // 2 + 1, depth + 1))
     factors += [
         ("model-last", "the last level alone", {"fusion": {"levels": [depth], "slerp": False}}),

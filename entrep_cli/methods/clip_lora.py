@@ -28,7 +28,6 @@ from entrep_cli.data.texts import clean_text
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.methods.clip_texts import TextSettings, TrainingTexts, say_cut, say_vietnamese, text_features
-from entrep_cli.models.checkpointing import set_checkpointing
 from entrep_cli.models.clip import (
     Architecture,
     ClipSettings,
@@ -43,6 +42,7 @@ from entrep_cli.models.device import autocast
 from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
 from entrep_cli.models.inputs import ImageSettings, Normalise
 from entrep_cli.models.lora import LoraSettings, add_lora, merged
+from entrep_cli.models.towers import set_checkpointing
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.gathering import gathered
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit

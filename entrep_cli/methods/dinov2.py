@@ -27,11 +27,10 @@ from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Fit
 from entrep_cli.methods.dinov2_training import fit_full, fit_head
 from entrep_cli.methods.runs import warn_of_leaks
-from entrep_cli.models.attention_maps import has_tokens
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
-from entrep_cli.models.checkpointing import set_checkpointing
 from entrep_cli.models.heads import Head, HeadSettings
 from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.models.towers import set_checkpointing, tower_of
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import LoopSettings
 from entrep_cli.training.objective import LossSettings
@@ -168,7 +167,7 @@ class Dinov2(nn.Module):
         if recipe.checkpointing:
             set_checkpointing(backbone.model, recipe.tune)
         if recipe.tune == "head":
-            if precision != "fp32" and not has_tokens(backbone.model):
+            if precision != "fp32" and not tower_of(backbone.model).is_vit:
                 console.say(f"Features: in fp32; of {precision} convolutions gain little, and lose more than a ViT.")
                 precision = "fp32"
             fitted = fit_head(model, train, val, run, origin, device, precision, resume)

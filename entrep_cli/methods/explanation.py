@@ -27,25 +27,19 @@ from entrep_cli.methods.mics import Mics
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.models.attention_maps import (
     agreement,
-    as_map,
-    attentions_kept,
-    brightest_share,
     grad_cam,
     gradient_rollout,
-    has_tokens,
     hires_cam,
-    last_layer,
-    last_layers,
+    hottest_fraction,
     layer_cam,
-    n_blocks,
-    output_kept,
-    pools_class_token,
+    record_attentions,
+    record_outputs,
     rollout,
-    token_grid,
 )
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.inputs import resized
 from entrep_cli.models.mics_encoders import patch_tokens
+from entrep_cli.models.towers import Tower, tower_of
 
 if TYPE_CHECKING:
     from entrep_cli.methods import Model
@@ -79,7 +73,7 @@ class Explained:
         classes: (N,) the class that was asked about, as an index; -1 for a text.
         parts: (N,) which part of the model is shown, as in "prototypes"; "" where it has one part alone.
         brightest_tenth: (N,) share of all heat, also of what does not stand out, that lies on the hottest tenth of
-            the pixels (`brightest_share`); 0 where there is none.
+            the pixels (`hottest_fraction`); 0 where there is none.
     """
 
     heat: torch.Tensor
@@ -95,13 +89,12 @@ class _Subject:
     """One image tower on the way from pixels to scores.
 
     Attributes:
-        tower: a model of timm, or an image tower of open_clip.
         encode: (n, 3, H, W) pixels to what `answer` reads; runs the tower.
         answer: to (n, K) scores.
         class_token: whether what is read out of a ViT is its class token, and not the mean of its patches.
     """
 
-    tower: nn.Module
+    tower: Tower
     encode: Callable[[torch.Tensor], torch.Tensor]
     answer: Callable[[torch.Tensor], torch.Tensor]
     class_token: bool
@@ -155,7 +148,7 @@ def explain_images(
                 some = rows[start : start + size]
                 found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
                 found = _upsampled(found, tuple(pixels.shape[2:]))
-                shares[some] = brightest_share(found)
+                shares[some] = hottest_fraction(found)
                 heat[some] = _up_to_one(_standing_out(found) if way in _CUT else found).cpu()
             for row in rows:
                 parts[row], ways[row] = subject.part, WAYS[way]
@@ -219,14 +212,14 @@ def _unknown(model: object) -> UsageError:
 
 def _clip(towers: nn.Module, answer: Callable[[torch.Tensor], torch.Tensor], part: str = "") -> _Subject:
     """`ClipLora`, or the `Towers` of prototypes: calling either gives unit rows."""
-    visual = towers.backbone.visual
-    return _Subject(visual, towers, answer, has_tokens(visual) and pools_class_token(visual), part)
+    tower = tower_of(towers.backbone.visual)
+    return _Subject(tower, towers, answer, tower.pools_class_token, part)
 
 
 def _dinov2(model: Dinov2, part: str = "") -> _Subject:
     backbone: Backbone = model.backbone
     return _Subject(
-        backbone.model,
+        tower_of(backbone.model),
         backbone.features,
         lambda features: model.head(backbone.pool(features)),
         class_token=backbone.settings.pooling == "token",
@@ -253,7 +246,7 @@ def _mics(model: Mics) -> _Subject:
         with torch.no_grad():
             return patch_tokens(classifier.narrow, pseudo_nbi(pixels))
 
-    return _Subject(classifier.white.model, encode, answer, class_token=False, part="white-light encoder")
+    return _Subject(tower_of(classifier.white.model), encode, answer, class_token=False, part="white-light encoder")
 
 
 def _of_hybrid(model: Hybrid, pixels: torch.Tensor, asked: Sequence[int]) -> list[tuple[_Subject, list[int], list[int]]]:
@@ -294,13 +287,12 @@ def _of_hybrid(model: Hybrid, pixels: torch.Tensor, asked: Sequence[int]) -> lis
 # ---------------------------------------------------------------- looking
 
 
-def _way(tower: nn.Module, by: str) -> str:
+def _way(tower: Tower, by: str) -> str:
     """How a tower is looked into; UsageError where it has no attention to be followed."""
     if by == "auto":
-        return "gradient-rollout" if has_tokens(tower) else "layer-cam"
-    if by in _ATTENTION and not has_tokens(tower):
-        kind = type(getattr(tower, "trunk", tower)).__name__
-        raise UsageError(f"A {kind} has no attention over patches, so there is no {WAYS[by]}.", hint="--by layer-cam")
+        return "gradient-rollout" if tower.is_vit else "layer-cam"
+    if by in _ATTENTION and not tower.is_vit:
+        raise UsageError(f"A {tower.kind} has no attention over patches, so there is no {WAYS[by]}.", hint="--by layer-cam")
     return by
 
 
@@ -311,21 +303,21 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
     if way == "gradient-rollout":
         return _by_attention(subject, pixels, columns)
     if way == "layer-cam":
-        layers = last_layers(subject.tower, _LAYERS)
+        layers = subject.tower.last_layers(_LAYERS)
     else:
-        layers = [last_layer(subject.tower, pixels.shape[-1], _PLACES) if way == "hires-cam" else last_layer(subject.tower)]
+        layers = [subject.tower.last_layer(pixels.shape[-1], _PLACES) if way == "hires-cam" else subject.tower.last_layer()]
     with torch.enable_grad():
-        with output_kept(*layers) as kept:
+        with record_outputs(*layers) as outputs:
             encoded = subject.encode(pixels)
-        kept = kept[: len(layers)]
-        features = [as_map(k.detach(), subject.tower) for k in kept]
+        outputs = outputs[: len(layers)]
+        features = [subject.tower.as_map(output.detach()) for output in outputs]
         if all(f.shape[2:] == (1, 1) for f in features):
             raise UsageError(
                 f"The last map of this model has one place alone at {pixels.shape[-1]} pixels, which tells nothing of where.",
                 hint="--by layer-cam looks at earlier ones too; or train with larger images: --set image.size=224",
             )
         score = subject.answer(encoded).gather(1, columns[:, None]).sum()
-        gradients = [as_map(g, subject.tower) for g in torch.autograd.grad(score, kept)]
+        gradients = [subject.tower.as_map(g) for g in torch.autograd.grad(score, outputs)]
     if way == "layer-cam":
         return agreement([layer_cam(f, g) for f, g in zip(features, gradients)])
     return (hires_cam if way == "hires-cam" else grad_cam)(features[0], gradients[0])
@@ -333,18 +325,16 @@ def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tens
 
 def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
     """`columns` of the scores, for the gradient-weighted rollout; None for the plain one."""
-    n_prefix, grid = token_grid(subject.tower)
+    tower = subject.tower
+    n_prefix, grid = tower.n_prefix_tokens, tower.grid
     n_tokens = n_prefix + grid[0] * grid[1]
     with torch.set_grad_enabled(columns is not None):
-        with attentions_kept(subject.tower) as kept:
+        with record_attentions(tower.module) as recorded:
             encoded = subject.encode(pixels)
         # Of mics the other encoder comes after.
-        attentions = [a for a in kept if a.shape[-2:] == (n_tokens, n_tokens)][: n_blocks(subject.tower)]
-        if len(attentions) < n_blocks(subject.tower):
-            raise UsageError(
-                f"The attention of a {type(getattr(subject.tower, 'trunk', subject.tower)).__name__} is computed in a way of its own.",
-                hint="--by grad-cam",
-            )
+        attentions = [a for a in recorded if a.shape[-2:] == (n_tokens, n_tokens)][: len(tower.blocks)]
+        if len(attentions) < len(tower.blocks):
+            raise UsageError(f"The attention of a {tower.kind} cannot be recorded.", hint="--by grad-cam")
         readout = torch.zeros(n_tokens)
         readout[slice(0, 1) if subject.class_token else slice(n_prefix, None)] = 1
         readout /= readout.sum()
@@ -357,12 +347,12 @@ def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor
     return row[:, n_prefix:].unflatten(1, grid)
 
 
-def _batch_size(tower: nn.Module) -> int:
-    if not has_tokens(tower):
+def _batch_size(tower: Tower) -> int:
+    if not tower.is_vit:
         return 32
-    n_prefix, (height, width) = token_grid(tower)
+    height, width = tower.grid
     heads = 12
-    return min(32, max(1, _ATTENTIONS_AT_ONCE // (n_blocks(tower) * heads * (n_prefix + height * width) ** 2)))
+    return min(32, max(1, _ATTENTIONS_AT_ONCE // (len(tower.blocks) * heads * (tower.n_prefix_tokens + height * width) ** 2)))
 
 
 def _upsampled(heat: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

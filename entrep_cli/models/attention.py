@@ -9,13 +9,15 @@ autocast, and with a mask (benchmarks/attention.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import entrep_cli.torchvision_ops  # noqa: F401 - before timm and open_clip import torchvision
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from entrep_cli.models.joint import joint
+from entrep_cli.models.towers import fused_attentions
 
 _PROJECTIONS = ("q", "k", "v")
 _MOST_PAIRS = 2**24  # 32 MB a layer: 32 images of 197 tokens in 12 heads
@@ -59,7 +61,7 @@ class ExplicitAttention(nn.Module):
         else:
             made = self.q(query), self.k(key), self.v(value)
         q, k, v = (_heads(x, self.n_heads) for x in made)
-        mask = _additive_or_kept(attn_mask, self.n_heads, q.dtype)
+        mask = _additive(attn_mask, self.n_heads, q.dtype)
         x = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         x = self.out(x.transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), None
@@ -83,7 +85,7 @@ class ExplicitCustomAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         q, k, v = (_heads(made, self.n_heads) for made in joint(x, (self.q, self.k, self.v)))
-        mask = _additive_or_kept(attn_mask, self.n_heads, q.dtype)
+        mask = _additive(attn_mask, self.n_heads, q.dtype)
         x = attend(self.ln_q(q), self.ln_k(k), v, mask, self.attn_drop.p if self.training else 0.0)
         if self.head_scale is not None:
             x = x * self.head_scale
@@ -106,6 +108,38 @@ class ExplicitProjection(nn.Module):
         return torch.cat(joint(x, (self.q, self.k, self.v)), dim=-1)
 
 
+def joint(x: torch.Tensor, linears: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
+    """(..., D) to the outputs of Linears that read the same input, of which some may be peft's LoRA layers.
+
+    One product with all weights, and of the adapters one product with all A, one with all B and one dropout, in place
+    of three each: a training step reads and adds up its activations a third as often (benchmarks/training.py). Adapters
+    that differ in their state are applied one by one. Dropout is LoRA's (arXiv 2106.09685), on the input of A; that q, k
+    and v drop the same places is ours.
+    """
+    adapted = [linear for linear in linears if not isinstance(linear, nn.Linear)]
+    dropouts = {_dropout(linear) for linear in adapted}
+    if len(dropouts) != 1 or any(layer.merged or layer.disable_adapters for layer in adapted):
+        return tuple(linear(x) for linear in linears)
+    bases = [linear if isinstance(linear, nn.Linear) else linear.base_layer for linear in linears]
+    bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
+    rows = F.linear(x, torch.cat([base.weight for base in bases]), bias)
+    down = torch.cat([_only(linear.lora_A).weight for linear in adapted])
+    up = torch.block_diag(*(_up(linear, base) for linear, base in zip(linears, bases)))
+    (p,) = dropouts
+    reduced = F.linear(drop(x, p) if p and adapted[0].training else x, down)
+    rows = torch.addmm(rows.flatten(0, -2), reduced.flatten(0, -2), up.T).view(rows.shape)
+    return rows.split([len(base.weight) for base in bases], dim=-1)
+
+
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout. On a CPU, whose random numbers are slow, a byte decides in place of a float where p is a multiple of 1/256."""
+    if x.device.type != "cpu" or not (p * 256).is_integer():
+        return F.dropout(x, p)
+    bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    remain = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= int(p * 256)
+    return x * remain.to(x.dtype).mul_(1 / (1 - p))
+
+
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
     """(N, H, L, D) queries over (N, H, S, D) keys and values: scaled dot-product attention.
 
@@ -123,32 +157,23 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     return scores.softmax(dim=-1) @ v
 
 
+_EXPLICIT = {"multihead": ExplicitAttention, "custom": ExplicitCustomAttention, "qkv": ExplicitProjection}
+
+
+def explicit(stock: nn.Module, kind: str) -> nn.Module:
+    """The explicit form of one of `fused_attentions`, in the same mode."""
+    return _EXPLICIT[kind](stock).train(stock.training)
+
+
 def explicit_attention(model: nn.Module) -> int:
-    """Give every attention inside the model q, k, v and out Linears, in place; returns how many were given them.
+    """Give every one of `fused_attentions` of the model q, k, v and out Linears, in place; returns how many were replaced.
 
-    Replaced are `nn.MultiheadAttention` with one width for queries, keys and values, open_clip's own
-    `Attention`, and the fused `qkv` of timm's `Attention` and `AttentionRope` (whose output is called
-    `proj`, and is a Linear already). Left as they are: attentional poolers over another width, timm's
-    other kinds (EVA, BEiT and Swin read the fused weight itself), Hugging Face towers (Linears
-    already), and all that was replaced before. Weights, devices, types, training mode and which
-    parameters are frozen are kept; no random number is drawn.
+    Weights, devices, types, training mode and which parameters are frozen stay; no random number is drawn.
     """
-    from open_clip.transformer import Attention as CustomAttention
-    from timm.layers import Attention, AttentionRope
-
-    n_replaced = 0
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.MultiheadAttention and _is_plain(module):
-            explicit: nn.Module = ExplicitAttention(module)
-        elif type(module) is CustomAttention and module.logit_scale is None:  # scaled cosine fails in open_clip 3.3 itself
-            explicit = ExplicitCustomAttention(module)
-        elif type(module) in (Attention, AttentionRope) and isinstance(module.qkv, nn.Linear):
-            name, explicit = f"{name}.qkv", ExplicitProjection(module.qkv)
-        else:
-            continue
-        model.set_submodule(name, explicit.train(module.training))
-        n_replaced += 1
-    return n_replaced
+    fused = fused_attentions(model)
+    for name, module, kind in fused:
+        model.set_submodule(name, explicit(module, kind))
+    return len(fused)
 
 
 def stock_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -173,13 +198,9 @@ def _stock_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {
         f"{prefix}.{stock}": tuple(f"{prefix}.{part}" for part in parts)
         for prefix, module in model.named_modules()
-        if isinstance(module, (ExplicitAttention, ExplicitCustomAttention, ExplicitProjection))
+        if isinstance(module, tuple(_EXPLICIT.values()))
         for stock, parts in module.STOCK.items()
     }
-
-
-def _is_plain(module: nn.MultiheadAttention) -> bool:
-    return module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
 
 
 def _split(weight: torch.Tensor, bias: torch.Tensor | None) -> list[nn.Linear]:
@@ -199,9 +220,24 @@ def _heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
-def _additive_or_kept(mask: torch.Tensor | None, n_heads: int, dtype: torch.dtype) -> torch.Tensor | None:
+def _additive(mask: torch.Tensor | None, n_heads: int, dtype: torch.dtype) -> torch.Tensor | None:
     """The mask as scaled_dot_product_attention wants it, where True keeps and heads have an axis of their own."""
     if mask is None:
         return None
     mask = ~mask if mask.dtype == torch.bool else mask.to(dtype)
     return mask.unflatten(0, (-1, n_heads)) if mask.ndim == 3 else mask
+
+
+def _up(linear: nn.Module, base: nn.Linear) -> torch.Tensor:
+    """(O, R) B of a Linear with its scaling; R is 0 where it has no adapter."""
+    return base.weight.new_zeros(len(base.weight), 0) if linear is base else _only(linear.lora_B).weight * _only(linear.scaling)
+
+
+def _dropout(adapted: nn.Module) -> float:
+    dropout = _only(adapted.lora_dropout)  # an Identity where it is 0
+    return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+
+
+def _only(by_adapter):
+    (value,) = by_adapter.values()
+    return value

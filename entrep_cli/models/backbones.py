@@ -20,6 +20,7 @@ from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.inputs import Normalise
 from entrep_cli.models.pretrained import fetch_commands, weights_path
+from entrep_cli.models.towers import n_prefix_positions, tower_of
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run, trained_on
 
@@ -64,9 +65,9 @@ class Backbone(nn.Module):
         self.model = _create(settings, size)
         config = self.model.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
-        if settings.pooling == "token" and not getattr(self.model, "num_prefix_tokens", 0):
+        self.n_prefix_tokens = tower_of(self.model).n_prefix_tokens
+        if settings.pooling == "token" and not self.n_prefix_tokens:
             raise UsageError(f"{settings.name!r} has no class token to pool.", hint="--set backbone.pooling=auto")
-        self.n_prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
         self.normalise = Normalise(self.mean, self.std)
         with torch.no_grad():
             self.eval()
@@ -179,7 +180,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
         state["pos_embed"] = resample_abs_pos_embed(
             position,
             new_size=list(model.patch_embed.grid_size),
-            num_prefix_tokens=0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens,
+            num_prefix_tokens=n_prefix_positions(model),
         )
     differing = {
         "missing": [key for key in own if key not in state],

@@ -26,6 +26,7 @@ from torch import nn
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.backbones import GeneralisedMean, load_weights, read_weights
 from entrep_cli.models.pretrained import fetch_commands, weights_path
+from entrep_cli.models.towers import replace_pooling, set_input_size, timm_trunk
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
 
@@ -119,18 +120,12 @@ def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> n
     config.pop("custom_text", None)
     try:
         model = (CustomTextCLIP if custom else CLIP)(**config)
-        trunk = getattr(model.visual, "trunk", None)
-        if trunk is not None and hasattr(trunk, "set_input_size"):
-            model.visual.set_input_size(size)
+        set_input_size(model, size)
     except Exception as error:  # open_clip and timm raise anything for a configuration that does not hold
         raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", hint="check its configuration and image.size") from error
-    if pooling == "gem":
-        # timm's convolutional models pool in a module of this kind; those of tokens have none, or another.
-        pool = getattr(getattr(model.visual, "trunk", None), "global_pool", None)
-        if not isinstance(getattr(pool, "pool", None), nn.Module):
-            what = "The image tower is not a convolutional one of timm, whose pooling could be exchanged."
-            raise UsageError(what, hint="--set backbone.pooling=own")
-        model.visual.trunk.global_pool = GeneralisedMean()
+    if pooling == "gem" and not replace_pooling(model, GeneralisedMean()):
+        what = "The image tower is not a convolutional one of timm, whose pooling could be exchanged."
+        raise UsageError(what, hint="--set backbone.pooling=own")
     model.pretrained_text = False
     return model
 
@@ -139,7 +134,7 @@ def pixel_statistics(model: nn.Module, architecture: Architecture) -> tuple[tupl
     """Mean and deviation of the channels that the image tower wants: the hub's, its trunk's, or OpenAI's."""
     if architecture.mean and architecture.std:
         return architecture.mean, architecture.std
-    trunk = getattr(model.visual, "trunk", None)
+    trunk = timm_trunk(model)
     if trunk is not None:
         return tuple(trunk.pretrained_cfg["mean"]), tuple(trunk.pretrained_cfg["std"])
     return tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD)
@@ -164,7 +159,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
     # The file's name, not its path: a run may be shown to others.
     origin |= {"weights": path.name, "sha256": file_sha256(path), "towers": ["image", "text"]}
     if not any(key.startswith("visual.") for key in state):
-        trunk = getattr(model.visual, "trunk", None)
+        trunk = timm_trunk(model)
         if trunk is None:
             raise WeightsError(
                 "The file holds an image tower, and the CLIP model's own tower is not one of timm.",
@@ -205,7 +200,7 @@ def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     A causal tower reads its answer off the end of the text, which sees nothing of what stands behind it. A finding
     has some ten tokens, of 77 places: to cut the rest takes most of the text tower's work away (ours).
     """
-    tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
+    tower = model if isinstance(model, CLIP) else model.text
     if not _is_causal(tower):
         return model.encode_text(tokens)
     length = int(tokens.argmax(dim=1).max()) + 1
@@ -218,7 +213,7 @@ def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
 
 
-def _is_causal(tower: nn.Module | None) -> bool:
+def _is_causal(tower: nn.Module) -> bool:
     """Whether a text tower is open_clip's own, causal, and read at the end token, which is the largest of its vocabulary."""
     if isinstance(tower, CLIP):
         return tower.text_pool_type == "argmax" and tower.attn_mask is not None

@@ -6,7 +6,6 @@ multi-level CLS token aggregation and spherical feature interpolation. How they 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -17,6 +16,7 @@ from pydantic import field_validator
 from torch import nn
 
 from entrep_cli.errors import UsageError
+from entrep_cli.models.towers import tower_of
 from entrep_cli.recipes.recipe import Section
 
 # Where sin w is below this, float32 rows no longer tell the plane of their arc near w = pi; near
@@ -95,7 +95,7 @@ class StageProjections(nn.Module):
     def __init__(self, visual: nn.Module, levels: Sequence[int], dim: int) -> None:
         super().__init__()
         check_levels(visual, levels)
-        widths = [] if _has_blocks(visual) else _stage_widths(visual)
+        widths = tower_of(visual).level_widths
         early = {level: widths[level - 1] for level in levels if level < len(widths)}
         self.projections = nn.ModuleDict({str(level): nn.Linear(width, dim, bias=False) for level, width in early.items()})
 
@@ -123,41 +123,11 @@ def level_embeddings(
         UsageError: the tower is not as deep as that.
     """
     check_levels(visual, levels)
-    if not _has_blocks(visual):
-        assert projections is not None, "a tower without blocks needs its StageProjections"
-        # All stages: open_clip's ModifiedResNet fails to reach its own ending when the last is not asked for.
-        result = visual.forward_intermediates(pixels)
-        return projections(result["image_intermediates"], result["image_features"], levels)
-    indices = [level - 1 for level in levels]
-    trunk = getattr(visual, "trunk", None)
-    if trunk is None:
-        tokens = visual.transformer.forward_intermediates(visual._embeds(pixels), indices=indices, stop_early=True)[1]
-        pooled = torch.stack([visual._pool(x)[0] for x in tokens], dim=1)
-        return pooled if visual.proj is None else pooled @ visual.proj
-    prefixed = trunk.num_prefix_tokens > 0
-    tokens = trunk.forward_intermediates(
-        pixels,
-        indices=indices,
-        norm=True,
-        stop_early=True,
-        intermediates_only=True,
-        output_fmt="NLC",
-        return_prefix_tokens=prefixed,
-    )
-    if prefixed:
-        tokens = [torch.cat([prefix, patches], dim=1) for patches, prefix in tokens]
-    return torch.stack([visual.head(trunk.forward_head(x)) for x in tokens], dim=1)
-
-
-def tower_depth(visual: nn.Module) -> int:
-    """How many levels an image tower of open_clip has: its blocks, or else its stages.
-
-    Raises:
-        UsageError: it has neither.
-    """
-    if not _has_blocks(visual):
-        return len(_stage_widths(visual))
-    return len(visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks)
+    tower = tower_of(visual)
+    if tower.levels_by_block:
+        return tower.pooled_levels(pixels, levels)
+    assert projections is not None, "a tower without blocks needs its StageProjections"
+    return projections(*tower.stage_maps(pixels), levels)
 
 
 def check_levels(visual: nn.Module, levels: Sequence[int]) -> None:
@@ -166,12 +136,12 @@ def check_levels(visual: nn.Module, levels: Sequence[int]) -> None:
     Raises:
         UsageError: names the depth of the tower, and four levels that it has.
     """
-    depth = tower_depth(visual)
+    tower = tower_of(visual)
+    depth = tower.n_levels
     if missing := [level for level in levels if not 1 <= level <= depth]:
         spread = sorted({math.ceil(depth * quarter / 4) for quarter in (1, 2, 3, 4)})
         raise UsageError(
-            f"The image tower has {depth} {'blocks' if _has_blocks(visual) else 'stages'}; "
-            f"there is no level {', '.join(map(str, missing))}.",
+            f"The image tower has {depth} {'blocks' if tower.levels_by_block else 'stages'}, and not level {', '.join(map(str, missing))}.",
             where="fusion.levels",
             hint=f"--set 'fusion.levels={spread}'",
         )
@@ -241,26 +211,3 @@ def mix_same_class(embeddings: torch.Tensor, targets: torch.Tensor, generator: t
 
 def _length(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-
-
-def _has_blocks(visual: nn.Module) -> bool:
-    trunk = getattr(visual, "trunk", None)
-    if trunk is None:
-        return hasattr(visual, "transformer")
-    # timm's EfficientNets have `blocks` as well; only towers of tokens can give their prefix tokens.
-    forward = getattr(trunk, "forward_intermediates", None)
-    return forward is not None and "return_prefix_tokens" in inspect.signature(forward).parameters
-
-
-def _stage_widths(visual: nn.Module) -> list[int]:
-    """Channels of the maps that the tower's `forward_intermediates` gives."""
-    if hasattr(getattr(visual, "trunk", None), "forward_intermediates"):
-        info = visual.trunk.feature_info
-        return [stage["num_chs"] for stage in (info if isinstance(info, list) else info.get_dicts())]
-    if hasattr(visual, "attnpool"):  # open_clip's ModifiedResNet: the stem and four layers
-        layers = (getattr(visual, f"layer{i}")[-1] for i in (1, 2, 3, 4))
-        return [visual.bn3.num_features, *(block.bn3.num_features for block in layers)]
-    raise UsageError(
-        f"An image tower of the kind {type(visual).__name__} has neither blocks nor stages to take levels from.",
-        hint="choose a ViT, ResNet or timm tower",
-    )

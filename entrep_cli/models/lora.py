@@ -15,26 +15,12 @@ from torch import nn
 
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.models.attention import explicit_attention
+from entrep_cli.models.towers import ROLES, towers_of
 from entrep_cli.recipes.recipe import Section
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-Tower = Literal["image", "text"]
-
-# Where the blocks of a tower are: open_clip's own, timm's, Hugging Face's BERT and RoBERTa.
-_BLOCKS: dict[str, tuple[str, ...]] = {
-    "image": ("visual.transformer.resblocks", "visual.trunk.blocks"),
-    "text": ("transformer.resblocks", "text.transformer.resblocks", "text.transformer.encoder.layer"),
-}
-# Where the Linears of a role are in a block, in the same three (timm's EVA-02 names its own q_proj).
-_ROLES = {
-    "q": ("attn.q", "attn.qkv.q", "attn.q_proj", "attention.self.query"),
-    "k": ("attn.k", "attn.qkv.k", "attn.k_proj", "attention.self.key"),
-    "v": ("attn.v", "attn.qkv.v", "attn.v_proj", "attention.self.value"),
-    "out": ("attn.out", "attn.proj", "attention.output.dense"),
-    "mlp": ("mlp.c_fc", "mlp.c_proj", "mlp.fc1", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2", "intermediate.dense", "output.dense"),
-}
 _ADAPTER = "default"
 # Of the length of a feature vector. Merging in float32 moves features by about 1e-6 of it; a wrong
 # merge, or one in bfloat16, which rounds small deltas away, by 1e-2 and more.
@@ -45,7 +31,7 @@ class LoraSettings(Section):
     """The adapters of a recipe.
 
     Attributes:
-        targets: roles of the Linears; `mlp` is all of a block's feed-forward part.
+        targets: roles of the Linears; `mlp` is all of a block's feed-forward network.
         layers: block numbers from 0, the same in each tower, or `all`.
         towers: the towers that get adapters.
         rank: r; an adapter has r * (inputs + outputs) parameters.
@@ -55,7 +41,7 @@ class LoraSettings(Section):
 
     targets: Annotated[tuple[Literal["q", "k", "v", "out", "mlp"], ...], Field(min_length=1)] = ("q", "k", "v")
     layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = "all"
-    towers: Annotated[tuple[Tower, ...], Field(min_length=1)] = ("image", "text")
+    towers: Annotated[tuple[Literal["image", "text"], ...], Field(min_length=1)] = ("image", "text")
     rank: PositiveInt = 2
     alpha: PositiveFloat = 1.0
     rslora: bool = True
@@ -68,7 +54,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
     Attention is made explicit first (`explicit_attention`). New adapters change nothing until they are trained.
 
     Raises:
-        UsageError: a tower lacks a role or a layer; all that is lacking is listed, with what there is.
+        UsageError: a tower lacks a role or a layer; all that is lacking is listed, with what it has.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -85,7 +71,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
     )
     inject_adapter_in_model(config, model, _ADAPTER)
     layers = _lora_layers(model)
-    assert sorted(layers) == sorted(names), "peft took other Linears than it was told"
+    assert sorted(layers) == sorted(names), "peft adapted other Linears than those named"
     for layer in layers.values():
         layer.train(model.training)  # peft makes them in training mode, with dropout on
     return model
@@ -93,7 +79,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The adapters' parameters, for the optimizer."""
-    return list(_adapter_parameters(model).values())
+    return [parameter for name, parameter in model.named_parameters() if "lora_" in name]
 
 
 def merged(model: nn.Module) -> nn.Module:
@@ -121,23 +107,22 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 def _linear_names(model: nn.Module, settings: LoraSettings) -> list[str]:
+    towers = towers_of(model)
     names: list[str] = []
     faults: list[str] = []
     no_linears = False
-    for tower in settings.towers:
-        path, blocks = _blocks(model, tower)
-        roles = {
-            role: [inner for inner in places if isinstance(_submodule(blocks[0], inner), nn.Linear)] if blocks else []
-            for role, places in _ROLES.items()
-        }
+    for name in settings.towers:
+        blocks = towers[name].blocks
+        roles = {role: towers[name].linears(role) for role in ROLES}
         known = [role for role, places in roles.items() if places]
         if not known:
             no_linears = True
-            faults.append(f"the {tower} tower has no blocks of Linears that LoRA knows, as a convolutional tower has none")
+            faults.append(f"the {name} tower has no blocks of Linears that LoRA knows, as a convolutional tower has none")
             continue
-        faults += [f"the {tower} tower has no {role!r}; it has {', '.join(known)}" for role in settings.targets if role not in known]
+        path = next(path for path, module in model.named_modules() if module is blocks)
+        faults += [f"the {name} tower has no {role!r}; it has {', '.join(known)}" for role in settings.targets if role not in known]
         layers = range(len(blocks)) if settings.layers == "all" else settings.layers
-        faults += [f"the {tower} tower has no layer {n}; it has 0 to {len(blocks) - 1}" for n in layers if n >= len(blocks)]
+        faults += [f"the {name} tower has no layer {n}; it has 0 to {len(blocks) - 1}" for n in layers if n >= len(blocks)]
         names += [f"{path}.{n}.{inner}" for n in layers for role in settings.targets for inner in roles[role]]
     if faults:
         raise UsageError(
@@ -150,36 +135,14 @@ def _linear_names(model: nn.Module, settings: LoraSettings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _blocks(model: nn.Module, tower: Tower) -> tuple[str, list[nn.Module]]:
-    for path in _BLOCKS[tower]:
-        if (blocks := _submodule(model, path)) is not None:
-            return path, list(blocks)
-    return "", []
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
 def _lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
-        f"{name}.{part}.weight": getattr(layer, part)[_ADAPTER].weight
-        for name, layer in _lora_layers(model).items()
-        for part in ("lora_A", "lora_B")
-    }
-
-
 @torch.no_grad()
-def _probe(model: nn.Module) -> dict[Tower, torch.Tensor]:
+def _probe(model: nn.Module) -> dict[str, torch.Tensor]:
     from open_clip.hf_model import HFTextEncoder
     from open_clip.utils import to_2tuple
 
@@ -187,7 +150,7 @@ def _probe(model: nn.Module) -> dict[Tower, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, 3, *to_2tuple(model.visual.image_size), generator=random)
     # open_clip's towers want the full context; RoBERTa's `context_length` counts two positions that no token may take.
-    length = 8 if isinstance(getattr(model, "text", None), HFTextEncoder) else model.context_length
+    length = 8 if isinstance(towers_of(model)["text"].module, HFTextEncoder) else model.context_length
     tokens = torch.randint(model.vocab_size, (2, length), generator=random)
     return {
         "image": model.encode_image(pixels.to(weight.device, weight.dtype)).float(),

@@ -44,9 +44,9 @@ def create_encoders(settings: BackboneSettings, size: int) -> tuple[Backbone, Ba
         raise UsageError(f"{settings.name!r} cannot take images of {size} pixels: {first_line(error)}", where="image.size") from error
     for encoder in (white, narrow):
         patch_size(encoder)
-        for name in ("fc_norm", "attn_pool", "head"):
-            if isinstance(part := getattr(encoder.model, name, None), nn.Module):
-                part.requires_grad_(False)
+        for unused in (encoder.model.fc_norm, encoder.model.attn_pool, encoder.model.head):
+            if unused is not None:
+                unused.requires_grad_(False)
     return white, narrow, origin
 
 
@@ -80,11 +80,10 @@ def patch_size(encoder: Backbone) -> int:
     """
     model = encoder.model
     # Other transformers of timm (EVA, BEiT, Swin) add positions inside their blocks, and could not leave patches out.
-    embed = getattr(model, "patch_embed", None)
-    if not isinstance(model, VisionTransformer) or not isinstance(embed, PatchEmbed):
+    if not isinstance(model, VisionTransformer) or not isinstance(model.patch_embed, PatchEmbed):
         hint = "one such is --backbone vit_base_patch16_384"
         raise UsageError(f"{encoder.settings.name!r} is no plain ViT whose patches can be masked.", hint=hint)
-    (height, width), sides = embed.patch_size, embed.img_size
+    (height, width), sides = model.patch_embed.patch_size, model.patch_embed.img_size
     if height != width or any(side % height for side in sides):
         raise UsageError(
             f"Images of {sides[0]} x {sides[1]} do not divide into patches of {height} x {width}.",

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from entrep_cli.errors import UsageError
-from entrep_cli.models.attention_maps import has_tokens
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.device import DTYPES, choose_precision
 from entrep_cli.models.inputs import Normalise
+from entrep_cli.models.towers import tower_of
 
 
 def choose_inference_precision(option: str, device: torch.device, model: nn.Module) -> tuple[str, str]:
@@ -56,7 +56,7 @@ def precision_beside(kept: str | None, device: torch.device, model: nn.Module) -
 
 def _is_vit(model: nn.Module) -> bool:
     tower = model.get_submodule(model.low_precision[0])
-    return has_tokens(tower.model if isinstance(tower, Backbone) else tower)
+    return tower_of(tower.model if isinstance(tower, Backbone) else tower).is_vit
 
 
 def lower(model: nn.Module, precision: str) -> None:

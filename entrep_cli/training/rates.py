@@ -9,7 +9,6 @@ it is read off the names of the parameters, so that it holds for timm's models, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,15 +16,7 @@ import torch
 from torch import nn
 
 from entrep_cli.errors import UsageError
-
-# The first numbered part of a name: blocks of a ViT, stages of a ConvNeXt or an EfficientNet, layers of a ResNet or a Swin.
-_NUMBERED = re.compile(r"(?:^|\.)(?:blocks|stages|layers|resblocks|layer)\.?(\d+)\.")
-# Registered before the blocks and used after them: the projections of open_clip's towers.
-_ENDING = re.compile(r"(?:^|\.)(?:proj|text_projection|logit_scale|logit_bias)$")
-
-# Used before the blocks, wherever it is registered: open_clip's text tower has it after them.
-_STEM = re.compile(r"(?:^|\.)(?:token_embedding\.weight|positional_embedding|class_embedding|pos_embed|cls_token|patch_embed\..*)$")
-_TOWERS = ("visual.", "white.", "narrow.")  # parts of names; what has none of them is a tower too
+from entrep_cli.models.towers import depths_from_top
 
 Losses = Callable[[int], Iterator[torch.Tensor]]  # given an epoch, a loss a step
 
@@ -63,30 +54,6 @@ def paces(
         name: Pace(pretrained_rate * decay ** depths[name], head_epochs + depths[name] * thaw_epochs) if name in depths else Pace(rate)
         for name in names
     }
-
-
-def depths_from_top(names: Iterable[str]) -> dict[str, int]:
-    """For each parameter of a network how many stages lie above its own: 0 in the last block and in what follows it.
-
-    Stages are counted for each tower apart: the image tower (names with `visual.`), the two encoders of mics
-    (`white.`, `narrow.`), and the rest. What comes before the first block, a stem or an embedding of tokens, patches
-    or positions, belongs to the stage of that block (ours).
-    """
-    towers: dict[str, list[str]] = {}
-    for name in names:
-        towers.setdefault(next((tower for tower in _TOWERS if tower in name), ""), []).append(name)
-    depths = {}
-    for own in towers.values():
-        numbers = [int(found[1]) if (found := _NUMBERED.search(name)) else None for name in own]
-        last = max((n for n in numbers if n is not None), default=0)
-        started = False
-        for name, number in zip(own, numbers):
-            started |= number is not None
-            if number is None:
-                after = _ENDING.search(name) or started and not _STEM.search(name)
-                number = last if after else min((n for n in numbers if n is not None), default=0)
-            depths[name] = last - number
-    return depths
 
 
 def parameter_groups(model: nn.Module, pace_of: dict[str, Pace], weight_decay: float) -> list[dict]:

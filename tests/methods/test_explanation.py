@@ -20,12 +20,13 @@ from entrep_cli.methods.mics import Mics, MicsRecipe
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe
 from entrep_cli.methods.prototype_towers import Towers
 from entrep_cli.models.attention import explicit_attention
-from entrep_cli.models.attention_maps import attentions_kept, brightest_share, rollout, token_grid
+from entrep_cli.models.attention_maps import hottest_fraction, record_attentions, rollout
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.clip import Architecture
 from entrep_cli.models.mics_encoders import create_encoders
 from entrep_cli.models.mics_fusion import MicsClassifier
 from entrep_cli.models.prototypes import Prototypes
+from entrep_cli.models.towers import tower_of
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
 from tests.tiny import CLIP, CONV_CLIP
 
@@ -121,7 +122,7 @@ def test_every_model_is_explained_and_left_as_it_was(name):
         assert heat.shape == (3, SIZE, SIZE) and heat.dtype == torch.float32 and heat.min() >= 0
         assert all(most in (0, 1) for most in heat.amax(dim=(1, 2)).tolist())
         # Cutting away what does not stand out can only concentrate what is left; by the two that are not cut it is the same.
-        shown, whole = brightest_share(heat), torch.tensor(once.brightest_tenth)
+        shown, whole = hottest_fraction(heat), torch.tensor(once.brightest_tenth)
         assert (shown[heat.any(dim=2).any(dim=1)] >= whole[heat.any(dim=2).any(dim=1)] - 1e-6).all()
         if by in ("hires-cam", "grad-cam"):
             torch.testing.assert_close(shown, whole.double(), atol=1e-5, rtol=1e-5)
@@ -178,9 +179,10 @@ def test_plain_rollout_has_one_map_for_all_classes_and_the_others_have_not():
 def test_by_attention_what_stands_out_is_shown():
     torch.manual_seed(0)
     model = dinov2(*VIT, "backbone.pooling=token")
-    with attentions_kept(model.backbone.model) as attentions, torch.no_grad():
+    with record_attentions(model.backbone.model) as attentions, torch.no_grad():
         model(pixels())
-    n_prefix, grid = token_grid(model.backbone.model)
+    tower = tower_of(model.backbone.model)
+    n_prefix, grid = tower.n_prefix_tokens, tower.grid
     found = explain_images(model, pixels(), by="rollout").heat
     for image, shares in enumerate(rollout(attentions)[:, n_prefix:]):
         big = nn.functional.interpolate(shares.view(1, 1, *grid), (SIZE, SIZE), mode="bilinear")[0, 0].double().numpy()

@@ -11,25 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from entrep_cli.errors import UsageError
 from entrep_cli.models.attention import explicit_attention
 from entrep_cli.models.attention_maps import (
     agreement,
-    as_map,
-    attentions_kept,
-    brightest_share,
     grad_cam,
     gradient_rollout,
-    has_tokens,
     hires_cam,
-    last_layer,
-    last_layers,
+    hottest_fraction,
     layer_cam,
-    output_kept,
-    pools_class_token,
+    record_attentions,
+    record_outputs,
     rollout,
-    token_grid,
 )
+from entrep_cli.models.towers import tower_of
 from tests.tiny import CLIP
 
 
@@ -103,13 +97,13 @@ def test_agreement_is_a_product_of_scaled_maps(shapes):
 def test_gradients_of_two_layers_in_one_pass_are_those_of_two_passes():
     torch.manual_seed(0)
     tower = timm.create_model("test_resnet", num_classes=2).eval()
-    first, second = last_layers(tower, 2)
-    assert (first, second) == (tower.layer3, tower.layer4) and len(last_layers(tower, 99)) == 5
+    first, second = tower_of(tower).last_layers(2)
+    assert (first, second) == (tower.layer3, tower.layer4) and len(tower_of(tower).last_layers(99)) == 5
     pixels = torch.randn(2, 3, 64, 64)
-    with output_kept(first, second) as kept:
+    with record_outputs(first, second) as kept:
         found = torch.autograd.grad(tower(pixels)[:, 1].sum(), kept)
     for layer, output, gradient in zip((first, second), kept, found, strict=True):
-        with output_kept(layer) as alone:
+        with record_outputs(layer) as alone:
             (wanted,) = torch.autograd.grad(tower(pixels)[:, 1].sum(), alone)
         torch.testing.assert_close(output, alone[0])
         torch.testing.assert_close(gradient, wanted)
@@ -120,7 +114,7 @@ def test_grad_cam_of_a_net_agrees_with_finite_differences():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9, 2)).double().requires_grad_(False)
     pixels = torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    with output_kept(net[0]) as kept:
+    with record_outputs(net[0]) as kept:
         (gradient,) = torch.autograd.grad(net(pixels)[:, 1].sum(), kept)
     features = net[0](pixels)
     weights = torch.zeros(2, 4, dtype=torch.float64)
@@ -133,11 +127,11 @@ def test_grad_cam_of_a_net_agrees_with_finite_differences():
     torch.testing.assert_close(grad_cam(kept[0].detach(), gradient), wanted, atol=1e-6, rtol=1e-4)
 
 
-def test_brightest_share():
+def test_hottest_fraction():
     heat = torch.zeros(3, 10, 10)
     heat[0, 0] = 1
     heat[1] = 0.5
-    torch.testing.assert_close(brightest_share(heat), torch.tensor([1.0, 0.1, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(hottest_fraction(heat), torch.tensor([1.0, 0.1, 0.0], dtype=torch.float64))
 
 
 def flags(model: nn.Module) -> list:
@@ -150,7 +144,7 @@ def test_attentions_are_those_that_a_stock_module_tells():
     shell = nn.ModuleDict({"a": stock})
     x = torch.randn(3, 7, 8)
     out, wanted = stock(x, x, x, need_weights=True, average_attn_weights=False)
-    with attentions_kept(shell) as kept:
+    with record_attentions(shell) as kept:
         found = shell["a"](x, x, x, need_weights=False)[0]
     assert shell["a"] is stock and len(kept) == 1
     torch.testing.assert_close(kept[0], wanted)
@@ -164,7 +158,7 @@ def test_masks_are_kept_to(mask):
     hidden.fill_diagonal_(True)
     given = hidden if mask == "bool" else torch.zeros(5, 5).masked_fill(~hidden, -torch.inf)
     wanted = F.scaled_dot_product_attention(q, k, v, given, scale=0.3)
-    with attentions_kept(nn.Identity()) as kept:
+    with record_attentions(nn.Identity()) as kept:
         found = F.scaled_dot_product_attention(q, k, v, given, scale=0.3)
     torch.testing.assert_close(found, wanted)
     assert (kept[0][..., ~hidden] == 0).all()
@@ -187,10 +181,10 @@ def test_towers_answer_the_same_while_their_attentions_are_kept(kind):
     tower.requires_grad_(False)
     pixels = torch.randn(2, 3, 32, 32)
     before, wanted = flags(tower), tower(pixels)
-    with pytest.raises(ZeroDivisionError), attentions_kept(tower):
+    with pytest.raises(ZeroDivisionError), record_attentions(tower):
         raise ZeroDivisionError
     assert flags(tower) == before
-    with attentions_kept(tower) as kept:
+    with record_attentions(tower) as kept:
         found = tower(pixels)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert len(kept) == depth and all(a.shape[-2:] == (tokens, tokens) for a in kept)
@@ -203,36 +197,6 @@ def test_towers_answer_the_same_while_their_attentions_are_kept(kind):
 
 def test_a_hook_is_taken_away_after_an_exception():
     layer = nn.Linear(2, 2)
-    with pytest.raises(ZeroDivisionError), output_kept(layer):
+    with pytest.raises(ZeroDivisionError), record_outputs(layer):
         raise ZeroDivisionError
     assert not layer._forward_hooks
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
-def test_the_last_layer_gives_a_map(name):
-    tower = timm.create_model(name, num_classes=0).eval()
-    with output_kept(last_layer(tower)) as kept, torch.no_grad():
-        tower.forward_features(torch.zeros(2, 3, 160, 160))
-    found = as_map(kept[0], tower)
-    assert found.shape[0] == 2 and found.ndim == 4
-    assert found.shape[2:] == (token_grid(tower)[1] if has_tokens(tower) else (5, 5))
-
-
-def test_an_earlier_layer_is_taken_where_the_last_is_too_coarse():
-    tower = timm.create_model("test_resnet", num_classes=0)
-    assert [last_layer(tower, size, 6) for size in (224, 96, 48, 8)] == [tower.layer4, tower.layer3, tower.layer2, first_stage(tower)]
-
-
-def first_stage(tower: nn.Module) -> nn.Module:
-    return tower.get_submodule(tower.feature_info[0]["module"])
-
-
-def test_what_pools_what():
-    assert pools_class_token(open_clip.model.CLIP(**CLIP).visual)
-    assert pools_class_token(timm.create_model("test_vit", global_pool="token"))
-    assert not pools_class_token(timm.create_model("test_vit", global_pool="avg", class_token=False))
-
-
-def test_a_tower_without_a_known_layer_is_refused():
-    with pytest.raises(UsageError, match="no layer is known"):
-        last_layer(nn.Linear(2, 2))

@@ -24,8 +24,8 @@ from entrep_cli.models.fusion import (
     level_embeddings,
     mix_same_class,
     slerp,
-    tower_depth,
 )
+from entrep_cli.models.towers import tower_of
 
 # Angles over the whole domain, dense at both ends.
 angles = st.one_of(
@@ -220,7 +220,7 @@ def test_the_last_level_is_the_tower_whatever_its_pooling(options):
 @pytest.mark.parametrize("name, pool, proj", [("test_vit", "token", "linear"), ("test_vit", "avg", "mlp"), ("test_vit4", "map", "none")])
 def test_levels_of_timms_vit(name, pool, proj):
     tower, x = timm_tower(name, pool, proj), pixels(160)
-    depth = tower_depth(tower)
+    depth = tower_of(tower).n_levels
     assert depth == len(tower.trunk.blocks)
     found = level_embeddings(tower, x, tuple(range(1, depth + 1)))
     assert torch.allclose(found[:, -1], tower(x), atol=1e-5)
@@ -235,7 +235,7 @@ def test_levels_of_timms_vit(name, pool, proj):
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "test_resnet", "test_convnext"])
 def test_levels_of_a_convolutional_tower_are_its_stages(name):
     tower, x = timm_tower(name), pixels(64)
-    depth = tower_depth(tower)
+    depth = tower_of(tower).n_levels
     levels = (2, depth - 1, depth)
     projections = StageProjections(tower, levels, 16)
     found = level_embeddings(tower, x, levels, projections)
@@ -272,7 +272,7 @@ def test_stage_projections_are_trained_and_a_vit_has_none():
 )
 def test_levels_beyond_the_tower_are_refused_with_its_depth(tower, what, spread):
     visual = tower()
-    with pytest.raises(UsageError, match=f"has {what}; there is no level 6, 9, 12") as caught:
+    with pytest.raises(UsageError, match=f"has {what}, and not level 6, 9, 12") as caught:
         check_levels(visual, FusionSettings(levels=(3, 6, 9, 12)).levels)
     assert caught.value.hint == f"--set 'fusion.levels={spread}'"
     with pytest.raises(UsageError):
@@ -283,7 +283,7 @@ def test_levels_beyond_the_tower_are_refused_with_its_depth(tower, what, spread)
 
 def test_a_tower_without_levels_is_refused():
     with pytest.raises(UsageError, match="Linear"):
-        tower_depth(torch.nn.Linear(1, 1))
+        _ = tower_of(torch.nn.Linear(1, 1)).n_levels
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,4 +1,4 @@
-"""Rates by stage, read off the names of real towers; thawing; and what a training with them leaves."""
+"""Learning rates by stage, gradual unfreezing, and the training that uses them."""
 
 from __future__ import annotations
 
@@ -11,60 +11,8 @@ from torch import nn
 from entrep_cli.errors import UsageError
 from entrep_cli.training import loop
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
-from entrep_cli.training.rates import Pace, depths_from_top, paces, parameter_groups, rate_factor, thawing
+from entrep_cli.training.rates import Pace, paces, parameter_groups, rate_factor, thawing
 from entrep_cli.workspace import Run
-
-# Names as the libraries have them, in their order; the number is how many stages lie above.
-VIT = {  # timm
-    "backbone.model.cls_token": 2,
-    "backbone.model.pos_embed": 2,
-    "backbone.model.patch_embed.proj.weight": 2,
-    "backbone.model.blocks.0.norm1.weight": 2,
-    "backbone.model.blocks.1.mlp.fc1.weight": 1,
-    "backbone.model.blocks.2.attn.proj.weight": 0,
-    "backbone.model.norm.weight": 0,
-}
-MOBILENET = {  # of timm, in open_clip
-    "backbone.visual.trunk.conv_stem.weight": 2,
-    "backbone.visual.trunk.bn1.weight": 2,
-    "backbone.visual.trunk.blocks.0.0.conv_dw.weight": 2,
-    "backbone.visual.trunk.blocks.1.0.conv_pw.weight": 1,
-    "backbone.visual.trunk.blocks.2.1.bn3.bias": 0,
-    "backbone.visual.trunk.conv_head.weight": 0,
-}
-CONVNEXT = {
-    "model.stem.0.weight": 1,
-    "model.stages.0.blocks.0.conv_dw.weight": 1,
-    "model.stages.0.blocks.2.norm.weight": 1,
-    "model.stages.1.blocks.0.conv_dw.weight": 0,
-    "model.head.norm.weight": 0,
-}
-RESNET = {"model.conv1.weight": 3, "model.layer1.0.bn1.weight": 3, "model.layer2.1.conv1.weight": 2, "model.layer4.0.conv1.weight": 0}
-CLIP = {  # open_clip's own: some of the names that come first are used last
-    "backbone.positional_embedding": 1,
-    "backbone.text_projection": 0,
-    "backbone.logit_scale": 0,
-    "backbone.visual.class_embedding": 2,
-    "backbone.visual.proj": 0,
-    "backbone.visual.conv1.weight": 2,
-    "backbone.visual.transformer.resblocks.0.attn.q.lora_A": 2,
-    "backbone.visual.transformer.resblocks.2.mlp.c_fc.weight": 0,
-    "backbone.visual.ln_post.weight": 0,
-    "backbone.transformer.resblocks.0.ln_1.weight": 1,
-    "backbone.transformer.resblocks.1.ln_1.weight": 0,
-    "backbone.token_embedding.weight": 1,  # registered after the blocks, used before them
-    "backbone.ln_final.weight": 0,
-}
-MICS = {
-    f"{encoder}.model.{name}": depth
-    for encoder in ("white", "narrow")
-    for name, depth in {"cls_token": 1, "patch_embed.proj.weight": 1, "blocks.0.w": 1, "blocks.1.w": 0, "norm.weight": 0}.items()
-} | {"fusion.layers.0.w": 0, "head.weight": 0}
-
-
-@pytest.mark.parametrize("tower", [VIT, MOBILENET, CONVNEXT, RESNET, CLIP, MICS, {"head.weight": 0}])
-def test_depths_of_towers(tower):
-    assert depths_from_top(tower) == tower
 
 
 def test_what_is_new_learns_at_once_and_fast_what_is_old_by_its_depth():
