@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,28 @@ from entrep_cli.data.texts import fold, has_control
 from entrep_cli.data.tracks import track_of
 from entrep_cli.submission.archive import Entry, Fault, Pairs, bare_name, read_contents, show, whole
 
-Slugged = Iterator[tuple[str, str]]
+Slugged = tuple[str, str]  # the kind of a fault and its message
 # What may stand in quotes where a number belongs: an integer, as a table of floats may write it too.
 _NUMERIC = re.compile(r"\s*([+-]?\d{1,9})(?:\.0*)?\s*")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a submission is checked against; what is None is not checked.
+
+    Attributes:
+        queries: verbatim. gallery: the file names that may be answered (tracks 2 and 3).
+        classes: class name to id (track 1).
+    """
+
+    queries: Collection[str] | None = None
+    gallery: Collection[str] | None = None
+    classes: Mapping[str, int] | None = None
+
+    @cached_property
+    def files(self) -> Names | None:
+        """The gallery as `Names`."""
+        return None if self.gallery is None else Names(self.gallery)
 
 
 @dataclass(frozen=True)
@@ -85,25 +104,20 @@ def check_submission(
 ) -> Report:
     """Check the file at `path` against the contest's rules for track 1, 2 or 3.
 
-    `queries` are the queries, verbatim; `gallery` the file names that may be answered (tracks 2
-    and 3); `classes` class name to id (track 1). What is not given is not checked, and the report
-    says so. Everything wrong with the file is in the report; another track is a UsageError.
-    Rules: challenge.md, Submission.
+    Lists as in `Expected`; what is not given is not checked, and the report says so. Everything wrong
+    with the file is in the report; another track is a UsageError. Rules: challenge.md, Submission.
     """
     track_of(track)
-    contents = read_contents(path)
+    contents, expected = read_contents(path), Expected(queries, gallery, classes)
     if contents.entries is None:
-        skipped = ("the entries, since they could not be read",)
-        return Report(str(path), track, None, contents.faults, skipped)
-    found = entry_faults(track, contents.entries, queries=queries, gallery=gallery, classes=classes)
-    faults = (*contents.faults, *found)
+        return Report(str(path), track, None, contents.faults, ("the entries, since they could not be read",))
+    faults = (*contents.faults, *entry_faults(track, contents.entries, expected))
     needs = [(queries, "whether each query has an answer under its exact key (no list of queries)")]
     if track == 1:
         needs.append((classes, "whether the ids are those of classes (no table of classes)"))
     else:
         needs.append((gallery, "whether the answers are in the gallery (no list of its files)"))
-    skipped = tuple(what for given, what in needs if given is None)
-    return Report(str(path), track, len(contents.entries), faults, skipped)
+    return Report(str(path), track, len(contents.entries), faults, tuple(what for given, what in needs if given is None))
 
 
 # ---------------------------------------------------------------- texts
@@ -114,8 +128,7 @@ _SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)\Z")
 
 def _loose(text: str) -> str:
     # Zero-width characters go too: a byte-order mark read as text sticks to the first query.
-    seen = "".join(c if c.isprintable() or c.isspace() else "" for c in fold(text))
-    return " ".join(seen.split())
+    return " ".join("".join(c for c in fold(text) if c.isprintable() or c.isspace()).split())
 
 
 def _stem(text: str) -> str:
@@ -136,7 +149,7 @@ def difference(name: str, other: str) -> tuple[str, str]:
 
 
 class Names:
-    """A set of names that also finds a name written otherwise."""
+    """A set of names, looked up by names that may be spelt otherwise."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.exact = frozenset(names)
@@ -149,8 +162,8 @@ class Names:
         if name in self.exact:
             return [name]
         alike = self._alike.get(_stem(name), ())
-        found = ([other for other in alike if form(other) == form(name)] for _, _, form in _FORMS)
-        return next(filter(None, found), [])
+        by_form = ([other for other in alike if form(other) == form(name)] for _, _, form in _FORMS)
+        return next(filter(None, by_form), [])
 
     def nearest(self, name: str) -> str | None:
         """The first of those alike."""
@@ -158,32 +171,20 @@ class Names:
 
     def meant(self, name: str) -> str | None:
         """The only one alike; None where that is in doubt."""
-        found = self.alike(name)
-        return found[0] if len(found) == 1 else None
+        alike = self.alike(name)
+        return alike[0] if len(alike) == 1 else None
 
 
 # ---------------------------------------------------------------- the entries
 
 
-def entry_faults(
-    track: int,
-    entries: Sequence[Entry],
-    *,
-    queries: Collection[str] | None = None,
-    gallery: Collection[str] | None = None,
-    classes: Mapping[str, int] | None = None,
-) -> list[Fault]:
-    """The faults of (key, value) pairs; arguments as for `check_submission`."""
+def entry_faults(track: int, entries: Sequence[Entry], expected: Expected = Expected()) -> list[Fault]:
+    """The faults of (key, value) pairs."""
     if not entries:
-        return [Fault("empty", "there is no answer in the JSON; write one for each query")]
-    faults = list(_key_faults(track, entries, queries))
-    names = None if gallery is None else Names(gallery)
+        return [Fault("empty", "the JSON holds no answer; write one for each query")]
+    faults = list(_key_faults(track, entries, expected.queries))
     for key, value in entries:
-        if track == 1:
-            found = _class_faults(value, classes)
-        else:
-            found = _answer_faults(value, names, key if track == 2 else None)
-        faults += [Fault(kind, f"{show(key)}: {message}", key) for kind, message in found]
+        faults += [Fault(kind, f"{show(key)}: {message}", key) for kind, message in read_answer(track, key, value, expected)[1]]
     return faults
 
 
@@ -248,60 +249,70 @@ def integral(value: Any) -> int | None:
 def class_named(name: str, classes: Mapping[str, int] | None) -> int | None:
     """The id of a class by its name, without regard to case; None where it is none or several could be meant."""
     wanted = fold(name.strip())
-    found = {id_ for class_name, id_ in (classes or {}).items() if fold(class_name) == wanted}
-    return found.pop() if len(found) == 1 else None
+    ids = {id_ for class_name, id_ in (classes or {}).items() if fold(class_name) == wanted}
+    return ids.pop() if len(ids) == 1 else None
 
 
-def _class_faults(value: Any, classes: Mapping[str, int] | None) -> Slugged:
+def read_answer(track: int, query: str, value: Any, expected: Expected) -> tuple[Any, list[Slugged]]:
+    """The answer that a value certainly means, else the value itself; and what is wrong with it as it stands."""
+    if track == 1:
+        return _read_class(value, expected.classes)
+    return _read_file(value, expected.files, query if track == 2 else None)
+
+
+def _read_class(value: Any, classes: Mapping[str, int] | None) -> tuple[Any, list[Slugged]]:
+    if is_single(value):
+        meant, faults = _read_class(value[0], classes)
+        alone = ("list", f"the answer is a list of one; write {show(value[0])} alone")
+        return (meant if type(meant) is int else value), [alone, *faults]
     listed = f": {', '.join(map(str, classes.values()))}" if classes else ""
     wanted = f"write a class id, an integer{listed}"
-    id_: int | None = value if type(value) is int else integral(value)
+    id_ = value if type(value) is int else integral(value)
     if id_ is not None:
+        faults = []
         if isinstance(value, str):
-            yield "numeric-string", f"the id {show(value)} stands in quotes; write {id_}"
+            faults.append(("numeric-string", f"the id {show(value)} stands in quotes; write {id_}"))
         elif isinstance(value, float):
-            yield "float", f"the id {value} is a float; write {id_}"
+            faults.append(("float", f"the id {value} is a float; write {id_}"))
         if classes is not None and id_ not in classes.values():
-            yield "class-range", f"{show(id_)} is not the id of a class; {wanted}"
-    elif isinstance(value, str):
-        named = class_named(value, classes)
-        hint = wanted if named is None else f"write {named}"
-        yield "class-string", f"{show(value)} stands where a class id belongs; {hint}"
-    elif is_single(value):
-        yield "list", f"the answer is a list of one; write {show(value[0])} alone"
-        yield from _class_faults(value[0], classes)
-    else:
-        yield _wrong_type(value, wanted)
-
-
-def _answer_faults(value: Any, gallery: Names | None, query: str | None) -> Slugged:
-    """`query` is given in track 2, where it is a file that may not answer itself."""
-    if is_single(value):
-        yield "list", f"the answer is a list of one; write {show(value[0])} alone"
-        value = value[0]
+            faults.append(("class-range", f"{show(id_)} is not the id of a class; {wanted}"))
+        return id_, faults
     if not isinstance(value, str):
-        yield _wrong_type(value, "write one file name")
-        return
-    if not value.strip():
-        yield "blank-answer", "the answer is blank; write a file name"
-        return
-    name = bare_name(value)
+        return value, [_wrong_type(value, wanted)]
+    id_ = class_named(value, classes)
+    hint = wanted if id_ is None else f"write {id_}"
+    return value if id_ is None else id_, [("class-string", f"{show(value)} stands where a class id belongs; {hint}")]
+
+
+def _read_file(value: Any, gallery: Names | None, query: str | None) -> tuple[Any, list[Slugged]]:
+    """`query` is given in track 2, where it is a file that may not answer itself."""
+    answer = value[0] if is_single(value) else value
+    faults = [("list", f"the answer is a list of one; write {show(answer)} alone")] if answer is not value else []
+    if not isinstance(answer, str):
+        return value, [*faults, _wrong_type(answer, "write one file name")]
+    name = bare_name(answer)
+    certain = name if gallery is None else gallery.meant(name)
+    # A list of one is unpacked even where its file is at fault: that fault then stands alone.
+    meant = answer if not certain or query is not None and same_file(certain, query, gallery) else certain
+    if not answer.strip():
+        return meant, [*faults, ("blank-answer", "the answer is blank; write a file name")]
     file = None if gallery is None else gallery.nearest(name)
-    if has_control(value):
+    control = has_control(answer)
+    if control:
         hint = "remove it" if file is None else f"write {show(file)}"
-        yield "control-character", f"the answer {show(value)} holds a control character; {hint}"
-        name = name if file is None else file
-    elif name != value:
-        yield "path-answer", f"the answer {show(value)} is a path; write {show(name)}"
+        faults.append(("control-character", f"the answer {show(answer)} holds a control character; {hint}"))
+        name = file or name
+    elif name != answer:
+        faults.append(("path-answer", f"the answer {show(answer)} is a path; write {show(name)}"))
     if query is not None and any(same_file(n, bare_name(query), gallery) for n in (name, file) if n is not None):
-        yield "self-answer", f"the answer {show(name)} is the query itself; write another file"
+        faults.append(("self-answer", f"the answer {show(name)} is the query itself; write another file"))
     elif gallery is not None and name not in gallery.exact and not has_control(name):
         if file is None:
-            yield "unknown-answer", f"{show(name)} is not in the gallery; write one of its files"
+            faults.append(("unknown-answer", f"{show(name)} is not in the gallery; write one of its files"))
         else:
             slug, words = difference(name, file)
-            what = f"the answer {show(name)} differs from a file in {words}"
-            yield f"{slug}-answer", f"{what}; write {show(file)}"
+            faults.append((f"{slug}-answer", f"the answer {show(name)} differs from a file in {words}; write {show(file)}"))
+    return meant, faults
 
 
 def is_single(value: Any) -> bool:
@@ -319,7 +330,7 @@ def same_file(name: str, query: str, gallery: Names | None) -> bool:
     return name == query if both_exist else fold(name) == fold(query)
 
 
-def _wrong_type(value: Any, wanted: str) -> tuple[str, str]:
+def _wrong_type(value: Any, wanted: str) -> Slugged:
     if isinstance(value, float) and not math.isfinite(value):
         return "not-finite", f"{value} is no number in JSON; {wanted}"
     kinds = {bool: "boolean", int: "number", float: "float", list: "list", Pairs: "nested"}

@@ -72,8 +72,8 @@ def read_queries(
     """The queries of one track, verbatim and in order: they are the keys of the submission.
 
     A line is a query; one that begins with a quote is read as a quoted CSV field. A byte-order mark
-    and CRLF line ends are dropped and told to `warn`. With `known_names` (the files in the image
-    folder) a query of track 1 or 2 must be among them, exactly or as `resolve_names` finds it.
+    and CRLF line ends are dropped, and `warn` is called with a note. With `known_names` (the files in
+    the image folder) a query of track 1 or 2 must be among them, exactly or as `resolve_names` matches it.
 
     Raises DataError with every faulty line: a header, a blank, doubled or unknown query, a path,
     a second column, a control character; or where the file cannot be read as UTF-8.
@@ -95,7 +95,7 @@ def read_queries(
     if faults:
         listed = [f"line {n}: {show(queries[n - 1])} {faults[n]}" for n in sorted(faults)]
         what = f"{len(faults)} of {len(lines)} lines in the query file are at fault."
-        hint = "hint these lines: one query a line, verbatim, without a header"
+        hint = "fix these lines: one query a line, verbatim, without a header"
         raise DataError(what, where=path, faults=listed, hint=hint)
     renamed = [(query, file) for query, file in resolved.items() if query != file]
     if renamed:
@@ -116,7 +116,7 @@ def resolve_names(names: Iterable[str], known_names: Collection[str]) -> dict[st
     for name in exact:
         alike.setdefault(fold(name), []).append(name)
     meant = {name: [name] if name in exact else alike.get(fold(name), []) for name in names}
-    return {name: found[0] for name, found in meant.items() if len(found) == 1}
+    return {name: files[0] for name, files in meant.items() if len(files) == 1}
 
 
 def _lines(path: Path, warn: Callable[[str], None]) -> list[str]:
@@ -130,12 +130,12 @@ def _lines(path: Path, warn: Callable[[str], None]) -> list[str]:
         what = f"The query file is not UTF-8: {error}."
         raise DataError(what, where=path, hint="save the file as UTF-8") from error
     if data.startswith(codecs.BOM_UTF8):
-        warn(f"{path.name} begins with a byte-order mark, which is no part of the first query")
+        warn(f"{path.name} begins with a byte-order mark, which does not belong to the first query")
     if not text:
         hint = "write one query a line, or name another file with --queries"
         raise DataError("The query file is empty.", where=path, hint=hint)
     if "\r\n" in text:
-        warn(f"{path.name} has Windows line ends (CRLF), which are no part of the queries")
+        warn(f"{path.name} has Windows line ends (CRLF), which do not belong to the queries")
     # Not splitlines(): it breaks at form feeds, U+2028 and the like too, and so hides them.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
@@ -195,7 +195,7 @@ def write_submission(
 
     The zip holds one JSON with `answers` in the order given, the CSV `ranked` as query, rank,
     answer, score with six decimals. Same answers, same bytes. What was packed is read back and
-    checked before anything is written, and the zip comes last: it is there only when both are.
+    checked before anything is written, and the zip comes last: it exists only when both do.
 
     Raises DataError where an answer cannot be one (a boolean, a path, the query itself, ...) or a
     score is not finite, and UsageError where `path` is not called .zip or the CSV would replace a
@@ -218,7 +218,7 @@ def write_submission(
     faults = contents.faults or entry_faults(track, contents.entries or ())
     if faults:
         lines = [fault.message for fault in faults]
-        hint = "hint the names of the queries and images named above"
+        hint = "fix the names of the queries and images named above"
         raise DataError("The answers make no valid submission.", where=path, faults=lines, hint=hint)
     write_bytes_atomic(table_path, table)
     write_bytes_atomic(path, packed)
@@ -281,7 +281,7 @@ def read_submission(path: str | Path) -> Submission:
             faults.append(f"{show(query)}: the answer is neither text nor integer; write one")
         answers[query] = answer
     if not answers and not faults:
-        faults.append("there is no answer in the JSON")
+        faults.append("the JSON holds no answer")
     if faults:
         hint = "see every fault with `entrep validate FILE --track N`"
         raise DataError("The submission cannot be read.", where=path, faults=faults, hint=hint)

@@ -178,7 +178,7 @@ BROKEN = [
         "all answers stand inside of 'predictions'; write them without it",
         True,
     ),
-    ("nothing in it", 1, lambda a: sent({}), "empty", "there is no answer in the JSON; write one for each query", False),
+    ("nothing in it", 1, lambda a: sent({}), "empty", "the JSON holds no answer; write one for each query", False),
     ("a missing key", 1, lambda a: sent(all_but(a)), "missing-key", f"'{A}' has no answer; add one", False),
     ("a key too many", 1, lambda a: sent({**a, "x.png": 1}), "extra-key", "'x.png' is not among the queries; remove it", True),
     (

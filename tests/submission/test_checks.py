@@ -285,7 +285,7 @@ def test_a_key_written_otherwise_is_one_fault_that_names_the_query(tmp_path, que
     assert fault.message.endswith(f"write {query!r}")
 
 
-def test_the_mend_of_a_path_is_the_query_it_means(tmp_path):
+def test_the_hint_for_a_path_is_the_query_it_means(tmp_path):
     report = check(tmp_path, '{"x/A.png": 0, "x/z.png": 0}', queries=["a.png"])
     assert [fault.message.split("; ")[1] for fault in report.faults] == ["write 'a.png'", "remove it"]
     report = check(tmp_path, '{"x/A.png": 0}', queries=None)
@@ -357,7 +357,7 @@ def test_a_text_may_hold_a_slash_and_must_keep_its_blanks(tmp_path):
         (2, "null", "null", "write one file name"),
     ],
 )
-def test_one_wrong_answer_is_found_and_mended(tmp_path, track, value, kind, hint):
+def test_one_wrong_answer_is_one_fault_with_its_hint(tmp_path, track, value, kind, hint):
     report = check(tmp_path, with_entry(track, "a.png", value), track)
     (fault,) = report.faults
     assert (fault.kind, fault.entry) == (kind, "a.png")
@@ -429,7 +429,7 @@ def test_as_dict_is_plain_and_whole(tmp_path):
     assert set(document["faults"][0]) == {"kind", "message", "entry", "count"}
 
 
-def test_every_message_is_short_and_ends_with_a_mend(tmp_path):
+def test_every_message_is_short_and_ends_with_a_hint(tmp_path):
     long = "x" * 5000 + ".png"
     report = check(tmp_path, json.dumps({long: long, "a.png": "é" * 3000}), 2)
     assert all(len(fault.message) < 250 and "; " in fault.message for fault in report.faults)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from entrep_cli.data.texts import fold
 from entrep_cli.errors import DataError, UsageError
-from entrep_cli.submission.checks import check_submission, entry_faults
+from entrep_cli.submission.checks import Expected, check_submission, entry_faults
 from entrep_cli.submission.correction import correct_entries, correct_submission, write_corrected
 from entrep_cli.submission.tracks import read_submission, write_submission
 
@@ -20,8 +20,8 @@ CLASSES = {"nose-right": 0, "nose-left": 1, "vc-open": 4}
 FILES = ["a.png", "b.png", "É.png"]
 
 
-def corrected(track: int, entries: list[tuple], **known) -> list[tuple]:
-    return correct_entries(track, entries, **{"queries": FILES, "gallery": FILES, "classes": CLASSES, **known})[1]
+def corrected(track: int, entries: list[tuple], queries=FILES) -> list[tuple]:
+    return correct_entries(track, entries, Expected(queries, FILES, CLASSES))[1]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_pairs_of_one_query_are_one_where_they_agree():
     assert corrected(1, [("a.png", 1), ("x/a.png", "1"), ("A.png", [1.0])]) == [("a.png", 1)]
     contradicting = [("a.png", 1), ("A.png", 0)]
     assert corrected(1, contradicting) == contradicting
-    assert [f.kind for f in entry_faults(1, contradicting, queries=["a.png"])] == ["extra-key"]
+    assert [f.kind for f in entry_faults(1, contradicting, Expected(["a.png"]))] == ["extra-key"]
     assert corrected(1, [("x/a.png", 1), ("y/a.png", True)]) == [("x/a.png", 1), ("y/a.png", True)]
 
 
-def test_what_is_left_and_what_was_mended(tmp_path):
+def test_what_is_left_and_what_was_corrected(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"x/a.png": 1.0, "b.png": 9.0, "c.png": 0}')
     correction = correct_submission(path, 1, queries=FILES, classes=CLASSES)
@@ -88,7 +88,7 @@ def test_what_is_left_and_what_was_mended(tmp_path):
         write_corrected(correction, tmp_path / "out.json")
 
 
-def test_nothing_to_read_nothing_to_mend(tmp_path):
+def test_nothing_to_read_nothing_to_correct(tmp_path):
     correction = correct_submission(tmp_path / "none.zip", 1)
     assert [f.kind for f in correction.left] == ["unreadable"] and correction.answers == {} and not correction.certain
 
@@ -109,7 +109,7 @@ quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 @quick
 @given(files=st.lists(NAMES, min_size=2, max_size=8, unique_by=essence), seed=st.integers(0, 999))
 def test_a_valid_submission_stays_and_a_spoilt_one_comes_back(tmp_path, files, seed):
-    """What is written passes with the same answers; spoilt in every way whose hint is certain, it comes back."""
+    """What is written passes with the same answers; spoilt in every way that is certain to correct, it comes back."""
     rng = random.Random(seed)
     right = {1: {f: rng.choice([0, 1, 4]) for f in files}, 2: dict(zip(files, files[1:] + files[:1]))}
     for track, answers in right.items():
