@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from entrep_cli.evaluation.comparison import compare, macro_f1_score, mean_score
+from entrep_cli.evaluation.comparison import compare, confusion_score, mean_score
+from entrep_cli.evaluation.metrics import METRICS
 
 LEVEL = 0.05
 CLASSES = 7
@@ -87,7 +88,7 @@ def totals(setting: Setting, exam: np.ndarray, hits: list[np.ndarray], rng: np.r
         return [mean_score(h, exam) for h in hits]
     truth = rng.integers(CLASSES, size=len(exam))
     wrong = [(truth + rng.integers(1, CLASSES, size=len(exam))) % CLASSES for _ in hits]
-    return [macro_f1_score(truth, np.where(h, truth, w), CLASSES, exam) for h, w in zip(hits, wrong)]
+    return [confusion_score(METRICS["macro F1"], truth, np.where(h, truth, w), CLASSES, exam) for h, w in zip(hits, wrong)]
 
 
 def rate(times: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from entrep_cli import console
 from entrep_cli.errors import RunError
-from entrep_cli.evaluation.calibration import MEASURES, calibration_sample, fit_temperature, with_temperature
+from entrep_cli.evaluation.calibration import calibration_sample, fit_temperature, with_temperature
 from entrep_cli.evaluation.intervals import Interval, Sample, pooled
 from entrep_cli.evaluation.scored import QUERIES, Scored, open_scored
 from entrep_cli.evaluation.subsets import score_subset
@@ -58,7 +58,7 @@ def calibrated(scored: Scored) -> dict[str, object] | None:
         "temperature": t.value,
         "of_the_scored_images": own,
         "NLL_at_that": best["NLL"].value,
-        **{key: (plain.intervals()[key], scaled.intervals()[key], gain[key]) for key in MEASURES},
+        **{key: (plain.intervals()[key], scaled.intervals()[key], gain[key]) for key in gain},
     }
 
 
@@ -89,7 +89,8 @@ def main() -> None:
                     differences.append((label, other, *gains.values()))
                     told[f"less {other}"] = {key: i.as_dict() for key, i in gains.items()}
             if found := calibrated(scored):
-                reliable += [(label if key == MEASURES[0] else "", key, *found[key]) for key in MEASURES]
+                measures = [key for key, value in found.items() if isinstance(value, tuple)]
+                reliable += [(label if key == measures[0] else "", key, *found[key]) for key in measures]
                 own_t = f"{found['of_the_scored_images']:.3f}"
                 reliable.append(("", "T", f"{found['temperature']:.3f}", f"its own would be {own_t}", f"NLL {found['NLL_at_that']:.3f}"))
                 told["calibration"] = {k: [i.as_dict() for i in v] if isinstance(v, tuple) else v for k, v in found.items()}

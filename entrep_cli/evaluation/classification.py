@@ -1,17 +1,9 @@
-"""Scores of a classifier: accuracy, precision, recall, F1 and the confusion matrix.
+"""Scores of a classifier: accuracy, precision, recall, F1 and the confusion matrix; `metrics.py` has the formulas.
 
-    scores = ClassificationScores(truth, predicted, taxonomy_names, groups=exams)
+    scores = ClassificationScores(truth, predicted, taxonomy.names, groups=exams)
     print(scores.macro_f1)  # 0.781 [0.722, 0.833]
 
-Per class c, from the confusion matrix M (rows truth, columns prediction), with 0 / 0 = 0:
-
-    precision_c = M_cc / sum_i M_ic    recall_c = M_cc / sum_j M_cj
-    F1_c = 2 M_cc / (sum_i M_ic + sum_j M_cj)
-
-Macro is the plain mean over the classes that occur in truth or prediction, as scikit-learn's
-default labels do; a class of the taxonomy that nobody met is no evidence. In a bootstrap resample
-these are the classes that occur in it. Weighted is the mean weighted by support, the count in
-truth.
+A class of the taxonomy that occurs neither in truth nor in prediction is left out of the macro means.
 """
 
 from __future__ import annotations
@@ -23,7 +15,9 @@ from functools import cached_property
 import numpy as np
 
 from entrep_cli.errors import DataError
+from entrep_cli.evaluation.comparison import GroupTotals, confusion_score, mean_score
 from entrep_cli.evaluation.intervals import Interval, Sample
+from entrep_cli.evaluation.metrics import CLASSIFICATION, Metric, macro, metrics_of, precision_recall_f1, weighted
 from entrep_cli.retrieval.ranking import Keys
 
 
@@ -105,15 +99,15 @@ class ClassificationScores:
 
     @property
     def accuracy(self) -> Interval:
-        return self._intervals["accuracy"]
+        return self.intervals["accuracy"]
 
     @property
     def macro_f1(self) -> Interval:
-        return self._intervals["macro F1"]
+        return self.intervals["macro F1"]
 
     @property
     def weighted_f1(self) -> Interval:
-        return self._intervals["weighted F1"]
+        return self.intervals["weighted F1"]
 
     @property
     def macro_precision(self) -> float:
@@ -142,9 +136,10 @@ class ClassificationScores:
             self.support.tolist(),
             strict=True,
         )
+        averages = ("macro F1", "weighted F1")
         return {
             "n_items": len(self.truth),
-            "accuracy": self.accuracy.as_dict(),
+            **{key: value.as_dict() for key, value in self.intervals.items() if key not in averages},
             "macro": {
                 "precision": self.macro_precision,
                 "recall": self.macro_recall,
@@ -165,24 +160,31 @@ class ClassificationScores:
         return self.truth.astype(np.int64) * self.n_classes + self.predicted
 
     @cached_property
-    def _intervals(self) -> dict[str, Interval]:
+    def intervals(self) -> dict[str, Interval]:
+        """Every metric of classification with its interval, by its key."""
         return self.sample.intervals(resamples=self.resamples, seed=self.seed)
 
     @property
     def sample(self) -> Sample:
-        """Accuracy, macro F1 and weighted F1 as functions of a resample."""
-        cells, n_cells = self._cells, self.n_classes**2
+        """Every metric of classification, as a function of a resample."""
+        cells, n_cells, metrics = self._cells, self.n_classes**2, metrics_of(CLASSIFICATION)
+        items = {m.key: np.asarray(m.items(self.truth, self.predicted), float) for m in metrics if m.items}
 
         def statistics(counts: np.ndarray) -> np.ndarray:
             # The confusion matrices of a whole block of resamples are one weighted histogram.
             places = cells + np.arange(len(counts))[:, None] * n_cells
             flat = np.bincount(places.ravel(), weights=counts.ravel(), minlength=len(counts) * n_cells)
             confusions = flat.reshape(len(counts), self.n_classes, self.n_classes)
-            f1 = precision_recall_f1(confusions)[2]
-            accuracy = np.trace(confusions, axis1=-2, axis2=-1) / confusions.sum(axis=(-2, -1))
-            return np.stack([accuracy, macro(f1, confusions, self.reject), weighted(f1, confusions)], axis=-1)
+            n = counts.sum(axis=1)
+            return np.stack([counts @ items[m.key] / n if m.items else m.score(confusions, self.reject) for m in metrics], axis=-1)
 
-        return Sample(("accuracy", "macro F1", "weighted F1"), len(self.truth), self.groups, statistics)
+        return Sample(tuple(m.key for m in metrics), len(self.truth), self.groups, statistics, tuple(m.format for m in metrics))
+
+    def totals(self, metric: Metric) -> GroupTotals:
+        """A metric as a function of what the items of each group add up to, for the permutation test."""
+        if metric.items:
+            return mean_score(metric.items(self.truth, self.predicted), self.groups)
+        return confusion_score(metric, self.truth, self.predicted, self.n_classes, self.groups)
 
 
 def report_cells(scores: ClassificationScores) -> dict[str, dict[str, float]]:
@@ -197,28 +199,3 @@ def report_cells(scores: ClassificationScores) -> dict[str, dict[str, float]]:
     rows["weighted average"] = dict(zip(columns, (scores.weighted_precision, scores.weighted_recall, scores.weighted_f1.value, n)))
     rows["accuracy"] = {"precision": scores.accuracy.value}
     return rows
-
-
-def precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three (..., C) from confusion matrices (..., C, C); 0 / 0 is 0."""
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
-    predicted, support = confusion.sum(axis=-2), confusion.sum(axis=-1)
-
-    def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-        return np.divide(numerator, denominator, out=np.zeros_like(hits), where=denominator > 0)
-
-    return ratio(hits, predicted), ratio(hits, support), ratio(2 * hits, predicted + support)
-
-
-def macro(per_class: np.ndarray, confusion: np.ndarray, reject: bool = False) -> np.ndarray:
-    """Mean of (..., C) over the classes that occur in truth or prediction; with `reject` the last is none."""
-    occurs = (confusion.sum(axis=-2) + confusion.sum(axis=-1)) > 0
-    if reject:
-        occurs[..., -1] = False
-    return (per_class * occurs).sum(axis=-1) / occurs.sum(axis=-1)
-
-
-def weighted(per_class: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """Mean of (..., C) weighted by the support of each class."""
-    support = confusion.sum(axis=-1)
-    return (per_class * support).sum(axis=-1) / support.sum(axis=-1)

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from entrep_cli.evaluation.classification import macro, precision_recall_f1
 from entrep_cli.evaluation.intervals import Interval, group_codes, percentiles, resampled
+from entrep_cli.evaluation.metrics import Metric
 from entrep_cli.retrieval.ranking import Keys
 
 PERMUTATIONS = 10_000
@@ -72,15 +72,14 @@ def mean_score(values: np.ndarray, groups: Keys | None = None) -> GroupTotals:
     return GroupTotals(totals, lambda sums: sums[:, 0] / sums[:, 1], len(values), values if values.dtype == bool else None)
 
 
-def macro_f1_score(truth: np.ndarray, predicted: np.ndarray, n_classes: int, groups: Keys | None = None) -> GroupTotals:
-    """Macro F1 of (n,) class ids, as `ClassificationScores` has it; what adds up is the confusion matrix."""
+def confusion_score(metric: Metric, truth: np.ndarray, predicted: np.ndarray, n_classes: int, groups: Keys | None = None) -> GroupTotals:
+    """A metric of the confusion matrix of (n,) class ids; what adds up is the matrix."""
     codes, n_cells = group_codes(groups, len(truth)), n_classes**2
     places = codes * n_cells + np.asarray(truth, np.int64) * n_classes + np.asarray(predicted, np.int64)
     totals = np.bincount(places, minlength=(int(codes.max(initial=-1)) + 1) * n_cells).reshape(-1, n_cells)
 
     def score(sums: np.ndarray) -> np.ndarray:
-        confusions = sums.reshape(len(sums), n_classes, n_classes)
-        return macro(precision_recall_f1(confusions)[2], confusions)
+        return metric.score(sums.reshape(len(sums), n_classes, n_classes), False)
 
     return GroupTotals(totals.astype(float), score, len(truth))
 
@@ -153,13 +152,13 @@ def bootstrap_p(differences: np.ndarray) -> float:
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Exact two-sided p-value of McNemar's test, of (n,) bools: what each of two runs has right.
 
-    With b items that only the first has right and c that only the second has, min(b, c) is at most so
-    small with the probability of b + c throws of a coin. It takes items for independent; frames are not.
+    The binomial test of b items that only the first has right among b + c that one of them alone has right. It takes
+    items for independent; frames are not.
     """
-    from scipy.special import bdtr
+    from scipy.stats import binomtest
 
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
+    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -222,12 +221,14 @@ class Compared:
         scores: of each run, with its interval; None where it has none.
         differences: of the pairs that both have one.
         n_items, n_groups: what was scored.
+        higher_is_better: the direction of the score.
     """
 
     scores: list[Interval | None]
     differences: list[Difference]
     n_items: int
     n_groups: int
+    higher_is_better: bool = True
 
     @property
     def marks(self) -> list[tuple[int, ...]]:
@@ -235,9 +236,15 @@ class Compared:
         better: list[list[int]] = [[] for _ in self.scores]
         for d in self.differences:
             if d.significant:
-                winner, loser = (d.first, d.second) if d.value.value > 0 else (d.second, d.first)
+                winner, loser = (d.first, d.second) if (d.value.value > 0) == self.higher_is_better else (d.second, d.first)
                 better[winner].append(loser)
         return [tuple(sorted(places)) for places in better]
+
+    @property
+    def best(self) -> int:
+        """The place of the best run; of equal ones the first."""
+        sign = 1 if self.higher_is_better else -1
+        return max((i for i, interval in enumerate(self.scores) if interval), key=lambda i: sign * self.scores[i].value)
 
 
 def compare(
@@ -248,6 +255,7 @@ def compare(
     resamples: int = 1000,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
+    higher_is_better: bool = True,
 ) -> Compared:
     """Compare runs by one score of the same items.
 
@@ -256,6 +264,7 @@ def compare(
         baseline: compare all with this one; else each with each.
         level: of significance; intervals hold 1 - level.
         resamples, permutations, seed: the same seed, the same numbers.
+        higher_is_better: the direction of the score.
 
     Raises:
         ValueError: the runs do not have the same items, or none has the score.
@@ -296,4 +305,4 @@ def compare(
             )
         )
     scores = [percentiles(float(value[i]), resample[i], 1 - level) if i in value else None for i in range(len(runs))]
-    return Compared(scores, differences, runs[having[0]].n_items, n_groups)
+    return Compared(scores, differences, runs[having[0]].n_items, n_groups, higher_is_better)

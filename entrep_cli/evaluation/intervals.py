@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Interval:
         low, high: percentile bounds that hold `level` of the resampled scores.
         level: between 0 and 1.
         n_undefined: resamples left out because the score was undefined in them.
+        format: of the three numbers as text.
     """
 
     value: float
@@ -44,13 +45,14 @@ class Interval:
     high: float
     level: float = 0.95
     n_undefined: int = 0
+    format: str = ".3f"
 
     def __post_init__(self) -> None:
         if self.low > self.high or not 0 < self.level < 1:
             raise ValueError(f"no interval: [{self.low}, {self.high}] at level {self.level}")
 
     def __str__(self) -> str:
-        value, low, high = ("n/a" if math.isnan(x) else f"{x:.3f}" for x in (self.value, self.low, self.high))
+        value, low, high = ("n/a" if math.isnan(x) else format(x, self.format) for x in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
     def as_dict(self) -> dict[str, float | int | None]:
@@ -81,7 +83,7 @@ def bootstrap_many(
         groups: (n,) keys; items of one group are drawn together. An item whose key is None, '' or
             NaN is a group by itself.
         resamples: number of resamples; each draws as many groups as there are.
-        level: share of the resampled scores between the bounds.
+        level: fraction of the resampled scores between the bounds.
         seed: the same seed and groups give the same resamples, so that scores can be paired.
 
     Returns:
@@ -128,12 +130,19 @@ class Sample:
         n: number of items.
         groups: (n,) keys, or None; as for `bootstrap_many`.
         statistics: counts (B, n) to (B, S) scores.
+        formats: of the scores as text; ".3f" without it.
     """
 
     names: tuple[str, ...]
     n: int
     groups: Keys | None
     statistics: Callable[[np.ndarray], np.ndarray]
+    formats: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each score of the whole sample."""
+        return dict(zip(self.names, self.statistics(np.ones((1, self.n), np.int64))[0].tolist()))
 
     def intervals(self, **options: Any) -> dict[str, Interval]:
         """Each score with its interval; `options` as for `bootstrap_many`."""
@@ -144,8 +153,7 @@ def pooled(samples: Sequence[Sample], against: Sequence[Sample] = (), **options:
     """Scores of several trainings on the same items: the mean over trainings, or its difference from others'.
 
     In each resample the same items are drawn for every training, so that a difference is paired. The
-    interval tells how far the mean of these trainings would move with other exams; that other seeds
-    would move it too is no part of it.
+    interval says how far the mean of these trainings would move with other exams, and not with other seeds.
 
     Args:
         samples, against: of the same items and with the same scores, one a training.
@@ -161,24 +169,11 @@ def pooled(samples: Sequence[Sample], against: Sequence[Sample] = (), **options:
         mean = np.mean([s.statistics(counts) for s in samples], axis=0)
         return mean - np.mean([s.statistics(counts) for s in against], axis=0) if against else mean
 
-    return dict(zip(first.names, bootstrap_many(statistics, first.n, first.groups, **options), strict=True))
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray],
-    n: int,
-    groups: Keys | None = None,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The interval of one statistic: counts (B, n) to (B,) scores. All else as `bootstrap_many`."""
-
-    def column(counts: np.ndarray) -> np.ndarray:
-        return np.asarray(statistic(counts))[:, None]
-
-    return bootstrap_many(column, n, groups, resamples=resamples, level=level, seed=seed)[0]
+    intervals = bootstrap_many(statistics, first.n, first.groups, **options)
+    return {
+        name: replace(i, format=shown)
+        for name, shown, i in zip(first.names, first.formats or [".3f"] * len(intervals), intervals, strict=True)
+    }
 
 
 def bootstrap_mean(
@@ -204,13 +199,13 @@ def bootstrap_mean(
         raise ValueError("values must be finite: leave undefined items out first")
 
     def mean(counts: np.ndarray) -> np.ndarray:
-        return counts @ values / counts.sum(axis=1)
+        return (counts @ values / counts.sum(axis=1))[:, None]
 
-    return bootstrap(mean, len(values), groups, resamples=resamples, level=level, seed=seed)
+    return bootstrap_many(mean, len(values), groups, resamples=resamples, level=level, seed=seed)[0]
 
 
 def group_codes(groups: Keys | None, n: int) -> np.ndarray:
-    """(n,) codes 0..G-1, a code of its own for each item without a key."""
+    """(n,) codes 0..G-1; each item without a key is a group by itself."""
     if groups is None:
         return np.arange(n)
     if len(groups) != n:

@@ -1,18 +1,11 @@
-"""Scores of a retrieval: Recall@k, mean reciprocal rank, mean average precision.
+"""Scores of a retrieval: Recall@k, mean reciprocal rank, mean average precision; `metrics.py` has the formulas.
 
     scores = score_retrieval(queries, gallery, (query_labels, gallery_labels),
                              exclude=[(names, names), (exams, exams)], groups=exams, name="class")
     for name, interval in scores.means.items():
         print(name, interval)  # recall@1 0.921 [0.893, 0.948]
 
-Of one query with R relevant items in the gallery (masked items do not count), of which the first
-stands at rank r, and with h(i) = 1 where rank i is relevant:
-
-    Recall@k             1 if r <= k else 0     (the challenge's: one hit is enough)
-    reciprocal rank      1 / r
-    average precision    1/R sum_i h(i) (h(1) + ... + h(i)) / i
-
-A query with R = 0 can have no score: it is left out of the means, and counted.
+A query without a relevant item can have no score: it is left out of the means, and counted.
 """
 
 from __future__ import annotations
@@ -24,10 +17,11 @@ from functools import cached_property
 import numpy as np
 
 from entrep_cli.errors import DataError
+from entrep_cli.evaluation.comparison import GroupTotals, mean_score
 from entrep_cli.evaluation.intervals import Interval, Sample
+from entrep_cli.evaluation.metrics import RETRIEVAL, Metric, metrics_of
 from entrep_cli.retrieval.ranking import Exclusions, Keys, match_codes, ranked_blocks
 
-RECALL_AT = (1, 5, 10)
 RELEVANCE_NAMES = ("class", "finding", "group", "pair")
 
 RelevanceOf = tuple[Keys, Keys] | Callable[[slice], np.ndarray]
@@ -38,12 +32,12 @@ class RetrievalScores:
     """What each of Q queries scored, and the means.
 
     Args:
-        first_rank: (Q,) int, rank of the first relevant answer from 1; 0 where none was seen.
+        first_rank: (Q,) int, rank of the first relevant answer from 1; 0 where there is none.
         average_precision: (Q,) float; of a query without a relevant item it is not read.
         n_relevant: (Q,) int, relevant items in the gallery, masked ones left out.
         relevance: what made an answer relevant: 'class', 'finding', 'group', or 'pair' (the one image named in a truth file).
         groups: (Q,) exam keys for the intervals; None for independent queries.
-        depth: None where every relevant item was seen; else only the top `depth` answers were, and
+        depth: None where every relevant item is ranked; else only the top `depth` answers are, and
             the two rank scores are 'within the top depth' and named so (`mrr@10`, `map@10`).
         resamples: bootstrap resamples.
         seed: of the bootstrap.
@@ -115,18 +109,20 @@ class RetrievalScores:
     def n_without_relevant(self) -> int:
         return int((~self.scored).sum())
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics that the ranking reaches, by their names in documents: "recall@1", and "mrr@10" within a depth of 10."""
+        return {
+            m.key if m.reach or self.depth is None else f"{m.key}@{self.depth}": m
+            for m in metrics_of(RETRIEVAL)
+            if not m.reach or self.depth is None or m.reach <= self.depth
+        }
+
     @cached_property
     def per_query(self) -> dict[str, np.ndarray]:
-        """Each score's (Q,) floats in the order of the queries; NaN for a query left out.
-
-        Recall@k stands only for k that the ranking reaches.
-        """
-        at = "" if self.depth is None else f"@{self.depth}"
-        seen = self.first_rank > 0
-        columns = {f"recall@{k}": seen & (self.first_rank <= k) for k in RECALL_AT if self.depth is None or k <= self.depth}
-        columns[f"mrr{at}"] = seen / np.maximum(self.first_rank, 1)
-        columns[f"map{at}"] = self.average_precision
-        return {name: np.where(self.scored, column, np.nan) for name, column in columns.items()}
+        """The (Q,) floats of each of `metrics` in the order of the queries; NaN for a query left out."""
+        columns = self.first_rank, self.average_precision, self.n_relevant
+        return {name: np.where(self.scored, metric.items(*columns), np.nan) for name, metric in self.metrics.items()}
 
     @cached_property
     def means(self) -> dict[str, Interval]:
@@ -137,14 +133,20 @@ class RetrievalScores:
     def sample(self) -> Sample:
         """The mean of each score over the scored queries, as a function of a resample."""
         values = np.stack([column[self.scored] for column in self.per_query.values()], axis=1)
-        groups = None
-        if self.groups is not None:
-            groups = [key for key, scored in zip(self.groups, self.scored, strict=True) if scored]
 
         def mean(counts: np.ndarray) -> np.ndarray:
             return counts @ values / counts.sum(axis=1, keepdims=True)
 
-        return Sample(tuple(self.per_query), len(values), groups, mean)
+        return Sample(tuple(self.per_query), len(values), self._scored_groups, mean, tuple(m.format for m in self.metrics.values()))
+
+    def totals(self, metric: Metric) -> GroupTotals:
+        """A metric as a function of what the scored queries of each group add up to, for the permutation test."""
+        columns = (column[self.scored] for column in (self.first_rank, self.average_precision, self.n_relevant))
+        return mean_score(metric.items(*columns), self._scored_groups)
+
+    @property
+    def _scored_groups(self) -> list | None:
+        return None if self.groups is None else [key for key, scored in zip(self.groups, self.scored, strict=True) if scored]
 
     def as_dict(self) -> dict:
         """All means as plain numbers, ready for JSON."""

@@ -9,14 +9,15 @@ import numpy as np
 
 from entrep_cli.data.catalog import Catalog, finding_relevance
 from entrep_cli.evaluation.classification import ClassificationScores
-from entrep_cli.evaluation.comparison import GroupTotals, macro_f1_score, mean_score
+from entrep_cli.evaluation.comparison import GroupTotals
+from entrep_cli.evaluation.metrics import CLASSIFICATION, TASKS, TEXTS, headline_columns
 from entrep_cli.evaluation.retrieval import RetrievalScores, score_retrieval
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.ranking import Exclusions, Ranking, match_codes, ranked_blocks
 from entrep_cli.retrieval.refinement import Refinement
 
-TEXTS = "text to finding"
+COMPARED = (CLASSIFICATION, *TASKS)
 
 
 @dataclass(frozen=True)
@@ -130,21 +131,13 @@ def joined_subsets(parts: Sequence[SubsetScores]) -> SubsetScores:
 
 
 def totals_of(scores: SubsetScores) -> dict[str, GroupTotals]:
-    """The scores that trainings are compared by, by the names that tables have; a retrieval without a relevant item has none."""
-    classes = scores.classification
-    found = {
-        "accuracy": mean_score(classes.truth == classes.predicted, classes.groups),
-        "macro F1": macro_f1_score(classes.truth, classes.predicted, classes.n_classes, classes.groups),
-    }
-    for key, whose, relevance in (("class", "image", "class"), ("finding", "image", "finding"), (TEXTS, "text", "finding")):
-        asked = scores.retrieval.get(key)
-        if asked is None or not asked.scored.any():
-            continue
-        groups = None if asked.groups is None else [g for g, counted in zip(asked.groups, asked.scored) if counted]
-        found[f"{whose} Recall@1, {relevance}"] = mean_score(asked.first_rank[asked.scored] == 1, groups)
-        if key != TEXTS:
-            found[f"{whose} MRR, {relevance}"] = mean_score(asked.per_query["mrr"][asked.scored], groups)
-    return found
+    """The scores that trainings are compared by, by the headings of tables; a retrieval without a relevant item has none."""
+    totals = {}
+    for heading, (task, metric) in headline_columns(COMPARED).items():
+        scored = scores.classification if task == CLASSIFICATION else scores.retrieval.get(task)
+        if task == CLASSIFICATION or scored is not None and scored.scored.any():
+            totals[heading] = scored.totals(metric)
+    return totals
 
 
 def subset_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:

@@ -13,7 +13,7 @@ from sklearn.metrics import (
 
 from entrep_cli.errors import DataError
 from entrep_cli.evaluation.classification import ClassificationScores
-from entrep_cli.evaluation.intervals import bootstrap
+from entrep_cli.evaluation.intervals import bootstrap_many
 
 NAMES = ["nose", "ear", "throat", "larynx"]
 
@@ -68,9 +68,9 @@ def test_intervals_against_scikit_learn_on_every_resample():
 
     def naive(metric):
         def statistic(counts):
-            return [metric(np.repeat(truth, row), np.repeat(predicted, row)) for row in counts]
+            return np.array([[metric(np.repeat(truth, row), np.repeat(predicted, row))] for row in counts])
 
-        return bootstrap(statistic, 60, exams, resamples=40, seed=3)
+        return bootstrap_many(statistic, 60, exams, resamples=40, seed=3)[0]
 
     expected = {
         "accuracy": naive(accuracy_score),

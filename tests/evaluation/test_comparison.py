@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from entrep_cli.evaluation.classification import ClassificationScores
-from entrep_cli.evaluation.comparison import averaged, bootstrap_p, compare, holm, macro_f1_score, mcnemar, mean_score, permutation_test
+from entrep_cli.evaluation.comparison import averaged, bootstrap_p, compare, confusion_score, holm, mcnemar, mean_score, permutation_test
 from entrep_cli.evaluation.intervals import pooled
+from entrep_cli.evaluation.metrics import METRICS
+
+MACRO_F1 = METRICS["macro F1"]
 
 
 def bools(text: str) -> np.ndarray:
@@ -74,7 +77,7 @@ def test_swaps_are_those_of_a_naive_loop(seed):
     )
     truth, one, other = rng.integers(3, size=(3, 30))
     one = np.where(rng.random(30) < 0.6, truth, one)
-    found = permutation_test(macro_f1_score(truth, one, 3, groups), macro_f1_score(truth, other, 3, groups))
+    found = permutation_test(confusion_score(MACRO_F1, truth, one, 3, groups), confusion_score(MACRO_F1, truth, other, 3, groups))
 
     def macro_f1(answers: np.ndarray) -> float:
         return ClassificationScores(truth, answers, "abc", resamples=0).macro_f1.value
@@ -90,7 +93,7 @@ def test_a_mean_over_trainings_is_swapped_in_whole_groups_of_all_of_them():
     def mean_macro_f1(answers: np.ndarray) -> float:  # (24, 2), a column a training
         return float(np.mean([ClassificationScores(truth, own, "abc", resamples=0).macro_f1.value for own in answers.T]))
 
-    scores = [averaged([macro_f1_score(truth, own, 3, groups) for own in trainings]) for trainings in (first, second)]
+    scores = [averaged([confusion_score(MACRO_F1, truth, own, 3, groups) for own in trainings]) for trainings in (first, second)]
     assert scores[0].score(scores[0].totals.sum(axis=0, keepdims=True))[0] == pytest.approx(mean_macro_f1(first.T))
     assert permutation_test(*scores) == pytest.approx(naive_swaps(first.T, second.T, groups, mean_macro_f1))
     with pytest.raises(ValueError, match="other items"):
@@ -137,7 +140,7 @@ def test_who_comes_first_turns_signs_alone(drawn):
 @settings(max_examples=30, deadline=None)
 def test_a_run_is_no_better_than_itself(drawn):
     hits, _, groups = map(np.array, drawn)
-    for score in (mean_score(hits, groups), macro_f1_score(np.zeros(len(hits), int), hits.astype(int), 2, groups)):
+    for score in (mean_score(hits, groups), confusion_score(MACRO_F1, np.zeros(len(hits), int), hits.astype(int), 2, groups)):
         found = compare([score, score], resamples=100, permutations=100)
         (d,) = found.differences
         assert d.p == d.adjusted == 1.0 and d.value.value == 0 and d.groups == 0 and found.marks == [(), ()]
@@ -188,7 +191,7 @@ def test_scores_and_differences_are_those_of_the_intervals():
     evaluated = [ClassificationScores(truth, a, "abc", groups) for a in answers]
     for name, ours in (
         ("accuracy", [mean_score(truth == a, groups) for a in answers]),
-        ("macro F1", [macro_f1_score(truth, a, 3, groups) for a in answers]),
+        ("macro F1", [confusion_score(MACRO_F1, truth, a, 3, groups) for a in answers]),
     ):
         found = compare(ours, permutations=100)
         change = pooled([evaluated[0].sample], [evaluated[1].sample])[name]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from entrep_cli.evaluation import intervals
-from entrep_cli.evaluation.intervals import Interval, Sample, bootstrap, bootstrap_many, bootstrap_mean, pooled
+from entrep_cli.evaluation.intervals import Interval, Sample, bootstrap_many, bootstrap_mean, pooled
 
 
 def drawn_counts(n, groups=None, resamples=50, seed=0):
@@ -14,9 +14,9 @@ def drawn_counts(n, groups=None, resamples=50, seed=0):
 
     def statistic(counts):
         seen.append(counts.copy())
-        return counts.sum(axis=1)
+        return counts.sum(axis=1, keepdims=True)
 
-    bootstrap(statistic, n, groups, resamples=resamples, seed=seed)
+    bootstrap_many(statistic, n, groups, resamples=resamples, seed=seed)
     assert (seen[0] == 1).all() and seen[0].shape == (1, n)
     return np.concatenate(seen[1:])
 
@@ -104,10 +104,10 @@ def test_the_seed_decides_and_the_block_does_not(monkeypatch):
 
 
 def test_undefined_resamples_are_left_out_and_counted():
-    def share_given_first(counts):  # undefined where item 0 was not drawn
-        return np.where(counts[:, 0] > 0, counts[:, 1] / counts.sum(axis=1), np.nan)
+    def fraction_given_first(counts):  # undefined where item 0 was not drawn
+        return np.where(counts[:, :1] > 0, counts[:, 1:2] / counts.sum(axis=1, keepdims=True), np.nan)
 
-    interval = bootstrap(share_given_first, 10, resamples=200)
+    (interval,) = bootstrap_many(fraction_given_first, 10, resamples=200)
     assert interval.n_undefined == (drawn_counts(10, resamples=200)[:, 0] == 0).sum() > 0
     assert 0 <= interval.low <= interval.high <= 1
 
@@ -116,7 +116,7 @@ def test_one_group_no_item_and_no_value_have_no_bounds():
     one = bootstrap_mean([1, 0, 1], ["exam"] * 3)
     assert one.value == pytest.approx(2 / 3) and math.isnan(one.low) and math.isnan(one.high)
     assert str(bootstrap_mean([])) == "n/a [n/a, n/a]"
-    never = bootstrap(lambda counts: np.full(len(counts), np.nan), 5, resamples=10)
+    (never,) = bootstrap_many(lambda counts: np.full((len(counts), 1), np.nan), 5, resamples=10)
     assert never.n_undefined == 10 and math.isnan(never.low)
 
 
