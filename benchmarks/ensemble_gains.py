@@ -22,8 +22,8 @@ from entrep_cli.errors import RunError
 from entrep_cli.evaluation.calibration import calibration_sample, fit_temperature, with_temperature
 from entrep_cli.evaluation.intervals import Interval, Sample, pooled
 from entrep_cli.evaluation.scored import QUERIES, Scored, open_scored
+from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import score_subset
-from entrep_cli.evaluation.temperature import run_temperature
 from entrep_cli.workspace import data_dir, runs_dir, write_json_atomic
 
 SCORES = ("accuracy", "macro F1", "NLL", "ECE", "recall@1")
@@ -46,7 +46,8 @@ def difference(own: list[Sample], theirs: list[Sample], key: str) -> Interval:
 def calibrated(scored: Scored) -> dict[str, object] | None:
     """The measures without and with the temperature of validation; None where the run has no validation part."""
     try:
-        t = run_temperature(scored.run, scored.model, lambda: (scored.catalog, scored.split), flip=scored.flip)
+        dataset = (scored.catalog, scored.split)
+        t = select(scored.run, scored.model, dataset, temperature=True, flip=scored.flip).temperature
     except RunError:
         return None
     shares, targets, groups = np.asarray(scored.seen.probabilities), scored.images.targets, scored.images.groups

@@ -12,6 +12,7 @@ from entrep_cli.workspace import CHECKPOINT
 
 if TYPE_CHECKING:
     from entrep_cli.data.catalog import Catalog
+    from entrep_cli.evaluation.selection import Selection
     from entrep_cli.workspace import Run
 
 
@@ -24,6 +25,14 @@ def say_catalog(catalog: Catalog) -> None:
         f"Taxonomy: {catalog.taxonomy.name}, {classes}.",
         *(f"Note: {note}." for note in catalog.notes),
     )
+
+
+def say_selection(selection: Selection) -> None:
+    """How images are ranked and why, aloud."""
+    for sentence in selection.sentences:
+        console.say(sentence)
+    for warning in selection.warnings:
+        console.warn(warning)
 
 
 @contextlib.contextmanager

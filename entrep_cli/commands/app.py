@@ -11,7 +11,7 @@ import typer
 from entrep_cli import console
 from entrep_cli.commands import options
 from entrep_cli.errors import UsageError
-from entrep_cli.workspace import data_dir, open_run
+from entrep_cli.workspace import open_run
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
 
@@ -42,12 +42,11 @@ def app(
 
     # Before the model, which takes seconds: a port that is taken is told at once.
     with listen(port) as listening:
-        from entrep_cli.data.splits import read_catalog_and_split
         from entrep_cli.retrieval.cases import open_finder
         from entrep_cli.web.site import Site
 
         finder = open_finder(opened, device=device)
-        site = Site(finder, class_weight=class_weight, read=lambda: read_catalog_and_split(data_dir()))
+        site = Site(finder, class_weight=class_weight)
         url = address(listening)
         console.plain(f"{url}  (run {console.visible(opened.name)}, {len(finder.gallery)} images; Ctrl-C stops)")
         if console.mode == "json":

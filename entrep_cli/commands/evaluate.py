@@ -93,19 +93,22 @@ def _evaluate_part(
     import torch
 
     from entrep_cli.evaluation.scored import open_scored
+    from entrep_cli.evaluation.selection import select
     from entrep_cli.evaluation.subsets import finding_texts, score_subset
+    from entrep_cli.retrieval.refinement import parse_steps
 
     scored = open_scored(run_name, data_dir(data), part, fold=fold, flip=tta, device=device)
     options.say_catalog(scored.catalog)
     opened, model, images, seen, notes = scored.run, scored.model, scored.images, scored.seen, list(scored.notes)
-    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: (scored.catalog, scored.split))
-    if aware["validation"] is not None and part == "val":
-        notes.append("the class weight was chosen on the validation part itself: these scores with it are too good")
-    tuned = options.refinement_of(refine, opened, model, lambda: (scored.catalog, scored.split), flip=tta)
-    if tuned is not None and part == "val":
-        notes.append("the refinement was chosen on the validation part itself: these scores with it are too good")
+    dataset, steps = (scored.catalog, scored.split), parse_steps(refine)
+    selection = select(opened, model, dataset, class_aware=class_aware, class_weight=class_weight, refine=steps, flip=tta)
+    options.say_selection(selection)
+    rule, tuned = selection.rule, selection.refinement
+    for chosen, name in ((selection.class_weight, "class weight"), (tuned, "refinement")):
+        if chosen is not None and part == "val":
+            notes.append(f"the {name} was chosen on the validation part itself: these scores with it are too good")
     texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "reads_text", False) else None
-    refinement = None if tuned is None else tuned.refinement
+    refinement = None if tuned is None else tuned.value
     scores = score_subset(images, seen, mask_groups=mask_groups, rule=rule, texts=texts, refinement=refinement)
     for queries, n in scores.fell_back.items():
         if n:
@@ -113,7 +116,7 @@ def _evaluate_part(
     title = scored.title
     more = {
         "mask_groups": mask_groups,
-        "class_aware": {**aware, "fell_back": scores.fell_back},
+        "class_aware": {**selection.class_aware, "fell_back": scores.fell_back},
         **({} if tuned is None else {"refined": tuned.as_dict()}),
     }
     if hasattr(model, "decide_images"):
@@ -141,12 +144,13 @@ def _calibration(scored: Scored, notes: list[str]) -> tuple[dict[str, Any], dict
 
     from entrep_cli.errors import RunError
     from entrep_cli.evaluation.calibration import calibration_sample, reliability, with_temperature
-    from entrep_cli.evaluation.temperature import run_temperature
+    from entrep_cli.evaluation.selection import select
 
     shares, targets, groups = np.asarray(scored.seen.probabilities), scored.images.targets, scored.images.groups
     kinds, temperature = {"as it is": shares}, None
     try:
-        temperature = run_temperature(scored.run, scored.model, lambda: (scored.catalog, scored.split), flip=scored.flip)
+        dataset = (scored.catalog, scored.split)
+        temperature = select(scored.run, scored.model, dataset, temperature=True, flip=scored.flip).temperature
         kinds[f"at T = {temperature.value:.3f}"] = with_temperature(shares, temperature.value)
     except RunError as error:
         notes.append(error.what)

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from entrep_cli import console
-from entrep_cli.api.common import say_catalog  # noqa: F401 - until every verb has its function
+from entrep_cli.api.common import say_catalog, say_selection  # noqa: F401 - until every verb has its function
 from entrep_cli.console import flags  # noqa: F401
 from entrep_cli.errors import UsageError
 from entrep_cli.recipes.recipe import short_settings  # noqa: F401
-from entrep_cli.workspace import Run
-
-if TYPE_CHECKING:
-    from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.splits import Split
-    from entrep_cli.methods import Model
-    from entrep_cli.retrieval.class_aware import ClassRule
-    from entrep_cli.retrieval.refinement import Tuned
 
 Data = Annotated[
     Path | None,
@@ -79,7 +69,6 @@ Tta = Annotated[
     bool, typer.Option("--tta", help="Test-time augmentation: look at each image and its flip; sides are kept right.", show_default=False)
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
-FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
 ClassMode = Literal["off", "hard", "soft"]
 ClassAware = Annotated[
     ClassMode,
@@ -94,7 +83,7 @@ ClassWeight = Annotated[
     typer.Option(
         "--class-weight",
         min=0,
-        help="How much a shared class weighs beside the cosine in --class-aware soft (default: what validation chooses).",
+        help="How much the same class weighs beside the cosine in --class-aware soft (default: what validation chooses).",
         show_default=False,
     ),
 ]
@@ -124,51 +113,3 @@ def check_class_aware(mode: str, weight: float | None) -> None:
         raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", hint="--class-aware soft, or leave it out")
     if not math.isfinite(weight):
         raise UsageError(f"The class weight must be a number, not {weight}.", hint="--class-weight 0.05")
-
-
-def class_rule(
-    mode: str, weight: float | None, run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]]
-) -> tuple[ClassRule, dict[str, Any]]:
-    """What `--class-aware` and `--class-weight` mean for a run, told aloud, and the same for JSON.
-
-    Args:
-        read: gives the catalog and the split of the run, for a weight that is not given and not yet tuned.
-    """
-    from entrep_cli.retrieval.class_aware import ClassRule
-    from entrep_cli.retrieval.class_weight import tuned_weight
-
-    if mode != "soft" or weight is not None:
-        rule = ClassRule(mode, weight or 0.0)
-        if mode == "soft":
-            console.say(f"Class-aware: weight {weight:g} (as given).")
-        return rule, {"mode": mode, "weight": weight, "validation": None}
-    tuned = tuned_weight(run, model, read)
-    (recall, mrr), (new_recall, new_mrr) = tuned.before, tuned.after
-    better = f"Recall@1 by class {recall:.3f} -> {new_recall:.3f}, MRR {mrr:.3f} -> {new_mrr:.3f}"
-    reason = better if tuned.weight else f"Recall@1 by class {recall:.3f}, and no weight does better: the cosine decides alone"
-    console.say(f"Class-aware: weight {tuned.weight:g} (chosen on {tuned.queries} validation images: {reason}).")
-    if tuned.weight and tuned.queries < FEW_QUERIES:
-        console.warn(f"the class weight was chosen on {tuned.queries} validation images alone; --class-weight W gives another")
-    return ClassRule(mode, tuned.weight), {"mode": mode, "weight": tuned.weight, "validation": tuned.as_dict()}
-
-
-def refinement_of(
-    text: str | None, run: Run, model: Model, read: Callable[[], tuple[Catalog, Split]], *, flip: bool = False
-) -> Tuned | None:
-    """What `--refine` means for a run, told aloud; None without it.
-
-    Args:
-        read: gives the catalog and the split of the run.
-        flip: for test-time augmentation, whose vectors are others.
-    """
-    if text is None:
-        return None
-    from entrep_cli.retrieval.refinement_choice import parse_steps, tuned_refinement
-
-    tuned = tuned_refinement(run, model, *read(), parse_steps(text), flip=flip)
-    chosen = [f"{step} {setting}" for step, setting in tuned.refinement.as_dict().items() if setting is not None and step != "shortlist"]
-    (recall, mrr), (new_recall, new_mrr) = tuned.before, tuned.after
-    better = f"Recall@1 by class {recall:.3f} -> {new_recall:.3f}, MRR {mrr:.3f} -> {new_mrr:.3f}"
-    reason = better if chosen else f"Recall@1 by class {recall:.3f}, and no setting does better: the cosine decides alone"
-    console.say(f"Refined by {', '.join(chosen) or 'nothing'} (chosen on {tuned.queries} validation images: {reason}).")
-    return tuned

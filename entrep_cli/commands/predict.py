@@ -88,10 +88,10 @@ def predict(
     # Queries of one's own need no dataset, unless its training images are the gallery.
     needed = queries is None or data is not None or gallery in ("train", "all") or data_dir_exists()
     root = data_dir(data) if needed else None
-    from entrep_cli.data.splits import read_catalog_and_split
-    from entrep_cli.evaluation.temperature import run_temperature
+    from entrep_cli.evaluation.selection import select
     from entrep_cli.retrieval.embeddings import check_flip
     from entrep_cli.retrieval.opening import open_model
+    from entrep_cli.retrieval.refinement import parse_steps
     from entrep_cli.submission.answers import answer_track
 
     model = open_model(opened, device)
@@ -106,9 +106,10 @@ def predict(
         model.embed_texts([name])  # says why it cannot, before any image is embedded
     if tta:
         check_flip(model.taxonomy)
-    temperature = run_temperature(opened, model, lambda: read_catalog_and_split(data_dir(data)), flip=tta) if calibrate else None
-    rule, aware = options.class_rule(class_aware, class_weight, opened, model, lambda: read_catalog_and_split(data_dir(data)))
-    tuned = options.refinement_of(refine, opened, model, lambda: read_catalog_and_split(data_dir(data)), flip=tta)
+    rule_given = {"class_aware": class_aware, "class_weight": class_weight}
+    selection = select(opened, model, data, temperature=calibrate, **rule_given, refine=parse_steps(refine), flip=tta)
+    options.say_selection(selection)
+    temperature, rule, tuned = selection.temperature, selection.rule, selection.refinement
     found = answer_track(
         opened,
         model,
@@ -121,7 +122,7 @@ def predict(
         temperature=temperature.value if temperature else 1.0,
         mask_groups=mask_groups,
         rule=rule,
-        refinement=None if tuned is None else tuned.refinement,
+        refinement=None if tuned is None else tuned.value,
         template=template,
         warn=console.warn,
     )
@@ -164,7 +165,7 @@ def predict(
         "queries": len(found.queries),
         "gallery": None if track == 1 else gallery,
         "mask_groups": mask_groups,
-        "class_aware": {**aware, "fell_back": found.fell_back},
+        "class_aware": {**selection.class_aware, "fell_back": found.fell_back},
         "refined": None if tuned is None else tuned.as_dict(),
         "template": template,
         "tta": tta,

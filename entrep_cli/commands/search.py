@@ -10,7 +10,7 @@ import typer
 
 from entrep_cli import console
 from entrep_cli.commands import options
-from entrep_cli.workspace import data_dir, fingerprint, open_run
+from entrep_cli.workspace import fingerprint, open_run
 
 if TYPE_CHECKING:
     from entrep_cli.retrieval.cases import Found, Query
@@ -45,8 +45,8 @@ def search(
     exactly, without the index.
     """
     from entrep_cli.data.images import SUFFIXES, ImageError, raise_image_faults, read_image
-    from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.errors import UsageError
+    from entrep_cli.evaluation.selection import select
     from entrep_cli.retrieval import cases
     from entrep_cli.retrieval.text_queries import check_template
 
@@ -77,7 +77,9 @@ def search(
         asked = cases.text_query(finder, query, template, classes=by_class)
     if label is not None:
         asked = cases.labelled(finder, asked, label)
-    rule, aware = options.class_rule(class_aware, class_weight, opened, finder.model, lambda: read_catalog_and_split(data_dir()))
+    selection = select(opened, finder.model, class_aware=class_aware, class_weight=class_weight)
+    options.say_selection(selection)
+    rule, aware = selection.rule, selection.class_aware
     found = cases.find_cases(finder, asked, top_k, rule=rule, mask_group=mask_groups)
     if found.taken_for:
         seen_as, probability = found.taken_for

@@ -9,6 +9,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.splits import Split, read_catalog_and_split, split_command
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.evaluation.selection import learned_from_all_folds
 from entrep_cli.evaluation.subsets import TextQueries, finding_texts
 from entrep_cli.evaluation.truth import labelled_test
 from entrep_cli.methods import Model
@@ -17,7 +18,6 @@ from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.sets import folder_items, set_name, subset_embeddings
 from entrep_cli.retrieval.text_queries import text_vectors
-from entrep_cli.retrieval.validation import learned_from_all_folds
 from entrep_cli.workspace import Run, open_run
 
 QUERIES = "queries"

@@ -27,12 +27,12 @@ from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.comparison import GroupTotals, averaged, holm, permutation_test
 from entrep_cli.evaluation.intervals import Interval, Sample, pooled
 from entrep_cli.evaluation.scored import QUERIES, check_scored, scored_subset, seen_by, texts_for
+from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, joined_subsets, score_subset, totals_of
 from entrep_cli.methods.runs import train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embeddings_of
 from entrep_cli.retrieval.opening import open_model
-from entrep_cli.retrieval.refinement_choice import tuned_refinement
 from entrep_cli.retrieval.sets import TRAIN, catalog_items
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_csv_atomic, write_json_atomic
 
@@ -338,9 +338,9 @@ def _scores(
     seen = _seen(run, model, part, catalog, root, on, whole=bool(refined))
     yield training.row.key, score_subset(part, seen, texts=texts_for(model, part))
     for row in refined:
-        tuned = tuned_refinement(run, model, catalog, split, row.refine)
-        scores = score_subset(part, seen, refinement=tuned.refinement)
-        kinds = {key: f"{key}, {tuned.refinement}" for key in scores.retrieval if f"{key}, {tuned.refinement}" in scores.retrieval}
+        refinement = select(run, model, (catalog, split), refine=row.refine).refinement.value
+        scores = score_subset(part, seen, refinement=refinement)
+        kinds = {key: f"{key}, {refinement}" for key in scores.retrieval if f"{key}, {refinement}" in scores.retrieval}
         yield row.key, replace(scores, retrieval={key: scores.retrieval[name] for key, name in kinds.items()})
 
 

@@ -16,8 +16,8 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import EntrepError, RunError, UsageError
 from entrep_cli.evaluation.calibration import calibration_sample, with_temperature
 from entrep_cli.evaluation.intervals import Interval, Sample, pooled
+from entrep_cli.evaluation.selection import learned_from_all_folds, temperature_on, validation_subset
 from entrep_cli.evaluation.subsets import score_subset
-from entrep_cli.evaluation.temperature import temperature_on
 from entrep_cli.experiments.ensemble_weights import mixture_weights, ranking_weights
 from entrep_cli.methods import METHODS, Fit, Model
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
@@ -27,7 +27,6 @@ from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.ranking import match_codes
 from entrep_cli.retrieval.sets import subset_embeddings
-from entrep_cli.retrieval.validation import learned_from_all_folds, validation_subset
 from entrep_cli.workspace import CONFIG, Run, find_run, write_text_atomic
 
 WAYS = ("validation", "equal")

@@ -25,8 +25,8 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.calibration import calibration_sample, with_temperature
 from entrep_cli.evaluation.intervals import Interval
+from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import SubsetScores, joined_subsets, score_subset
-from entrep_cli.evaluation.temperature import run_temperature
 from entrep_cli.experiments.ensemble import write_ensemble
 from entrep_cli.methods import Model
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
@@ -157,7 +157,7 @@ def _held(part: Run, model: Model, catalog: Catalog, split: Split, fold: int) ->
     if not len(images):
         raise RunError(f"Fold {fold} has no image of the classes that the run tells apart.", hint="split again: `entrep split --folds 5`")
     seen: Embeddings = subset_embeddings(part, model, images, catalog)
-    temperature = run_temperature(part, model, lambda: (catalog, split)).value
+    temperature = select(part, model, (catalog, split), temperature=True).temperature.value
     return Held(images, np.asarray(seen.probabilities), temperature, score_subset(images, seen), seen.vectors.shape[1])
 
 

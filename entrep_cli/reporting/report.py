@@ -20,8 +20,8 @@ from entrep_cli.data.splits import split_command
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.calibration import calibration_sample, reliability, with_temperature
 from entrep_cli.evaluation.scored import Scored, texts_for
+from entrep_cli.evaluation.selection import Temperature, select
 from entrep_cli.evaluation.subsets import TextQueries, score_subset
-from entrep_cli.evaluation.temperature import Temperature, run_temperature
 from entrep_cli.methods.ensemble import INSIDE, MEMBERS
 from entrep_cli.reporting.content import (
     Calibration,
@@ -54,7 +54,7 @@ def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str 
         flags: options as they are typed, for the commands to run next; left out where they are private.
     """
     try:
-        temperature = run_temperature(scored.run, scored.model, lambda: (scored.catalog, scored.split))
+        temperature = select(scored.run, scored.model, (scored.catalog, scored.split), temperature=True).temperature
     except RunError:  # no validation part, or none that all its members have not learned from
         temperature = None
     texts = texts_for(scored.model, scored.images)

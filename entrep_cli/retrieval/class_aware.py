@@ -18,17 +18,14 @@ the number of threads changes a ranking.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.retrieval.ranking import Bonus, Exclusions, Keys, Ranking, exact_products, ranked_blocks, relevance
+from entrep_cli.errors import DataError, UsageError
+from entrep_cli.retrieval.ranking import Bonus, Ranking, exact_products
 
 MODES = ("off", "hard", "soft")
-WEIGHTS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FLOOR = 1e-6
 
 
@@ -90,81 +87,6 @@ class ClassRule:
         if self.mode != "hard" or not len(gallery):
             return np.zeros(len(first), bool)
         return (first >= 0) & (gallery.argmax(axis=1)[first] != queries.argmax(axis=1))
-
-
-@dataclass(frozen=True)
-class TunedWeight:
-    """The weight of the soft rule that validation chose.
-
-    Attributes:
-        weight: w.
-        queries: how many validation queries had something to find.
-        tried: (w, Recall@1, MRR), by class, of every weight tried, from 0 upward.
-    """
-
-    weight: float
-    queries: int
-    tried: tuple[tuple[float, float, float], ...]
-
-    @property
-    def before(self) -> tuple[float, float]:
-        """Recall@1 and MRR by the cosine alone."""
-        return self.tried[0][1:]
-
-    @property
-    def after(self) -> tuple[float, float]:
-        """Recall@1 and MRR with the weight."""
-        return next(row[1:] for row in self.tried if row[0] == self.weight)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; `from_dict` reads them back."""
-        return {
-            "weight": self.weight,
-            "queries": self.queries,
-            "tried": [{"weight": w, "recall@1": recall, "mrr": mrr} for w, recall, mrr in self.tried],
-        }
-
-    @classmethod
-    def from_dict(cls, table: dict[str, Any]) -> TunedWeight:
-        """KeyError, TypeError or ValueError where it is no such table."""
-        tried = tuple((float(row["weight"]), float(row["recall@1"]), float(row["mrr"])) for row in table["tried"])
-        if not tried or tried[0][0] != 0 or table["weight"] not in [row[0] for row in tried]:
-            raise ValueError("the weight is none of those tried")
-        return cls(float(table["weight"]), int(table["queries"]), tried)
-
-
-def tune_weight(
-    vectors: np.ndarray, probabilities: np.ndarray, labels: Keys, exclude: Exclusions = (), weights: Sequence[float] = WEIGHTS
-) -> TunedWeight:
-    """The weight of the soft rule with the best Recall@1 by class; of equals the best MRR, then the smallest.
-
-    Every image asks for all others; only validation images belong here.
-
-    Args:
-        vectors: (N, D) unit rows.
-        probabilities: (N, C).
-        labels: (N,) true classes.
-        exclude: as in `rank`; the images themselves at least.
-        weights: to try; 0 always is.
-
-    Raises:
-        RunError: no image has another of its class to find.
-    """
-    labels = np.asarray(labels, dtype=object)
-    tried, n_queries = [], 0
-    for weight in sorted({0.0, *map(float, weights)}):
-        bonus = ClassRule("soft", weight).bonus(probabilities, probabilities)
-        ranks: list[int] = []
-        for rows, ranking in ranked_blocks(vectors, vectors, None, exclude, bonus=bonus):
-            hits = relevance(ranking, labels[rows], labels)
-            ranks += (hits.argmax(axis=1) + 1)[hits.any(axis=1)].tolist()
-        if not ranks:
-            raise RunError("No validation image has another of its class, outside its own group, to find.")
-        n_queries = len(ranks)
-        # fsum does not depend on the order of the queries: what is equal must tie.
-        tried.append((weight, ranks.count(1) / n_queries, math.fsum(1 / r for r in ranks) / n_queries))
-    best = max(tried, key=lambda row: (row[1], row[2], -row[0]))
-    return TunedWeight(best[0], n_queries, tuple(tried))
 
 
 def _log_shared(queries: np.ndarray, gallery: np.ndarray, weight: float) -> np.ndarray:

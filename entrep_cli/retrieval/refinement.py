@@ -4,7 +4,7 @@
     for rows, ranking in refinement.ranked_blocks(queries, gallery, 10, exclude): ...
 
 Nothing is learned here but the whitening, from training vectors; what the other steps are set to is chosen on
-validation (`tune_refinement`). No label is read.
+validation (`evaluation.selection`). No label is read.
 
 How masks enter: what may not answer a query - itself, its copies, its group - is taken out of the gallery for
 that query before anything else, and so contributes to nothing: to no expansion, to no augmented vector of
@@ -16,20 +16,16 @@ candidates follow behind, by cosine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.retrieval.ranking import Bonus, Exclusions, Keys, Ranking, exact_products, ranked_blocks, relevance
+from entrep_cli.errors import DataError, UsageError
+from entrep_cli.retrieval.ranking import Bonus, Exclusions, Ranking, exact_products, ranked_blocks
 
 STEPS = ("whiten", "dba", "qe", "rerank")
 SHORTLIST = 200
-# What validation chooses from.
-DIMENSIONS = (8, 16, 32, 64, 128, 256)
-EXPANSIONS = tuple((n, power) for n in (1, 2, 3, 5, 10) for power in (0.0, 1.0, 3.0))
-RERANKINGS = tuple((k1, k2, share) for k1, k2 in ((5, 2), (10, 3), (20, 6)) for share in (0.3, 0.5, 0.8))
 _BEHIND = np.float32(-4)  # puts a cosine below any refined score, which lie in [-1, 1]
 
 
@@ -82,16 +78,16 @@ class Expansion:
 
 @dataclass(frozen=True)
 class Reranking:
-    """k-reciprocal re-ranking: `k1` neighbours, `k2` for the local expansion, and the `share` of the first distance."""
+    """k-reciprocal re-ranking: `k1` neighbours, `k2` for the local expansion, and the `weight` of the first distance."""
 
     k1: int
     k2: int
-    share: float
+    weight: float
 
     def __post_init__(self) -> None:
-        if min(self.k1, self.k2) < 1 or not 0 <= self.share <= 1:
-            what = f"A re-ranking with k1 = {self.k1}, k2 = {self.k2}, share {self.share} is none."
-            raise UsageError(what, hint="k from 1, share in 0..1")
+        if min(self.k1, self.k2) < 1 or not 0 <= self.weight <= 1:
+            what = f"A re-ranking with k1 = {self.k1}, k2 = {self.k2}, weight {self.weight} is none."
+            raise UsageError(what, hint="k from 1, weight in 0..1")
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Refinement:
             "whiten": None if self.whiten is None else self.whiten.projection.shape[1],
             "dba": None if self.database is None else {"n": self.database.n, "power": self.database.power},
             "qe": None if self.expand is None else {"n": self.expand.n, "power": self.expand.power},
-            "rerank": None if self.rerank is None else {"k1": self.rerank.k1, "k2": self.rerank.k2, "share": self.rerank.share},
+            "rerank": None if self.rerank is None else {"k1": self.rerank.k1, "k2": self.rerank.k2, "weight": self.rerank.weight},
             "shortlist": self.shortlist,
         }
 
@@ -181,7 +177,7 @@ def augmented(gallery: np.ndarray, settings: Expansion) -> np.ndarray:
 
 
 def reciprocal_distances(query: np.ndarray, gallery: np.ndarray, settings: Reranking) -> np.ndarray:
-    """(G,) distances of a (D,) query, in [0, 1]: (1 - share) of the Jaccard distance of neighbourhoods, `share` of the first one.
+    """(G,) distances of a (D,) query, in [0, 1]: (1 - weight) x the Jaccard distance of neighbourhoods + weight x the first one.
 
     Among the query and its candidates, with d the squared Euclidean distance over the largest in its row, N(i, k)
     the k nearest of i and i itself:
@@ -210,76 +206,24 @@ def reciprocal_distances(query: np.ndarray, gallery: np.ndarray, settings: Reran
         weights = weights[order[:, : settings.k2]].mean(axis=1)
     smaller = np.minimum(weights[0], weights[1:]).sum(axis=1)
     jaccard = 1 - smaller / (2 - smaller)
-    return (1 - settings.share) * jaccard + settings.share * distances[0, 1:]
+    return (1 - settings.weight) * jaccard + settings.weight * distances[0, 1:]
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What validation chose: the refinement, Recall@1 and MRR by class without and with it, over so many queries."""
-
-    refinement: Refinement
-    before: tuple[float, float]
-    after: tuple[float, float]
-    queries: int
-
-    def as_dict(self) -> dict:
-        names = ("recall@1", "mrr")
-        scores = {"before": dict(zip(names, self.before)), "after": dict(zip(names, self.after))}
-        return {**self.refinement.as_dict(), "validation": {**scores, "queries": self.queries}}
-
-
-def tune_refinement(steps: tuple[str, ...], learned_from: np.ndarray, vectors: np.ndarray, labels: Keys, exclude: Exclusions = ()) -> Tuned:
-    """Set the steps one after the other to what finds the class of validation images best among the others.
-
-    Every step may stay out: one is taken only where it does better by Recall@1 or, of equals, by MRR than all before it.
-
-    Args:
-        steps: of `STEPS`.
-        learned_from: (M, D) unit rows of training images, for the whitening.
-        vectors: (N, D) unit rows of validation images; `labels` their classes.
-        exclude: as in `rank`; the images themselves at least.
-
-    Raises:
-        UsageError: no such step; RunError: no image has another of its class to find.
-    """
+def parse_steps(text: str | None) -> tuple[str, ...]:
+    """Steps as they are typed, `whiten,qe`; none for None. UsageError as `check_steps`."""
+    if text is None:
+        return ()
+    steps = tuple(step.strip() for step in text.split(",") if step.strip())
     check_steps(steps)
-    chosen = Refinement()
-    before, n_queries = _scores(chosen, vectors, labels, exclude)
-    best = before
-    for step in (s for s in STEPS if s in steps):
-        for variant in _variants(chosen, step, learned_from):
-            if (found := _scores(variant, vectors, labels, exclude)[0]) > best:
-                chosen, best = variant, found
-    return Tuned(chosen, before, best, n_queries)
+    return steps
 
 
-def check_steps(steps: tuple[str, ...]) -> None:
+def check_steps(steps: Sequence[str]) -> None:
     """UsageError for no step, or one that is unknown."""
     unknown = [step for step in steps if step not in STEPS]
     if unknown or not steps:
-        what = f"There is no refinement {', '.join(map(repr, unknown))}." if unknown else "No refinement is named."
+        what = f"Unknown refinement {', '.join(map(repr, unknown))}." if unknown else "No refinement is named."
         raise UsageError(what, hint=f"name one or more of {', '.join(STEPS)}")
-
-
-def _variants(base: Refinement, step: str, learned_from: np.ndarray) -> list[Refinement]:
-    if step == "whiten":
-        dimensions = sorted({min(d, learned_from.shape[1]) for d in DIMENSIONS})
-        return [replace(base, whiten=Whitening.learn(learned_from, d)) for d in dimensions]
-    if step == "rerank":
-        return [replace(base, rerank=Reranking(*setting)) for setting in RERANKINGS]
-    place = {"dba": "database", "qe": "expand"}[step]
-    return [replace(base, **{place: Expansion(*setting)}) for setting in EXPANSIONS]
-
-
-def _scores(refinement: Refinement, vectors: np.ndarray, labels: Keys, exclude: Exclusions) -> tuple[tuple[float, float], int]:
-    labels = np.asarray(labels, dtype=object)
-    ranks: list[int] = []
-    for rows, ranking in refinement.ranked_blocks(vectors, vectors, None, exclude):
-        hits = relevance(ranking, labels[rows], labels)
-        ranks += (hits.argmax(axis=1) + 1)[hits.any(axis=1)].tolist()
-    if not ranks:
-        raise RunError("No validation image has another of its class, outside its own group, to find.")
-    return (ranks.count(1) / len(ranks), math.fsum(1 / r for r in ranks) / len(ranks)), len(ranks)
 
 
 def _expand(rows: np.ndarray, gallery: np.ndarray, cosines: np.ndarray, settings: Expansion) -> np.ndarray:

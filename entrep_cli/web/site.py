@@ -15,7 +15,7 @@ import io
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,12 @@ from starlette.routing import Route
 
 from entrep_cli import __version__
 from entrep_cli.console import visible
-from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import ImageError, decode_image, read_image
-from entrep_cli.data.splits import Split
 from entrep_cli.errors import DataError, EntrepError, UsageError
+from entrep_cli.evaluation.selection import select
 from entrep_cli.reporting.pages import render, stylesheet
 from entrep_cli.retrieval.cases import Case, Finder, Found, Query, find_cases, gallery_query, image_query, text_query
 from entrep_cli.retrieval.class_aware import MODES, ClassRule
-from entrep_cli.retrieval.class_weight import tuned_weight
 from entrep_cli.web.guard import MAX_BODY, TOO_LARGE
 
 MAX_ANSWERS = 100
@@ -87,13 +85,10 @@ class Site:
 
     Args:
         class_weight: of the soft rule; None for the one that validation chooses.
-        read: gives the catalog and the split of the run, to choose it.
     """
 
-    def __init__(
-        self, finder: Finder, *, class_weight: float | None = None, read: Callable[[], tuple[Catalog, Split]] | None = None
-    ) -> None:
-        self.finder, self.class_weight, self.read = finder, class_weight, read
+    def __init__(self, finder: Finder, *, class_weight: float | None = None) -> None:
+        self.finder, self.class_weight = finder, class_weight
         self.lock = threading.Lock()  # torch takes all cores for one query
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.picture = functools.lru_cache(PICTURES)(self._picture)
@@ -220,7 +215,7 @@ class Site:
     def _rule(self, mode: str) -> ClassRule:
         if mode == "soft" and self.class_weight is None:
             with self.lock:
-                self.class_weight = tuned_weight(self.finder.run, self.finder.model, self.read).weight
+                self.class_weight = select(self.finder.run, self.finder.model, class_aware=mode).rule.weight
         return ClassRule(mode, (self.class_weight or 0.0) if mode == "soft" else 0.0)
 
     def _take(self, content: bytes, name: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from entrep_cli.evaluation.selection import WEIGHTS
 from entrep_cli.methods.runs import load_model
-from entrep_cli.retrieval.class_aware import FLOOR, WEIGHTS
+from entrep_cli.retrieval.class_aware import FLOOR
 from entrep_cli.workspace import open_run
 from tests.tiny import answers, lines
 
@@ -61,7 +62,7 @@ def test_track_2_equals_a_naive_search(trained, entrep, mode, weight):
 def test_off_is_the_default_and_says_so(trained, entrep):
     done = entrep("predict", "--track", 2, "--json")
     assert done.json["class_aware"] == {"mode": "off", "weight": None, "validation": None, "fell_back": 0}
-    assert done.json["template"] is None and not (trained / "dinov2" / "class_aware.json").exists()
+    assert done.json["template"] is None and not (trained / "dinov2" / "selection.json").exists()
     first = (trained / "dinov2" / "submissions" / "track2.csv").read_bytes()
     assert entrep("predict", "--track", 2, "--class-aware", "off").code == 0
     assert (trained / "dinov2" / "submissions" / "track2.csv").read_bytes() == first
@@ -87,13 +88,13 @@ def test_a_fallback_is_said_aloud(trained, phantom, entrep, tmp_path):
 def test_the_weight_is_tuned_on_validation_told_and_kept(trained, entrep):
     done = entrep("predict", "--track", 2, "--class-aware", "soft")
     assert done.code == 0 and re.search(r"Class-aware: weight \S+ \(chosen on \d+ validation images: Recall@1 by class \d\.\d{3}", done.err)
-    kept = json.loads((trained / "dinov2" / "class_aware.json").read_text())
+    kept = json.loads((trained / "dinov2" / "selection.json").read_text())["class_weight"]
     assert [row["weight"] for row in kept["tried"]] == list(WEIGHTS)
     best = max(kept["tried"], key=lambda row: (row["recall@1"], row["mrr"], -row["weight"]))
     assert kept["weight"] == best["weight"]
     again = entrep("predict", "--track", 2, "--class-aware", "soft", "--out", trained / "again.zip", "--json")
     assert again.json["class_aware"]["weight"] == kept["weight"]
-    assert again.json["class_aware"]["validation"] == {key: kept[key] for key in ("weight", "queries", "tried")}
+    assert again.json["class_aware"]["validation"] == kept
     run = trained / "dinov2"
     assert (trained / "again.zip").read_bytes() == (run / "submissions" / "track2.zip").read_bytes()
     given = entrep("predict", "--track", 2, "--class-aware", "soft", "--class-weight", kept["weight"], "--out", trained / "given.zip")
@@ -103,13 +104,13 @@ def test_the_weight_is_tuned_on_validation_told_and_kept(trained, entrep):
 def test_neither_test_nor_training_images_choose_it(trained, phantom, entrep, tmp_path):
     """Without the test folder, and with the embeddings of the training part spoilt, the same weight is found."""
     assert entrep("evaluate", "--class-aware", "soft").code == 0
-    kept = (trained / "dinov2" / "class_aware.json").read_bytes()
-    (trained / "dinov2" / "class_aware.json").unlink()
+    kept = (trained / "dinov2" / "selection.json").read_bytes()
+    (trained / "dinov2" / "selection.json").unlink()
     data = tmp_path / "blind"
     shutil.copytree(phantom / "train", data / "train")
     shutil.rmtree(trained / "dinov2" / "embeddings" / "train")
     assert entrep("evaluate", "--class-aware", "soft", "--data", data).code == 0
-    tried, before = json.loads((trained / "dinov2" / "class_aware.json").read_text()), json.loads(kept)
+    tried, before = (json.loads(text)["class_weight"] for text in ((trained / "dinov2" / "selection.json").read_text(), kept))
     assert tried["queries"] == before["queries"] and tried["weight"] == before["weight"]
 
 

@@ -160,15 +160,15 @@ def test_calibrated_scores_and_flips(trained, entrep):
     for query, rows in scores_of(done["ranked"]).items():
         assert [answer for answer, _ in rows] == [answer for answer, _ in before[query]]
         assert np.allclose([p for _, p in rows], with_temperature(np.array([[p for _, p in before[query]]]), t)[0], atol=1e-4)
-    kept = json.loads((trained / "dinov2" / "calibration.json").read_text())
-    assert kept["value"] == t and not (trained / "dinov2" / "calibration-flip.json").exists()
+    kept = json.loads((trained / "dinov2" / "selection.json").read_text())
+    assert kept["temperature"]["value"] == t and "temperature-flip" not in kept
     scored = entrep("evaluate", "--json").json["calibration"]
     assert scored["temperature"]["value"] == t and {"ECE", "NLL", "Brier", "bins"} == set(scored["calibrated"])
     flipped = entrep("evaluate", "--tta")
     assert flipped.code == 0 and "with flips" in flipped.out and "Calibration" in flipped.out
     assert (trained / "dinov2" / "evaluation" / "test-tta.json").is_file()
-    assert json.loads((trained / "dinov2" / "calibration.json").read_text()) == kept
-    assert json.loads((trained / "dinov2" / "calibration-flip.json").read_text())["value"] != t
+    flipped = json.loads((trained / "dinov2" / "selection.json").read_text())
+    assert flipped["temperature"] == kept["temperature"] and flipped["temperature-flip"]["value"] != t
     assert entrep("predict", "--track", 2, "--tta", "--gallery", "queries").code == 0
     noted = entrep("evaluate", "--split", "val")
     assert "fitted on the validation part itself" in noted.err

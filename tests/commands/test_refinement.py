@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from entrep_cli.retrieval import refinement_choice
+from entrep_cli.evaluation import selection
 from entrep_cli.retrieval.embeddings import read_embeddings
-from entrep_cli.retrieval.refinement import Expansion, Refinement, Reranking, Tuned
+from entrep_cli.retrieval.refinement import Expansion, Refinement, Reranking
 from entrep_cli.workspace import open_run
 from tests.tiny import answers
 
@@ -30,9 +30,10 @@ def test_evaluate_scores_a_part_without_and_with_it(trained, entrep):
 def test_track_2_is_answered_by_the_refined_ranking(trained, entrep, monkeypatch):
     """By a refinement that validation is made to choose, for it may well choose none."""
     refinement = Refinement(expand=Expansion(3, 0.0), rerank=Reranking(5, 2, 0.3))
-    monkeypatch.setattr(refinement_choice, "tune_refinement", lambda *a: Tuned(refinement, (0.5, 0.5), (0.6, 0.6), 9))
+    chosen = selection.ChosenRefinement(refinement, (0.5, 0.5), (0.6, 0.6), 9)
+    monkeypatch.setattr(selection, "tune_refinement", lambda *_: chosen)
     done = entrep("predict", "--track", 2, "--mask-groups", "--refine", "qe,rerank", "--json")
-    assert done.code == 0 and done.json["refined"]["rerank"] == {"k1": 5, "k2": 2, "share": 0.3}
+    assert done.code == 0 and done.json["refined"]["rerank"] == {"k1": 5, "k2": 2, "weight": 0.3}
     seen = read_embeddings(open_run("dinov2"), "test")
     items, vectors = seen.items, np.asarray(seen.vectors)
     exclude = [(keys, keys) for keys in (items.image, items.digest, items.group)]

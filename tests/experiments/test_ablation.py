@@ -15,6 +15,7 @@ from entrep_cli.data.splits import make_split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.comparison import averaged, mean_score, permutation_test
 from entrep_cli.evaluation.scored import scored_subset
+from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.experiments import ablation
 from entrep_cli.experiments.ablation import Row, run_ablation
@@ -227,6 +228,6 @@ def test_a_row_that_refines_trains_nothing_and_is_scored_on_what_is_there(settin
     assert found[1].scores["accuracy"] == found[0].scores["accuracy"]
     run = found[0].runs[0]
     model, part = load_model(run), catalog.subset(split.images("test"))
-    tuned = ablation.tuned_refinement(run, model, catalog, split, refined.refine)
-    scores = score_subset(part, subset_embeddings(run, model, part, catalog), refinement=tuned.refinement)
+    refinement = select(run, model, (catalog, split), refine=refined.refine).refinement.value
+    scores = score_subset(part, subset_embeddings(run, model, part, catalog), refinement=refinement)
     assert found[1].scores["image Recall@1, class"].value == scores.retrieval["class, refined"].means["recall@1"].value

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
+from entrep_cli.evaluation.selection import temperature_on
 from entrep_cli.evaluation.subsets import TextQueries
-from entrep_cli.evaluation.temperature import temperature_on
 from entrep_cli.reporting.page import report_page, script_json, write_report
 from entrep_cli.reporting.report import content_of
 from tests.browser import Browser, program

@@ -8,8 +8,8 @@ from PIL import Image
 
 from entrep_cli.errors import UsageError
 from entrep_cli.evaluation.calibration import reliability, with_temperature
+from entrep_cli.evaluation.selection import temperature_on
 from entrep_cli.evaluation.subsets import score_subset
-from entrep_cli.evaluation.temperature import temperature_on
 from entrep_cli.reporting.pictures import Pictures
 from entrep_cli.reporting.published import published, tables_beside
 from entrep_cli.reporting.report import content_of, facts, mistakes_of, remade

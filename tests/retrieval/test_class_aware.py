@@ -1,4 +1,4 @@
-"""Class-aware rankings against a naive double loop, and the choice of the weight."""
+"""Class-aware rankings against a naive double loop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.retrieval import class_aware
+from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval import ranking as ranking_module
-from entrep_cli.retrieval.class_aware import FLOOR, ClassRule, TunedWeight, tune_weight
+from entrep_cli.retrieval.class_aware import FLOOR, ClassRule
 from entrep_cli.retrieval.ranking import Ranking, exact_products, rank
 
 RULES = [ClassRule("hard"), ClassRule("soft", 0.0), ClassRule("soft", 0.05), ClassRule("soft", 0.7)]
@@ -188,67 +187,3 @@ def test_what_makes_no_sense_is_refused():
         rule.bonus(shares(2, 3), one_hot("012") * [[1], [2], [1]])
     with pytest.raises(DataError, match="2 of 2 rows of queries"):
         rule.bonus(shares(2, 3) * np.nan, shares(2, 3))
-
-
-# ---------------------------------------------------------------- the weight
-
-
-def circle(*degrees: float) -> np.ndarray:
-    angles = np.radians(degrees)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
-def naive_scores(vectors, probabilities, labels, exclude, weight: float) -> tuple[float, float]:
-    rows, _, _ = naive(ClassRule("soft", weight), vectors, vectors, probabilities, probabilities, exclude)
-    first = [next((r for r, j in enumerate(row, 1) if labels[j] == labels[i]), None) for i, row in enumerate(rows)]
-    first = [r for r in first if r]
-    return sum(r == 1 for r in first) / len(first), sum(1 / r for r in first) / len(first)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_weight_is_the_best_by_recall_then_mrr_then_the_smallest(seed):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, 24)
-    vectors = unit_rows(24, 4, seed)
-    probabilities = 0.6 * one_hot(labels.tolist()) + 0.4 * shares(24, 3, seed)
-    exams = [f"exam {i // 2}" for i in range(24)]
-    exclude = [(range(24), range(24)), (exams, exams)]
-    tuned = tune_weight(vectors, probabilities, [f"class {c}" for c in labels], exclude)
-    expected = [(w, *naive_scores(vectors, probabilities, labels, exclude, w)) for w in class_aware.WEIGHTS]
-    assert [row[:2] for row in tuned.tried] == [row[:2] for row in expected]
-    assert [row[2] for row in tuned.tried] == pytest.approx([row[2] for row in expected])
-    best = max((recall, round(mrr, 9)) for _, recall, mrr in expected)
-    assert tuned.weight == min(w for w, recall, mrr in expected if (recall, round(mrr, 9)) == best)
-    assert tuned.before == tuned.tried[0][1:] and tuned.after == max(row[1:] for row in tuned.tried)
-    assert TunedWeight.from_dict(tuned.as_dict()) == tuned
-
-
-def test_the_smallest_of_equal_weights_wins():
-    """On the circle, the other class is the nearer neighbour; a small bonus turns it, and larger ones do no better."""
-    vectors, labels = circle(0, 10, 20, 30), list("abab")
-    sure = one_hot("0101", 2)
-    exclude = [(range(4), range(4))]
-    tuned = tune_weight(vectors, sure, labels, exclude)
-    assert tuned.queries == 4 and tuned.before[0] == 0 and tuned.after == (1, 1)
-    assert tuned.weight == next(w for w, recall, _ in tuned.tried if recall == 1) == 0.005
-    # Where the classes that the model sees say nothing, no weight changes anything, and 0 stands.
-    assert tune_weight(vectors, np.full((4, 2), 0.5, np.float32), labels, exclude).weight == 0
-    # Where they mislead, too.
-    assert tune_weight(circle(0, 1, 90, 91), one_hot("0101", 2), list("aabb"), exclude).weight == 0
-
-
-def test_0_is_always_tried_and_own_groups_do_not_count():
-    vectors, labels, exams = circle(0, 1, 50, 90), list("aaab"), list("1123")
-    exclude = [(range(4), range(4)), (exams, exams)]
-    tuned = tune_weight(vectors, one_hot("0001", 2), labels, exclude, weights=[0.3])
-    assert [row[0] for row in tuned.tried] == [0, 0.3]
-    assert tuned.queries == 3  # b has no other of its class
-    with pytest.raises(RunError, match="No validation image"):
-        tune_weight(vectors, one_hot("0001", 2), list("abcd"), exclude)
-
-
-def test_a_table_that_is_none_is_refused():
-    tuned = TunedWeight(0.1, 5, ((0.0, 0.2, 0.3), (0.1, 0.4, 0.5)))
-    for change in ({"weight": 0.7}, {"tried": []}, {"tried": [{"weight": 1}]}, {"queries": None}):
-        with pytest.raises((KeyError, TypeError, ValueError)):
-            TunedWeight.from_dict(tuned.as_dict() | change)

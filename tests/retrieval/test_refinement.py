@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.refinement import (
     Expansion,
@@ -19,7 +19,6 @@ from entrep_cli.retrieval.refinement import (
     augmented,
     expanded,
     reciprocal_distances,
-    tune_refinement,
 )
 
 
@@ -164,37 +163,7 @@ def test_without_steps_it_is_the_cosine():
     assert np.array_equal(found.indices, rank(vectors, vectors, 4).indices)
 
 
-# ---------------------------------------------------------------- the choice
-
-
-def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two classes that differ in a direction of small variance, beside four of great variance that say nothing."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 2
-    rows = np.concatenate([rng.normal(0, 2, (n, 4)), 0.4 * (2 * labels[:, None] - 1) + rng.normal(0, 0.1, (n, 1)), np.full((n, 1), 8.0)], 1)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels.astype(str)
-
-
-def test_whitening_is_chosen_where_it_helps_and_nothing_where_nothing_does():
-    vectors, labels = clusters(60, 0)
-    own = [(np.arange(60).astype(str), np.arange(60).astype(str))]
-    tuned = tune_refinement(("whiten",), clusters(80, 1)[0], vectors, labels, own)
-    assert tuned.refinement.whiten is not None and tuned.after > tuned.before and tuned.queries == 60
-    # Told apart without a mistake already.
-    easy = np.eye(2, dtype=np.float32)[np.arange(10) % 2]
-    tuned = tune_refinement(("dba", "qe", "rerank"), easy, easy, (np.arange(10) % 2).astype(str), [(np.arange(10).astype(str),) * 2])
-    assert tuned.refinement == Refinement() and tuned.before == tuned.after == (1.0, 1.0)
-    assert tuned.as_dict()["qe"] is None
-
-
-def test_faulty_steps_and_validation_without_anything_to_find():
-    vectors = unit(3)
-    with pytest.raises(UsageError, match="'witen'"):
-        tune_refinement(("witen",), vectors, vectors, ["a", "a", "b"])
-    with pytest.raises(UsageError, match="No refinement"):
-        tune_refinement((), vectors, vectors, ["a", "a", "b"])
-    with pytest.raises(RunError, match="No validation image"):
-        tune_refinement(("qe",), vectors, vectors, ["a", "b", "c"], [(["1", "2", "3"],) * 2])
+def test_faulty_settings():
     for faulty in (lambda: Expansion(0, 1.0), lambda: Expansion(1, -1.0), lambda: Reranking(0, 1, 0.3), lambda: Reranking(1, 1, 1.5)):
         with pytest.raises(UsageError):
             faulty()
