@@ -182,7 +182,7 @@ def _text_queries(scored: Scored, texts: list[str], rule: ClassRule, notes: list
 
 
 def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path | None, run_name: str | None) -> dict[str, Any]:
-    from entrep_cli.data.queries import known_images
+    from entrep_cli.data.layouts import known_images
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.data.tracks import track_of
     from entrep_cli.submission.tracks import answer_labels, read_submission

@@ -51,9 +51,9 @@ def validate(
 
     Exit code 1 where there is a fault, and no corrected copy without one.
     """
-    from entrep_cli.data.queries import known_images, lies_alone, named_test_set, only_test_set
+    from entrep_cli.data.layouts import known_images
     from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.data.testsets import find_test_sets
+    from entrep_cli.data.testsets import find_test_sets, lies_alone, named_test_set, only_test_set
     from entrep_cli.data.tracks import track_of
     from entrep_cli.submission import suspicions
     from entrep_cli.submission.archive import bare_name

@@ -7,32 +7,33 @@ into the dataset folder.
 from __future__ import annotations
 
 import difflib
-import functools
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from entrep_cli.data.duplicates import UnionFind, clusters_of, find_duplicates
+from entrep_cli.data.duplicates import find_duplicates
 from entrep_cli.data.files import odd_names
 from entrep_cli.data.frames import pd
+from entrep_cli.data.groups import (
+    GROUPS_HINT,
+    GroupRule,
+    captured_group,
+    clusters_of,
+    group_pattern,
+    joined_names,
+    name_group,
+    single_group,
+    unknown_groups,
+)
 from entrep_cli.data.layouts import Row, Source, read_sources, taxonomy_of
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.data.texts import clean_text, finding_keys, fold
-from entrep_cli.errors import DataError, UsageError
+from entrep_cli.data.texts import casefold, clean_text, finding_keys
+from entrep_cli.errors import DataError
 from entrep_cli.workspace import fingerprint
-
-# Public-release names: `<patient id>_<18 digits of the exam>_...` (challenge.md, Training data).
-_PATIENT_EXAM = re.compile(r"^(?P<exam>(?P<patient>[^_/]+)_\d{18})_")
-
-GroupRule = str  # "auto", "exam", "none", or a regular expression; see `Catalog.read`
-RULES = ("auto", "exam", "none")
-GROUPS_MEND = "write groups.csv (image,group), or split with --groups REGEX"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Catalog:
         pattern = group_pattern(groups)
         sources = read_sources(root)
         rows = [(source, row) for source in sources for row in source.rows]
-        if pattern and rows and not any(_captured(pattern, row.image) for _, row in rows):
+        if pattern and rows and not any(captured_group(pattern, row.image) for _, row in rows):
             raise DataError(
                 f"The pattern {groups!r} finds a group in none of {len(rows)} file names.",
                 where=root,
@@ -169,7 +170,7 @@ class Catalog:
         whole = groups not in ("exam", "none") and near_duplicates and not any(faults.values())
         joined = _join_near_duplicates(merged) if whole else None
         layouts = tuple(f"{s.layout} in {_place(s.folder, root)}" for s in sources)
-        notes = (*(note for s in sources for note in s.notes), *notes, *([f"{alone}; {GROUPS_MEND}"] if alone else []))
+        notes = (*(note for s in sources for note in s.notes), *notes, *([f"{alone}; {GROUPS_HINT}"] if alone else []))
         return cls(pd.DataFrame.from_records(merged), taxonomy, layouts, notes, aliases, groups, joined, root), faults
 
     def __len__(self) -> int:
@@ -234,59 +235,6 @@ def finding_relevance(query_findings: Iterable, gallery_findings: Iterable) -> n
     return indicator(query_findings) @ indicator(gallery_findings).T > 0
 
 
-def name_group(name: str, rule: GroupRule) -> str:
-    """The group in a file name: what a pattern captures, else the patient or exam key of the public release; "" where there is none."""
-    if (pattern := group_pattern(rule)) and (captured := _captured(pattern, name)):
-        return captured
-    match = _PATIENT_EXAM.match(Path(name).name)
-    return "" if match is None or rule == "none" else match["exam" if rule == "exam" else "patient"]
-
-
-@functools.cache
-def group_pattern(rule: GroupRule) -> re.Pattern[str] | None:
-    """The regular expression that a rule is; None of `auto`, `exam` and `none`.
-
-    Raises:
-        UsageError: it is none, or has not exactly one capture group.
-    """
-    if rule in RULES:
-        return None
-    hint = r"--groups auto, exam, none, or a regular expression with one capture group, as '^(P\d+)_' of names such as P12_a.png"
-    try:
-        pattern = re.compile(rule)
-    except (re.error, OverflowError) as error:
-        raise UsageError(f"There is no way {rule!r} to group images, and it is no regular expression: {error}.", hint=hint) from None
-    if pattern.groups != 1:
-        what = f"There is no way {rule!r} to group images; as a regular expression it has {pattern.groups} capture groups instead of one."
-        raise UsageError(what, hint=hint)
-    return pattern
-
-
-def _captured(pattern: re.Pattern[str], name: str) -> str:
-    match = pattern.search(Path(name).name)  # the file's own name: one folder holds many exams
-    return match[1] or "" if match else ""
-
-
-def unknown_groups(records: Iterable[Mapping[str, Any]]) -> str:
-    """What it means that most labelled images are a group of their own for want of a better one; "" where they are not.
-
-    Args:
-        records: with `image`, `label` and `group`, before near-duplicates join groups.
-    """
-    labelled = [record for record in records if record["label"]]
-    alone = sum(record["group"] == _own_group(record["image"]) for record in labelled)
-    if 2 * alone <= len(labelled):
-        return ""
-    what = f"no exam or patient is known of {alone:,} of {len(labelled):,} labelled images"
-    why = "frames of one may stand in two parts, and intervals are over images"
-    return f"{what}: {why}"
-
-
-def _own_group(image: str) -> str:
-    """The group of an image without one; its name cannot be another's group key."""
-    return f"image:{image}"
-
-
 def _record(source: Source, row: Row, probe: tuple[str, int, int], region: str, groups: GroupRule) -> dict:
     findings = [*finding_keys(row.text_en), *finding_keys(row.text_vi)]
     for text in row.findings:
@@ -318,7 +266,7 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], 
     aliases: dict[str, str] = {}
     faults: list[str] = []
     copies = 0
-    same_group = UnionFind()
+    same_group: list[tuple[str, str]] = []
     for record in records:
         by_name.setdefault(record["image"], set()).add(record["digest"])
         first = by_digest.setdefault(record["digest"], record)
@@ -330,13 +278,14 @@ def _merge(records: list[dict]) -> tuple[list[dict], dict[str, str], list[str], 
         if first["label"] and record["label"] and first["label"] != record["label"]:
             faults.append(f"{record['image']} ({record['label']}) and {first['image']} ({first['label']}) are the same picture")
         if first["group"] and record["group"]:
-            same_group.join(first["group"], record["group"])
+            same_group.append((first["group"], record["group"]))
         for key in ("label", "region", "text_en", "text_vi", "group"):
             first[key] = first[key] or record[key]
         first["findings"] = tuple(dict.fromkeys((*first["findings"], *record["findings"])))
     faults += [f"{name}: {len(d)} different pictures have this name" for name, d in by_name.items() if len(d) > 1]
+    joined = joined_names(same_group)
     for record in by_digest.values():
-        record["group"] = same_group.find(record["group"]) if record["group"] else _own_group(record["image"])
+        record["group"] = joined.get(record["group"], record["group"]) or single_group(record["image"])
     notes = [f"pixel for pixel copies of other images, counted once: {copies}"] if copies else []
     return list(by_digest.values()), aliases, notes, faults
 
@@ -348,11 +297,10 @@ def _join_near_duplicates(records: list[dict]) -> NearDuplicates:
     alike = find_duplicates([Path(record["path"]) for record in records], [record["digest"] for record in records])
     pairs = [*alike.near, *alike.mirrored]
     # A group that somebody has named lends its name to the images without one.
-    union = UnionFind(order=lambda group: (group.startswith("image:"), group))
-    for a, b in pairs:
-        union.join(given[names[a]], given[names[b]])
+    connected = [(given[names[a]], given[names[b]]) for a, b in pairs]
+    joined = joined_names(connected, order=lambda group: (group.startswith("image:"), group))
     for record in records:
-        record["group"] = union.find(record["group"])
+        record["group"] = joined.get(record["group"], record["group"])
     return NearDuplicates(tuple(clusters_of(names, pairs)), given)
 
 
@@ -360,7 +308,7 @@ def _class_faults(rows: list[tuple[Source, Row]], taxonomy: Taxonomy) -> list[st
     """Labels that are no class, and classes that differ in nothing but case or blanks."""
     alike: dict[str, list[str]] = {}
     for name in taxonomy.names:
-        alike.setdefault("".join(fold(name).split()), []).append(name)
+        alike.setdefault("".join(casefold(name).split()), []).append(name)
     faults = [f"classes {' and '.join(map(repr, names))} differ only in case or blanks" for names in alike.values() if len(names) > 1]
     known = set(taxonomy.names)
     unknown: dict[str, list[str]] = {}

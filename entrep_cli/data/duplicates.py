@@ -1,4 +1,4 @@
-"""Pictures that show the same: exact copies, near-duplicates, mirrored copies, and the clusters they make.
+"""Pictures that show the same: near-duplicates and mirrored copies.
 
 Two checks find a near-duplicate. A 64-bit perceptual hash says which pairs may be one: the signs of the
 low frequencies of a discrete cosine transform against their median (Zauner, Implementation and
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from entrep_cli.data.fine_structure import LIT, SIDE, FineStructure, Outlines
-from entrep_cli.data.measures import FOLDER, Measure, measure_images
+from entrep_cli.data.pixels import MEASURES, Measure, measure_images
 from entrep_cli.workspace import cache_dir, fingerprint, write_text_atomic
 
 # Chosen on ent-open and on phantom frames, whose exams are drawn alike on purpose: at 0.75 one pair in ten of
@@ -257,7 +257,7 @@ def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "
     Raises:
         DataError: names every image that cannot be read.
     """
-    path = cache_dir(FOLDER) / f"{RULE}-{fingerprint(list(digests))}.json"
+    path = cache_dir(MEASURES) / f"{RULE}-{fingerprint(list(digests))}.json"
     try:
         kept = json.loads(path.read_text("utf-8"))
         tables = [[tuple(map(np.array, zip(*kept[key])))] if kept[key] else [] for key in ("near", "mirrored")]
@@ -271,41 +271,3 @@ def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "
     with contextlib.suppress(OSError):
         write_text_atomic(path, json.dumps(rows))
     return found
-
-
-# ---------------------------------------------------------------- clusters
-
-
-class UnionFind:
-    """Keys that belong together; of a set the least key, by `order`, speaks for it."""
-
-    def __init__(self, order: Callable[[str], object] = lambda key: key) -> None:
-        self.parent: dict[str, str] = {}
-        self.order = order
-
-    def find(self, key: str) -> str:
-        top = key
-        while (parent := self.parent.get(top, top)) != top:
-            top = parent
-        while (parent := self.parent.get(key, key)) != top:  # a long chain is walked once
-            self.parent[key], key = top, parent
-        return top
-
-    def join(self, a: str, b: str) -> bool:
-        """Whether they were apart before."""
-        low, high = sorted((self.find(a), self.find(b)), key=self.order)
-        self.parent[high] = low
-        return low != high
-
-
-def clusters_of(names: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[tuple[str, ...]]:
-    """Sets of two names and more that pairs of rows connect, each sorted, in order of their first names."""
-    union = UnionFind()
-    touched = set()
-    for a, b in pairs:
-        union.join(names[a], names[b])
-        touched |= {names[a], names[b]}
-    clusters: dict[str, list[str]] = {}
-    for name in sorted(touched):
-        clusters.setdefault(union.find(name), []).append(name)
-    return [tuple(members) for members in clusters.values()]

@@ -12,16 +12,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from entrep_cli.data.images import SUFFIXES
-from entrep_cli.data.texts import fold, has_control
+from entrep_cli.data.texts import casefold, has_control
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import runs_dir
 
 DEPTH = 5  # archives unpack as `train/train/imgs`; deeper than this is not a dataset folder
 JUNK = ("__MACOSX", "lost+found")
 
+Value = TypeVar("Value")
 Tree = dict[Path, tuple[list[str], list[str]]]  # folder -> (sub-folder names, file names)
 
 
@@ -54,40 +55,62 @@ def scan(root: Path) -> Tree:
     return tree
 
 
-class Names:
-    """The image files of one folder, found by name without regard to case or unicode form."""
+class Lookup(Generic[Value]):
+    """Values by name, without regard to case and unicode form where no name is exactly the one asked for."""
 
-    def __init__(self, folder: Path, files: list[str]) -> None:
+    def __init__(self, items: Iterable[tuple[str, Value]] = ()) -> None:
+        self._exact: dict[str, Value] = {}
+        self._casefolded: dict[str, list[Value]] = {}
+        for name, value in items:
+            self._exact[name] = value
+            self.add_alias(name, value)
+
+    def add_alias(self, name: str, value: Value) -> None:
+        """Another name of a value, for which an exact name of another one comes first."""
+        values = self._casefolded.setdefault(casefold(name), [])
+        if value not in values:
+            values.append(value)
+
+    def all(self, name: str) -> list[Value]:
+        """The value of exactly this name, else all whose names differ from it only in case or unicode form."""
+        return [self._exact[name]] if name in self._exact else self._casefolded.get(casefold(name), [])
+
+    def get(self, name: str) -> Value | None:
+        """The only one of `all`; None where it has none or several."""
+        values = self.all(name)
+        return values[0] if len(values) == 1 else None
+
+    def clashes(self) -> list[list[Value]]:
+        """The values of names that differ in nothing but case or unicode form."""
+        return [values for values in self._casefolded.values() if len(values) > 1]
+
+
+class Names:
+    """The image files of one folder, by name without regard to case or unicode form."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
         self.folder = folder
-        self.files = sorted(f for f in files if f.lower().endswith(SUFFIXES))
-        self._all = {fold(f) for f in files}
-        self._exact = set(self.files)
-        self._folded: dict[str, list[str]] = {}
-        for name in self.files:
-            self._folded.setdefault(fold(name), []).append(name)
+        everything = sorted(files)
+        self.files = [f for f in everything if f.lower().endswith(SUFFIXES)]
+        self._images = Lookup((name, name) for name in self.files)
+        self._others = {casefold(f) for f in everything}
 
     def find(self, name: str) -> Path | None:
         """The path of `name`: exact first, else the one file that means the same."""
-        if name in self._exact:
-            return self.folder / name
-        same = self._folded.get(fold(name), [])
-        return self.folder / same[0] if len(same) == 1 else None
+        file = self._images.get(name)
+        return None if file is None else self.folder / file
 
     def missing(self, name: str) -> str:
         """Why `find` has nothing: a phrase that goes on from the name."""
-        if fold(name) not in self._all:
+        if casefold(name) not in self._others:
             return f"which is not in {self.folder.name}/"
-        if fold(name) in self._folded:
+        if self._images.all(name):
             return f"which several files in {self.folder.name}/ could be"
         return f"which is no {', '.join(SUFFIXES)} file"
 
     def clashes(self) -> list[str]:
         """A fault for every two files that differ in case only: one of them is lost on some disks."""
-        return [
-            f"{' and '.join(names)} in {self.folder.name}/ differ only in case or unicode form"
-            for names in self._folded.values()
-            if len(names) > 1
-        ]
+        return [f"{' and '.join(names)} in {self.folder.name}/ differ only in case or unicode form" for names in self._images.clashes()]
 
 
 def odd_names(names: Iterable[str]) -> list[str]:

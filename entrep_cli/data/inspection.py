@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from entrep_cli.data.catalog import Catalog, unknown_groups
-from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, clusters_of, find_duplicates
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.duplicates import THUMBNAIL, Alike, Pairs, find_duplicates
 from entrep_cli.data.frames import pd
+from entrep_cli.data.groups import clusters_of, unknown_groups
 from entrep_cli.data.label_errors import PIXEL_FEATURES, label_suspects, out_of_fold
-from entrep_cli.data.leaks import TRAIN, Picture
-from entrep_cli.data.measures import measure_images
-from entrep_cli.data.pixels import probe_images
+from entrep_cli.data.pixels import measure_images, probe_images
 from entrep_cli.data.quality import QUALITY, file_mode, quality_frame
 from entrep_cli.data.remarks import (
+    TRAIN,
+    Picture,
     Remark,
     chained,
     counted,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from entrep_cli.data.frames import pd
 from entrep_cli.data.images import field_of_view
-from entrep_cli.data.measures import Measure
+from entrep_cli.data.pixels import Measure
 from entrep_cli.errors import DataError
 
 FOLDS = 5

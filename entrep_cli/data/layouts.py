@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from entrep_cli.data.files import Names, Table, Tree, read_json, read_table, scan
+from entrep_cli.data.files import Lookup, Names, Table, Tree, read_json, read_table, scan
+from entrep_cli.data.groups import GROUPS_FILE, read_groups_table
 from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
 from entrep_cli.data.testsets import IMAGE_FOLDERS, QUERY_FILES, image_folder, is_test_folder
-from entrep_cli.data.texts import fold
+from entrep_cli.data.texts import casefold
 from entrep_cli.errors import DataError
 
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -80,7 +81,7 @@ def read_sources(root: Path) -> list[Source]:
         if (tests - {root}) & {folder, *folder.parents}:
             continue  # a table of labels beside test queries is their truth
         for name in files:
-            if name.lower().endswith(".csv") and name not in (*QUERY_FILES.values(), "groups.csv"):
+            if name.lower().endswith(".csv") and name not in (*QUERY_FILES.values(), GROUPS_FILE):
                 try:
                     table = read_table(folder / name)
                 except DataError as error:
@@ -116,6 +117,23 @@ def taxonomy_folder(root: Path, sources: Sequence[Source]) -> Path | None:
     """Where `taxonomy.toml` lies: in the dataset folder, else beside the labels; None where there is none."""
     places = (root, *(source.folder for source in sources))
     return next((place for place in places if (place / "taxonomy.toml").is_file()), None)
+
+
+def known_images(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
+    """The label ("" where there is none) of each image of the label files by its name, and the classes.
+
+    Without labels the classes are those of a `taxonomy.toml`, or None.
+
+    Raises:
+        DataError: a `taxonomy.toml` that does not hold.
+    """
+    try:
+        sources = read_sources(root)
+    except DataError:
+        sources = []  # nothing but test images
+    images = {row.image: row.label for source in sources for row in source.rows}
+    known = any(images.values()) or taxonomy_folder(root, sources)
+    return images, taxonomy_of(root, sources) if known else None
 
 
 # ---------------------------------------------------------------- the four readers
@@ -231,8 +249,8 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path], beside: Sequen
         is_class = folder != root and folder.name.lower() not in ("train", *HELD_OUT, *IMAGE_FOLDERS)
         if names.files and is_class and not taken & {folder, *folder.parents}:
             folders.append(names)
-    modalities = {(n.folder.parent, *map(fold, split_modality(n.folder.name))): n for n in folders}
-    paired = any(ending == fold(WHITE) for *_, ending in modalities)
+    modalities = {(n.folder.parent, *map(casefold, split_modality(n.folder.name))): n for n in folders}
+    paired = any(ending == casefold(WHITE) for *_, ending in modalities)
     for names in folders:
         folder = names.folder
         label, ending = split_modality(folder.name) if paired else (folder.name, "")
@@ -242,12 +260,12 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path], beside: Sequen
         source = sources.setdefault(folder.parent, Source(CLASS_FOLDERS, folder.parent))
         source.faults += names.clashes()
         if ending == NARROW:
-            if (folder.parent, fold(label), fold(WHITE)) not in modalities:
+            if (folder.parent, casefold(label), casefold(WHITE)) not in modalities:
                 source.faults.append(f"{folder.name}/ has no {label}{WHITE}/ beside it")
             continue
         source.rows += [Row((folder / name).relative_to(root).as_posix(), folder / name, label) for name in names.files]
         if ending == WHITE:
-            _check_pairs(source, label, names, modalities.get((folder.parent, fold(label), fold(NARROW))))
+            _check_pairs(source, label, names, modalities.get((folder.parent, casefold(label), casefold(NARROW))))
     if strangers:
         places = [f"{names.folder.relative_to(root)}/" for names in strangers]
         shown = ", ".join(places[:3]) + (f" and {len(places) - 3} other folders" if len(places) > 3 else "")
@@ -340,27 +358,22 @@ def _held_out(source: Source, root: Path) -> bool:
 def _apply_groups_file(source: Source, root: Path) -> None:
     """Groups and texts from a `groups.csv` (image, group, and texts where it has them)."""
     folder = source.folder if source.folder.is_dir() else source.folder.parent
-    path = next((f / "groups.csv" for f in (folder, root) if (f / "groups.csv").is_file()), None)
-    if path is None or not source.rows:
+    place = next((f for f in (folder, root) if (f / GROUPS_FILE).is_file()), None)
+    if place is None or not source.rows:
         return
     try:
-        table = read_table(path)
+        table = read_groups_table(place)
     except DataError as error:
-        source.faults.append(f"groups.csv: {error.what}")
-        return
-    if not {"image", "group"} <= set(table.columns):
-        source.faults.append("groups.csv: needs a header with the columns image and group")
+        source.faults.append(f"{GROUPS_FILE}: {error.what}")
         return
     source.faults += table.faults
-    exact = {row.image: [row] for row in source.rows}
-    alike: dict[str, list[Row]] = {}
+    lookup = Lookup((row.image, row) for row in source.rows)
     for row in source.rows:
-        for name in {fold(row.image), fold(row.path.name)}:
-            alike.setdefault(name, []).append(row)
+        lookup.add_alias(row.path.name, row)
     given: dict[str, str] = {}
     unknown = 0
     for line, cells in table.rows:
-        rows = exact.get(cells["image"]) or alike.get(fold(cells["image"]), [])
+        rows = lookup.all(cells["image"])
         unknown += not rows
         if len(rows) > 1:
             source.faults.append(f"groups.csv, line {line}: {cells['image']!r} could be {rows[0].image} or {rows[1].image}; write the path")

@@ -20,7 +20,7 @@ from entrep_cli.data.files import Names
 from entrep_cli.data.images import Preprocess, raise_image_faults
 from entrep_cli.data.layouts import NARROW, WHITE, split_modality
 from entrep_cli.data.pixels import load_pixels, probe_images
-from entrep_cli.data.texts import fold
+from entrep_cli.data.texts import casefold
 
 _LIT = 21 / 255  # darker than this is the black surround, as in `images.field_of_view`
 _SIGMA = 1 / 48  # of the shorter side: wider than a vessel, narrower than a fold of the mucosa
@@ -132,8 +132,8 @@ def _partner(folder: Path) -> Names | None:
     label, ending = split_modality(folder.name)
     if ending != WHITE:
         return None
-    wanted = fold(label + NARROW)
-    beside = sorted(f for f in folder.parent.iterdir() if fold(f.name) == wanted and f.is_dir())
+    wanted = casefold(label + NARROW)
+    beside = sorted(f for f in folder.parent.iterdir() if casefold(f.name) == wanted and f.is_dir())
     return Names(beside[0], [f.name for f in beside[0].iterdir() if not f.name.startswith(".")]) if beside else None
 
 

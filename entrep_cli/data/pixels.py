@@ -9,16 +9,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from entrep_cli import console
 from entrep_cli.data.images import ImageError, Preprocess, pixel_digest, raise_image_faults, read_image
 from entrep_cli.limits import allowed_processors
 from entrep_cli.workspace import atomic_path, cache_dir, fingerprint, write_text_atomic
+
+MEASURES = "measures"  # folder of the cache
 
 
 def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | None], list[ImageError]]:
@@ -178,6 +182,74 @@ def _stat_key(path: Path) -> str:
     except OSError:
         return ""
     return f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+# ---------------------------------------------------------------- measures, cached by the digests of the pixels
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something computed from the decoded pixels of an image and kept by their digest.
+
+    Attributes:
+        name: of the cache file; carries a number that goes up when what is computed changes.
+        shape, dtype: of one image's values.
+        compute: from a decoded RGB image.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    compute: Callable[[Image.Image], np.ndarray]
+
+
+def measure_images(paths: Sequence[Path], digests: Sequence[str], measures: Sequence[Measure], what: str = "images") -> list[np.ndarray]:
+    """(N, *shape) of each measure: an image is decoded once for all measures that are not kept of it yet.
+
+    Raises:
+        DataError: names every image that cannot be read.
+    """
+    kept = [_read_kept(measure) for measure in measures]
+    missing = {digest: path for digest, path in zip(digests, paths) if any(digest not in k for k in kept)}
+
+    def compute(image: Image.Image) -> list[np.ndarray]:
+        return [np.asarray(measure.compute(image), measure.dtype).reshape(measure.shape) for measure in measures]
+
+    if missing:
+        with console.progress(f"Looking at {what}", len(missing)) as advance:
+            for digest, values in zip(missing, decode_images(list(missing.values()), compute)):
+                for known, value in zip(kept, values):
+                    known[digest] = value
+                advance()
+        for measure, known in zip(measures, kept):
+            _keep(measure, known)
+    return [np.stack([k[d] for d in digests]) if len(digests) else np.zeros((0, *m.shape), m.dtype) for m, k in zip(measures, kept)]
+
+
+def _kept_path(measure: Measure) -> Path:
+    return cache_dir(MEASURES) / f"{measure.name}.npz"
+
+
+def _read_kept(measure: Measure) -> dict[str, np.ndarray]:
+    """By digest; empty where nothing is kept, or what is kept is damaged."""
+    try:
+        with np.load(_kept_path(measure), allow_pickle=False) as file:
+            digests, values = file["digests"], file["values"]
+        if values.shape == (len(digests), *measure.shape) and values.dtype == np.dtype(measure.dtype):
+            return dict(zip(digests.astype(str).tolist(), values))
+    except Exception:
+        pass
+    return {}
+
+
+def _keep(measure: Measure, known: dict[str, np.ndarray]) -> None:
+    path = _kept_path(measure)
+    with contextlib.suppress(OSError), atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # As in `probe_images`: looking at a dataset must not need a place to write.
+        np.savez(file, digests=np.array(list(known), dtype="S16"), values=np.stack(list(known.values())))
+
+
+# ---------------------------------------------------------------- threads
 
 
 def map_threads(function: Callable, items: Sequence) -> Iterator:

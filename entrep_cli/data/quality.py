@@ -14,7 +14,7 @@ from PIL import Image
 
 from entrep_cli.data.frames import pd
 from entrep_cli.data.images import FORMATS, field_of_view
-from entrep_cli.data.measures import Measure
+from entrep_cli.data.pixels import Measure
 
 DARK = 25.0  # mean grey level of 255 inside the view: shapes are no longer told apart on a screen
 GLARE = 0.3  # share of the view at 250 and more; a wet mucosa in good light reflects from some 5%

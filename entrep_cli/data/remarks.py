@@ -13,15 +13,16 @@ from typing import Literal
 
 import numpy as np
 
-from entrep_cli.data import leaks
-from entrep_cli.data.catalog import GROUPS_MEND, Catalog
-from entrep_cli.data.duplicates import Alike, clusters_of, find_alike
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.duplicates import Alike, find_alike
 from entrep_cli.data.frames import pd
-from entrep_cli.data.leaks import Picture
+from entrep_cli.data.groups import GROUPS_HINT, clusters_of
 from entrep_cli.data.splits import read_assignment
 from entrep_cli.data.testsets import TestSet
+from entrep_cli.data.texts import casefold
 
 Clusters = Sequence[tuple[str, ...]]
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,31 @@ class Remark:
     hint: str = ""
     details: tuple[str, ...] = ()
     images: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the training or of a test folder.
+
+    Attributes:
+        key: unique in the dataset; the name of a training image, folder and name of a test image.
+        name: of the file.
+        part: "train", or the test folder's place in the dataset.
+        label: "" where there is none, and for test images.
+    """
+
+    key: str
+    name: str
+    part: str
+    path: Path
+    digest: str
+    width: int
+    height: int
+    label: str = ""
+
+    @property
+    def is_test(self) -> bool:
+        return self.part != TRAIN
 
 
 def counted(n: int, one: str, several: str) -> str:
@@ -105,7 +131,7 @@ def of_quality(frame: pd.DataFrame) -> list[Remark]:
 
 def of_groups(unknown: str) -> list[Remark]:
     """That exams and patients are not known, as `unknown_groups` says it."""
-    return [Remark("unknown groups", "note", f"{unknown[0].upper()}{unknown[1:]}.", GROUPS_MEND)] if unknown else []
+    return [Remark("unknown groups", "note", f"{unknown[0].upper()}{unknown[1:]}.", GROUPS_HINT)] if unknown else []
 
 
 def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clusters, mirrored: Sequence[tuple[str, str]]) -> list[Remark]:
@@ -173,12 +199,89 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters:
 # ---------------------------------------------------------------- leaks
 
 
+@dataclass(frozen=True)
+class TestLeaks:
+    """Pairs (training key, test key), each told once, by the surest sign.
+
+    Attributes:
+        by_pixels: the same pixels, under whatever name.
+        by_name: the same file name without regard to case, other pixels.
+        near: near-duplicates. mirrored: one is the other flipped.
+    """
+
+    __test__ = False  # no test for pytest to collect
+
+    by_pixels: list[tuple[str, str]]
+    by_name: list[tuple[str, str]]
+    near: list[tuple[str, str]]
+    mirrored: list[tuple[str, str]]
+
+
+def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[str, str] = {}) -> TestLeaks:
+    """What training and test folders share.
+
+    Args:
+        alike: over `pictures`, in their order.
+        aliases: other names under which training images stand in the dataset.
+    """
+    train = [p for p in pictures if not p.is_test]
+    by_digest = {p.digest: p.key for p in train}
+    by_name = {casefold(p.name): p.key for p in train} | {casefold(Path(name).name): key for name, key in aliases.items()}
+    pixels, names = [], []
+    for p in pictures:
+        if p.is_test and p.digest in by_digest:
+            pixels.append((by_digest[p.digest], p.key))
+        elif p.is_test and casefold(p.name) in by_name:
+            names.append((by_name[casefold(p.name)], p.key))
+    told = {*pixels, *names}
+
+    def across(pairs) -> list[tuple[str, str]]:
+        found = []
+        for a, b in pairs:
+            one, two = sorted((pictures[a], pictures[b]), key=lambda p: p.is_test)
+            if two.is_test and not one.is_test and (one.key, two.key) not in told and one.digest != two.digest:
+                told.add((one.key, two.key))
+                found.append((one.key, two.key))
+        return found
+
+    return TestLeaks(pixels, names, across(alike.near), across(alike.mirrored))
+
+
+def query_names(test_set: TestSet) -> dict[int, set[str]]:
+    """For each track that asks of images the names of its queries; a file that cannot be read asks nothing."""
+    found = {}
+    for track, path in test_set.queries.items():
+        if track != 3:
+            try:
+                found[track] = {line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines() if line.strip()}
+            except (OSError, ValueError):
+                found[track] = set()
+    return found
+
+
+def straddling(sets: Mapping[str, Sequence[str]], component_of: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    """The sets of images that stand in more than one part: their images by part.
+
+    >>> straddling({"exam 1": ["a", "b"], "exam 2": ["c"]}, {"a": "train", "b": "test", "c": "test"})
+    {'exam 1': {'train': ['a'], 'test': ['b']}}
+    """
+    found = {}
+    for name, images in sets.items():
+        parts: dict[str, list[str]] = {}
+        for image in images:
+            if image in component_of:
+                parts.setdefault(component_of[image], []).append(image)
+        if len(parts) > 1:
+            found[name] = parts
+    return found
+
+
 def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], pictures: Sequence[Picture], alike: Alike) -> list[Remark]:
     """Training images among the test images, by pixels, names and likeness; which of them are asked for is told."""
-    shared = leaks.find_test_leaks(pictures, alike, catalog.aliases or {})
+    shared = find_test_leaks(pictures, alike, catalog.aliases or {})
     asked: dict[str, list[str]] = {}
     for test_set in test_sets:
-        for track, names in leaks.query_names(test_set).items():
+        for track, names in query_names(test_set).items():
             for name in names:
                 asked.setdefault(f"{place_of(test_set, root)}/{name}", []).append(str(track))
     labels = {p.key: p.label or "no label" for p in pictures}
@@ -215,7 +318,7 @@ def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str,
         ("split near-duplicates", {c[0]: c for c in near}, "cluster of near-duplicates stands", "clusters of near-duplicates stand"),
     )
     for kind, sets, one, several in kinds:
-        apart = leaks.straddling(sets, component_of)
+        apart = straddling(sets, component_of)
         if apart:
             told = {name: "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items()}
             lines = [f"{name}: {parts}" for name, parts in told.items()]

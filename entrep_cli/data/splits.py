@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from entrep_cli.data.catalog import RULES, Catalog, GroupRule
+from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.duplicates import RULE
+from entrep_cli.data.groups import RULES, GroupRule
 from entrep_cli.errors import DataError, EntrepError, RunError, UsageError
 from entrep_cli.workspace import SPLIT, complete_runs, file_sha256, fingerprint, runs_dir, trained_on, write_csv_atomic, write_json_atomic
 

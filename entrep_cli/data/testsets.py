@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entrep_cli.data.files import Names, Tree, odd_names, scan
+from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.tracks import TRACKS
 from entrep_cli.errors import DataError
 
@@ -64,3 +65,36 @@ def image_folder(tree: Tree, folder: Path, prefer: Iterable[str] = IMAGE_FOLDERS
 
 def is_test_folder(tree: Tree, folder: Path) -> bool:
     return any(name in tree[folder][1] for name in QUERY_FILES.values()) and bool(image_folder(tree, folder).files)
+
+
+def only_test_set(root: Path) -> TestSet:
+    """The test folder of a dataset; DataError where there is none or where there are several."""
+    found = find_test_sets(root)
+    if len(found) != 1:
+        raise DataError(
+            "The dataset has no test folder." if not found else f"The dataset has {len(found)} test folders.",
+            where=root,
+            faults=[str(t.folder) for t in found],
+            hint="name one with --queries FOLDER (images, or imgs/ beside cls.csv, i2i.csv or t2i.csv)",
+        )
+    return found[0]
+
+
+def named_test_set(place: Path, root: Path | None = None) -> TestSet:
+    """What `--queries` names: a folder of images, or one query file beside its images.
+
+    A query file that lies alone asks of the images of the test folder of the dataset `root`.
+    """
+    if place.is_dir():
+        return read_test_folder(place)
+    if place.suffix.lower() in SUFFIXES:
+        raise DataError("An image is no query file.", where=place, hint="name the folder it lies in, or a file that lists queries")
+    if place.is_file():
+        return only_test_set(root) if root is not None and lies_alone(place) else read_test_folder(place.parent)
+    raise DataError("There is no such folder or query file.", where=place, hint="--queries FOLDER or --queries FILE.csv")
+
+
+def lies_alone(file: Path) -> bool:
+    """Whether a query file has no image beside it, nor in the image folder beside it."""
+    folders = [file.parent, *(file.parent / name for name in IMAGE_FOLDERS)]
+    return not any(path.suffix.lower() in SUFFIXES for folder in folders if folder.is_dir() for path in folder.iterdir())

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.remarks import Remark, counted
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.data.texts import fold, is_vietnamese, split_findings
+from entrep_cli.data.texts import casefold, is_vietnamese, split_findings
 
 # What stands at the torn edge of a finding that was cut out of a sentence (challenge.md, What the texts say).
 _TORN_HEADS = frozenset(
@@ -62,7 +62,7 @@ _ENGLISH = frozenset("the of with and both left right normal mucus oedema edema 
 
 def is_normal(text: str) -> bool:
     """Whether a text says that all is well, which can be said of any organ."""
-    return bool(_NORMAL.search(fold(text)))
+    return bool(_NORMAL.search(casefold(text)))
 
 
 def looks_torn(finding: str) -> str:
@@ -71,7 +71,7 @@ def looks_torn(finding: str) -> str:
     >>> looks_torn("toward the nasopharynx"), looks_torn("septal spur")
     ("begins with 'toward'", '')
     """
-    text = fold(finding).strip()
+    text = casefold(finding).strip()
     words = _WORDS.findall(text)
     if not words:
         return "has no word"
@@ -86,8 +86,8 @@ def looks_torn(finding: str) -> str:
 
 def english_words(texts_en: Iterable[str], texts_vi: Iterable[str]) -> frozenset[str]:
     """Words that stand in English texts and in no Vietnamese one, and the commonest of clinical English."""
-    seen = {word for text in texts_en if not is_vietnamese(text) for word in _WORDS.findall(fold(text))}
-    other = {word for text in texts_vi if is_vietnamese(text) for word in _WORDS.findall(fold(text))}
+    seen = {word for text in texts_en if not is_vietnamese(text) for word in _WORDS.findall(casefold(text))}
+    other = {word for text in texts_vi if is_vietnamese(text) for word in _WORDS.findall(casefold(text))}
     return (_ENGLISH | seen) - other
 
 
@@ -97,7 +97,7 @@ def wrong_language(text_en: str, text_vi: str, english: frozenset[str]) -> list[
     Vietnamese shows by its diacritics; English where at least half of the words are English ones.
     """
     found = ["text_en"] if text_en and is_vietnamese(text_en) else []
-    words = _WORDS.findall(fold(text_vi))
+    words = _WORDS.findall(casefold(text_vi))
     if len(words) > 1 and not is_vietnamese(text_vi) and 2 * sum(word in english for word in words) >= len(words):
         found.append("text_vi")
     return found
@@ -112,7 +112,7 @@ def organ_words(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
     words: dict[str, set[str]] = {}
     for region in taxonomy.regions:
         own = [c for c in taxonomy.classes if c.region == region]
-        texts = [fold(region), *(fold(t) for c in own for t in (c.name, *(text for texts in c.prompts.values() for text in texts)))]
+        texts = [casefold(region), *(casefold(t) for c in own for t in (c.name, *(text for texts in c.prompts.values() for text in texts)))]
         said = {word for text in texts for word in _WORDS.findall(text.replace("_", " "))}
         organs = [(names, more, phrases) for names, more, phrases in _ORGANS.values() if said & set(names.split())]
         if len(organs) == 1:
@@ -132,7 +132,7 @@ def organs_named(findings: Iterable[str], words: Mapping[str, Sequence[str]]) ->
     """The regions that findings name without denying it: `no nasal discharge` names none."""
     found = dict.fromkeys(
         region
-        for finding in map(fold, findings)
+        for finding in map(casefold, findings)
         for region, own in words.items()
         for word in own
         if (match := re.search(rf"(?<!\w){re.escape(word)}(?!\w)", finding)) and not _NEGATED.search(finding[: match.start()])
@@ -168,7 +168,7 @@ def of_texts(catalog: Catalog) -> list[Remark]:
 
     whole: dict[str, str] = {}
     for *_, en, vi, keys in rows:
-        whole.update({fold(finding): finding for text in (en, vi) for finding in split_findings(text)})
+        whole.update({casefold(finding): finding for text in (en, vi) for finding in split_findings(text)})
         whole.update({key: key for key in keys if key not in whole})
     torn = [f"{text!r} {why}" for _, text in sorted(whole.items()) if (why := looks_torn(text))]
     one, several = "finding that looks like debris of cutting", "findings that look like debris of cutting"

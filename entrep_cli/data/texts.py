@@ -15,7 +15,7 @@ _SHARED_MARKS = re.compile("(?<=[aeiouy])[\u0300\u0301\u0302\u0303]+")
 _SYLLABLE = re.compile(r"(?:ngh?|nh|ch|gh?|gi|kh?|ph?|qu|th?|tr|[bcdhlmnrsvx])?[aeiouy]{1,3}(?:ng?|nh|ch?|[mpt])?")
 
 
-def fold(text: str) -> str:
+def casefold(text: str) -> str:
     """`text` without its differences of case and unicode normal form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
@@ -41,13 +41,13 @@ def split_findings(text: str) -> list[str]:
     for part in _CUTS.split(text):
         part = clean_text(part).strip(" .;")
         if part:
-            findings.setdefault(fold(part), part)
+            findings.setdefault(casefold(part), part)
     return list(findings.values())
 
 
 def names_a_side(text: str) -> bool:
     """Whether a text says left or right, in English or Vietnamese: it is not true of the flipped image."""
-    return bool(_SIDES.search(fold(text)))
+    return bool(_SIDES.search(casefold(text)))
 
 
 def is_vietnamese(text: str) -> bool:
@@ -58,7 +58,7 @@ def is_vietnamese(text: str) -> bool:
     >>> is_vietnamese("viêm tai giữa"), is_vietnamese("tai trái"), is_vietnamese("Ménière's disease")
     (True, True, False)
     """
-    for word in re.findall(r"[^\W\d_]+", fold(text)):
+    for word in re.findall(r"[^\W\d_]+", casefold(text)):
         letters = unicodedata.normalize("NFD", word)
         plain = _SHARED_MARKS.sub("", letters)
         if _VIETNAMESE_MARKS & set(letters) or plain != letters and _SYLLABLE.fullmatch(plain):
@@ -68,4 +68,4 @@ def is_vietnamese(text: str) -> bool:
 
 def finding_keys(text: str) -> list[str]:
     """The findings of a description as keys that compare without regard to case."""
-    return [fold(finding) for finding in split_findings(text)]
+    return [casefold(finding) for finding in split_findings(text)]

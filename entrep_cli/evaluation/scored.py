@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.splits import Split, read_catalog_and_split, split_command
+from entrep_cli.data.testsets import only_test_set
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.selection import learned_from_all_folds
 from entrep_cli.evaluation.subsets import TextQueries, finding_texts

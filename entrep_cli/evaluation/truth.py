@@ -10,7 +10,7 @@ from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import read_json
 from entrep_cli.data.frames import pd
-from entrep_cli.data.queries import read_findings
+from entrep_cli.data.groups import read_findings
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.testsets import TestSet
 from entrep_cli.data.tracks import track_of

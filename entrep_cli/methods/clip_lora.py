@@ -18,10 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from entrep_cli import processes
-from entrep_cli.data.augment import AugmentSettings
+from entrep_cli.data.augment import AugmentSettings, MixSettings, batch_views
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
-from entrep_cli.data.mixing import MixSettings, batch_views
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text

@@ -19,9 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from entrep_cli import console
-from entrep_cli.data.augment import AugmentSettings
+from entrep_cli.data.augment import AugmentSettings, MixSettings
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.mixing import MixSettings
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods import Fit

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from entrep_cli import console, processes
-from entrep_cli.data.augment import augment
+from entrep_cli.data.augment import augment, batch_views
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.mixing import batch_views
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.models.device import autocast

@@ -18,16 +18,17 @@ from torch import nn
 
 from entrep_cli import __version__, console
 from entrep_cli.data.augment import AugmentSettings, augment
-from entrep_cli.data.catalog import Catalog, name_group
+from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names, scan
 from entrep_cli.data.frames import pd
+from entrep_cli.data.groups import name_group
 from entrep_cli.data.images import Preprocess, raise_image_faults
 from entrep_cli.data.layouts import NARROW, WHITE, split_modality
 from entrep_cli.data.modalities import NarrowBand
 from entrep_cli.data.pixels import load_pixels, probe_images
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
-from entrep_cli.data.texts import fold as fold_case
+from entrep_cli.data.texts import casefold
 from entrep_cli.errors import DataError, RunError
 from entrep_cli.methods.runs import STARTED, check_started, started_on, versions
 from entrep_cli.models.backbones import Backbone, BackboneSettings
@@ -166,11 +167,11 @@ def _of_folder(folder: Path) -> Catalog:
     if not folder.is_dir():
         raise DataError("There is no such folder.", where=folder, hint="--images names a folder of images")
     tree = scan(folder)
-    siblings = {(f.parent, *map(fold_case, split_modality(f.name))) for f in tree}
+    siblings = {(f.parent, *map(casefold, split_modality(f.name))) for f in tree}
     paths = []
     for place, (_, files) in tree.items():
-        label, ending = map(fold_case, split_modality(place.name))
-        if ending != fold_case(NARROW) or (place.parent, label, fold_case(WHITE)) not in siblings:
+        label, ending = map(casefold, split_modality(place.name))
+        if ending != casefold(NARROW) or (place.parent, label, casefold(WHITE)) not in siblings:
             paths += [place / name for name in Names(place, files).files]
     if not paths:
         raise DataError("There are no images in the folder.", where=folder, hint="--images names a folder of images")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrep_cli.data.catalog import RULES, name_group
+from entrep_cli.data.groups import RULES, name_group
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.errors import UsageError
 from entrep_cli.methods import WITH_TEXT

@@ -7,13 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrep_cli.data.catalog import Catalog, name_group
+from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.files import Lookup
+from entrep_cli.data.groups import name_group, read_groups
 from entrep_cli.data.images import raise_image_faults
 from entrep_cli.data.pixels import probe_images
-from entrep_cli.data.queries import read_groups
 from entrep_cli.data.splits import split_groups
 from entrep_cli.data.testsets import TestSet, find_test_sets
-from entrep_cli.data.texts import fold
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of
 from entrep_cli.workspace import Run, fingerprint
 
@@ -41,12 +41,12 @@ def image_groups(folder: Path, root: Path | None = None) -> Callable[[str], str]
     # The names of a folder elsewhere may be those of other images.
     inside = root is not None and folder.resolve().is_relative_to(root.resolve())
     given = read_groups(root if inside and not (folder / "groups.csv").is_file() else folder)
-    given = {fold(name): group for name, group in given.items()} | given
+    lookup = Lookup(given.items())
     rule = split_groups(root) if root else "auto"
 
     @cache
     def group_of(name: str) -> str:
-        return given.get(name) or given.get(fold(name)) or name_group(name, rule)
+        return lookup.get(name) or name_group(name, rule)
 
     return group_of
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.queries import named_test_set, only_test_set
 from entrep_cli.data.splits import split_groups
-from entrep_cli.data.testsets import TestSet, read_test_folder
+from entrep_cli.data.testsets import TestSet, named_test_set, only_test_set, read_test_folder
 from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.evaluation.calibration import with_temperature

@@ -20,7 +20,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from entrep_cli.data.texts import fold, has_control
+from entrep_cli.data.texts import casefold, has_control
 from entrep_cli.data.tracks import track_of
 from entrep_cli.submission.archive import Entry, Fault, Pairs, bare_name, read_contents, show, whole
 
@@ -128,7 +128,7 @@ _SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)\Z")
 
 def _loose(text: str) -> str:
     # Zero-width characters go too: a byte-order mark read as text sticks to the first query.
-    return " ".join("".join(c for c in fold(text) if c.isprintable() or c.isspace()).split())
+    return " ".join("".join(c for c in casefold(text) if c.isprintable() or c.isspace()).split())
 
 
 def _stem(text: str) -> str:
@@ -137,7 +137,7 @@ def _stem(text: str) -> str:
 
 _FORMS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
     ("unicode", "unicode normal form", partial(unicodedata.normalize, "NFC")),
-    ("case", "case", fold),
+    ("case", "case", casefold),
     ("spacing", "blanks or invisible characters", _loose),
     ("suffix", "the file extension", _stem),
 )
@@ -248,8 +248,8 @@ def integral(value: Any) -> int | None:
 
 def class_named(name: str, classes: Mapping[str, int] | None) -> int | None:
     """The id of a class by its name, without regard to case; None where it is none or several could be meant."""
-    wanted = fold(name.strip())
-    ids = {id_ for class_name, id_ in (classes or {}).items() if fold(class_name) == wanted}
+    wanted = casefold(name.strip())
+    ids = {id_ for class_name, id_ in (classes or {}).items() if casefold(class_name) == wanted}
     return ids.pop() if len(ids) == 1 else None
 
 
@@ -327,7 +327,7 @@ def same_file(name: str, query: str, gallery: Names | None) -> bool:
     files that differ in nothing else are told apart only by a gallery that holds both.
     """
     both_exist = gallery is not None and name in gallery.exact and query in gallery.exact
-    return name == query if both_exist else fold(name) == fold(query)
+    return name == query if both_exist else casefold(name) == casefold(query)
 
 
 def _wrong_type(value: Any, wanted: str) -> Slugged:

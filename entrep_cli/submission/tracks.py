@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from entrep_cli.data.texts import fold, has_control
+from entrep_cli.data.files import Lookup
+from entrep_cli.data.texts import casefold, has_control
 from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.archive import bare_name, decode_utf8, read_contents, show
@@ -111,12 +112,8 @@ def resolve_names(names: Iterable[str], known_names: Collection[str]) -> dict[st
     """Each name with the known name it means: itself, else the only one that differs from it in
     case or unicode form. Names that mean none, or several, are left out.
     """
-    exact = frozenset(known_names)
-    alike: dict[str, list[str]] = {}
-    for name in exact:
-        alike.setdefault(fold(name), []).append(name)
-    meant = {name: [name] if name in exact else alike.get(fold(name), []) for name in names}
-    return {name: files[0] for name, files in meant.items() if len(files) == 1}
+    lookup = Lookup((name, name) for name in known_names)
+    return {name: known for name in names if (known := lookup.get(name)) is not None}
 
 
 def _lines(path: Path, warn: Callable[[str], None]) -> list[str]:
@@ -155,7 +152,7 @@ def _duplicates(queries: list[str], files: bool, names: frozenset[str]) -> Itera
     """Line numbers of queries that stood before; file names may not even differ in case only."""
     first: dict[str, int] = {}
     for number, query in enumerate(queries, 1):
-        line = first.setdefault(fold(query) if files else query, number)
+        line = first.setdefault(casefold(query) if files else query, number)
         other = queries[line - 1]
         # Where both spellings are on disk, they are two images.
         if line < number and (query == other or not {query, other} <= names):

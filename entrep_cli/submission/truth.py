@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from entrep_cli.data.files import read_text
-from entrep_cli.data.queries import read_findings, read_groups
+from entrep_cli.data.groups import read_findings, read_groups
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy, choose_taxonomy
 from entrep_cli.data.texts import finding_keys
 from entrep_cli.data.tracks import track_of

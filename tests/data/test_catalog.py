@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from entrep_cli.data import catalog as catalog_module
-from entrep_cli.data.catalog import Catalog, finding_relevance, name_group
+from entrep_cli.data.catalog import Catalog, finding_relevance
+from entrep_cli.data.groups import name_group
 from entrep_cli.data.images import MAX_PIXELS
 from entrep_cli.errors import DataError, UsageError
 from tests.tiny import draw, encoded, make_contest, png_header, write_json
@@ -163,7 +164,9 @@ def test_what_is_no_way_to_group(tmp_path, rule, said):
 def test_that_groups_are_not_known_is_noted(tmp_path):
     made = make_contest(tmp_path, per_class={"throat": 4})
     put(made.train / "imgs" / "unlabelled.png", seed=9)
-    unknown = "no exam or patient is known of {} of 4 labelled images: frames of one may stand in two parts, and intervals are over images"
+    unknown = (
+        "no exam or patient is known of {} of 4 labelled images: frames of one may stand in two subsets, and intervals are over images"
+    )
 
     def told(groups: str = "auto") -> list[str]:
         return [note.split(";")[0] for note in Catalog.read(tmp_path, groups=groups).notes if "is known of" in note]

@@ -6,12 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from entrep_cli.data import duplicates, measures
+from entrep_cli.data import duplicates, pixels
 from entrep_cli.data.duplicates import (
     THUMBNAIL,
-    UnionFind,
     close_hashes,
-    clusters_of,
     find_alike,
     find_duplicates,
     find_mirrored,
@@ -21,7 +19,7 @@ from entrep_cli.data.duplicates import (
 )
 from entrep_cli.data.fine_structure import FineStructure, Outlines
 from entrep_cli.data.images import pixel_digest
-from entrep_cli.data.measures import measure_images
+from entrep_cli.data.pixels import measure_images
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import cache_dir
 from tests.data.scenes import crop, jpeg, scene
@@ -139,28 +137,6 @@ def test_alike_by_embedding_against_all_pairs():
     assert list(find_alike(vectors)) == [(3, 7), (3, 21), (7, 21)]
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20))
-def test_clusters_against_a_plain_closure(pairs):
-    names = [f"{i:02}" for i in range(13)]
-    sets = [{name} for name in names]
-    for a, b in pairs:
-        one, two = (next(s for s in sets if names[i] in s) for i in (a, b))
-        if one is not two:
-            sets.remove(two)
-            one |= two
-    wanted = sorted(tuple(sorted(s)) for s in sets if len(s) > 1)
-    touched = [c for c in clusters_of(names, pairs) if len(c) > 1]
-    assert sorted(touched) == wanted and touched == sorted(touched)
-
-
-def test_a_long_chain_is_one_set():
-    union = UnionFind()
-    for i in range(5000, 0, -1):
-        union.join(f"{i:05}", f"{i - 1:05}")
-    assert {union.find(f"{i:05}") for i in range(5001)} == {"00000"}
-
-
 # ---------------------------------------------------------------- files and what is kept
 
 
@@ -175,7 +151,7 @@ def files(tmp_path):
 def test_files_are_decoded_once_and_the_result_is_kept(files, monkeypatch):
     found = find_duplicates(*files)
     assert list(found.near) == [(0, 1)] and list(found.mirrored) == [(0, 2), (1, 2)]
-    monkeypatch.setattr(measures, "decode_images", None)
+    monkeypatch.setattr(pixels, "decode_images", None)
     again = find_duplicates(*files)
     for name in ("near", "mirrored"):
         for column in ("first", "second", "bits", "likeness"):

@@ -11,8 +11,7 @@ import pytest
 from entrep_cli.data import layouts as layouts_module
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names
-from entrep_cli.data.layouts import read_sources
-from entrep_cli.data.queries import known_images
+from entrep_cli.data.layouts import known_images, read_sources
 from entrep_cli.data.testsets import find_test_sets, read_test_folder
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import runs_dir
@@ -544,8 +543,8 @@ def test_groups_of_class_folders_go_by_path_or_by_a_name_that_is_the_only_one(tm
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("", "groups.csv: needs a header with the columns image and group"),
-        ("name,group\na.png,1\n", "groups.csv: needs a header with the columns image and group"),
+        ("", "groups.csv: It needs a header with the columns image and group."),
+        ("name,group\na.png,1\n", "groups.csv: It needs a header with the columns image and group."),
         ("image,group\na.png,1\na.png,2\n", "groups.csv, line 3: 'a.png' stands twice, in different groups"),
         ("image,group\na.png,1,2\n", "groups.csv, line 2: 3 cells under a header of 2; quote texts with commas"),
         ('image,group\n"a.png,1\n', "groups.csv: The file is not valid CSV (line 2: unexpected end of data)."),
@@ -597,3 +596,22 @@ def test_reading_writes_nothing(tmp_path):
     read_sources(tmp_path), find_test_sets(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert json.loads((tmp_path / "train" / "cls.json").read_text())
+
+
+# ---------------------------------------------------------------- names and labels alone
+
+
+def test_known_images(tmp_path):
+    made = make_contest(tmp_path / "data", per_class=1, tests=1)
+    (made.train / "imgs" / "new.png").write_bytes(b"")  # never opened
+    images, taxonomy = known_images(made.root)
+    assert images == made.labels | {"new.png": ""} and taxonomy.name == "entrep"
+    assert known_images(made.test) == ({}, None)
+
+
+@pytest.mark.parametrize("beside", ["", "train"])
+def test_a_taxonomy_file_is_found_where_the_catalog_finds_it(tmp_path, beside):
+    made = make_contest(tmp_path / "data", per_class=1, classes=["b", "a"])
+    (made.root / beside / "taxonomy.toml").write_text('name = "mine"\n[[classes]]\nname = "b"\nid = 4\n[[classes]]\nname = "a"\nid = 7\n')
+    _, taxonomy = known_images(made.root)
+    assert taxonomy == Catalog.read(made.root).taxonomy and taxonomy.ids == [4, 7]

@@ -6,7 +6,7 @@ import pytest
 
 from entrep_cli.data.phantom.findings import FINDINGS
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.data.texts import clean_text, finding_keys, fold, has_control, is_vietnamese, names_a_side, split_findings
+from entrep_cli.data.texts import casefold, clean_text, finding_keys, has_control, is_vietnamese, names_a_side, split_findings
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_clean_text_keeps_one_line():
 
 def test_fold_is_stable():
     for text in ("İstanbul", "Straße", "ǰ", "ΐ", "Phải", "a\u0323\u0302"):
-        assert fold(fold(text)) == fold(text) == fold(unicodedata.normalize("NFD", text))
+        assert casefold(casefold(text)) == casefold(text) == casefold(unicodedata.normalize("NFD", text))
 
 
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "a\u2028b", "\udcff.png", "\x00"])

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.testsets import only_test_set
 from entrep_cli.errors import DataError
 from entrep_cli.evaluation.truth import labelled_test, read_truth
 from tests.tiny import make_contest

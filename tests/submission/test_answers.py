@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from entrep_cli.data.images import Preprocess
-from entrep_cli.data.queries import only_test_set
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
+from entrep_cli.data.testsets import only_test_set
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import embedded_sets

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entrep_cli.data.texts import fold
+from entrep_cli.data.texts import casefold
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.checks import Expected, check_submission, entry_faults
 from entrep_cli.submission.correction import correct_entries, correct_submission, write_corrected
@@ -100,7 +100,7 @@ NAMES = st.text(st.sampled_from("abAB01 ._-(é\u0301鼻[]<'\""), min_size=1, max
 
 def essence(name: str) -> str:
     """Two names of one essence could be meant by one spoilt name."""
-    return fold(name).replace(" ", "").replace("\u0301", "").replace("é", "e")
+    return casefold(name).replace(" ", "").replace("\u0301", "").replace("é", "e")
 
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

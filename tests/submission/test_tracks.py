@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entrep_cli.data.texts import fold, has_control
+from entrep_cli.data.texts import casefold, has_control
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.checks import check_submission
 from entrep_cli.submission.tracks import (
@@ -304,7 +304,7 @@ def test_round_trip_of_classes(tmp_path, answers):
 
 
 @quick
-@given(files=st.lists(FILES, min_size=2, unique_by=fold))
+@given(files=st.lists(FILES, min_size=2, unique_by=casefold))
 def test_round_trip_of_images(tmp_path, files):
     answers = dict(zip(files, files[1:] + files[:1], strict=True))
     there_and_back(tmp_path, 2, answers, gallery=files)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from entrep_cli.data.duplicates import Alike, Pairs
-from entrep_cli.data.leaks import Picture, find_test_leaks, straddling
+from entrep_cli.data.remarks import Picture, find_test_leaks, straddling
 
 
 def pictures(*rows: tuple[str, str, str]) -> list[Picture]:
