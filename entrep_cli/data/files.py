@@ -12,17 +12,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from entrep_cli.data.images import SUFFIXES
-from entrep_cli.data.texts import casefold, has_control
+from entrep_cli.data.texts import Lookup, casefold, has_control
 from entrep_cli.errors import DataError
 from entrep_cli.workspace import runs_dir
 
 DEPTH = 5  # archives unpack as `train/train/imgs`; deeper than this is not a dataset folder
 JUNK = ("__MACOSX", "lost+found")
 
-Value = TypeVar("Value")
 Tree = dict[Path, tuple[list[str], list[str]]]  # folder -> (sub-folder names, file names)
 
 
@@ -53,36 +52,6 @@ def scan(root: Path) -> Tree:
         folders[:] = inside
         tree[here] = (inside, sorted(f for f in files if not f.startswith(".")))
     return tree
-
-
-class Lookup(Generic[Value]):
-    """Values by name, without regard to case and unicode form where no name is exactly the one asked for."""
-
-    def __init__(self, items: Iterable[tuple[str, Value]] = ()) -> None:
-        self._exact: dict[str, Value] = {}
-        self._casefolded: dict[str, list[Value]] = {}
-        for name, value in items:
-            self._exact[name] = value
-            self.add_alias(name, value)
-
-    def add_alias(self, name: str, value: Value) -> None:
-        """Another name of a value, for which an exact name of another one comes first."""
-        values = self._casefolded.setdefault(casefold(name), [])
-        if value not in values:
-            values.append(value)
-
-    def all(self, name: str) -> list[Value]:
-        """The value of exactly this name, else all whose names differ from it only in case or unicode form."""
-        return [self._exact[name]] if name in self._exact else self._casefolded.get(casefold(name), [])
-
-    def get(self, name: str) -> Value | None:
-        """The only one of `all`; None where it has none or several."""
-        values = self.all(name)
-        return values[0] if len(values) == 1 else None
-
-    def clashes(self) -> list[list[Value]]:
-        """The values of names that differ in nothing but case or unicode form."""
-        return [values for values in self._casefolded.values() if len(values) > 1]
 
 
 class Names:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from entrep_cli.data.files import Lookup, Names, Table, Tree, read_json, read_table, scan
+from entrep_cli.data.files import Names, Table, Tree, read_json, read_table, scan
 from entrep_cli.data.groups import GROUPS_FILE, read_groups_table
 from entrep_cli.data.images import SUFFIXES
 from entrep_cli.data.taxonomy import Taxonomy, choose_taxonomy
 from entrep_cli.data.testsets import IMAGE_FOLDERS, QUERY_FILES, image_folder, is_test_folder
-from entrep_cli.data.texts import casefold
+from entrep_cli.data.texts import Lookup, casefold
 from entrep_cli.errors import DataError
 
 HELD_OUT = ("test", "val", "valid", "validation")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
 
 _SIDES = re.compile(r"\b(left|right|trái|phải)\b")
 # A comma between two digits is a decimal one, as Vietnamese writes it.
@@ -18,6 +22,36 @@ _SYLLABLE = re.compile(r"(?:ngh?|nh|ch|gh?|gi|kh?|ph?|qu|th?|tr|[bcdhlmnrsvx])?[
 def casefold(text: str) -> str:
     """`text` without its differences of case and unicode normal form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+class Lookup(Generic[Value]):
+    """Values by name, without regard to case and unicode form where no name is exactly the one asked for."""
+
+    def __init__(self, items: Iterable[tuple[str, Value]] = ()) -> None:
+        self._exact: dict[str, Value] = {}
+        self._casefolded: dict[str, list[Value]] = {}
+        for name, value in items:
+            self._exact[name] = value
+            self.add_alias(name, value)
+
+    def add_alias(self, name: str, value: Value) -> None:
+        """Another name of a value, for which an exact name of another one comes first."""
+        values = self._casefolded.setdefault(casefold(name), [])
+        if value not in values:
+            values.append(value)
+
+    def all(self, name: str) -> list[Value]:
+        """The value of exactly this name, else all whose names differ from it only in case or unicode form."""
+        return [self._exact[name]] if name in self._exact else self._casefolded.get(casefold(name), [])
+
+    def get(self, name: str) -> Value | None:
+        """The only one of `all`; None where it has none or several."""
+        values = self.all(name)
+        return values[0] if len(values) == 1 else None
+
+    def clashes(self) -> list[list[Value]]:
+        """The values of names that differ in nothing but case or unicode form."""
+        return [values for values in self._casefolded.values() if len(values) > 1]
 
 
 def has_control(text: str) -> bool:

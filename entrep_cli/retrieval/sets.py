@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.files import Lookup
 from entrep_cli.data.groups import name_group, read_groups
 from entrep_cli.data.images import raise_image_faults
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.splits import split_groups
 from entrep_cli.data.testsets import TestSet, find_test_sets
+from entrep_cli.data.texts import Lookup
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of
 from entrep_cli.workspace import Run, fingerprint
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from entrep_cli.data.files import Lookup
-from entrep_cli.data.texts import casefold, has_control
+from entrep_cli.data.texts import Lookup, casefold, has_control
 from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.archive import bare_name, decode_utf8, read_contents, show
