@@ -37,20 +37,22 @@ class TextQueries:
 
 @dataclass(frozen=True)
 class SubsetScores:
-    """Scores of a part.
+    """Scores of a part, or of a submission.
 
     Attributes:
-        classification: of its images.
+        classification: of its images; None where they were not classified.
         retrieval: by the name of the relevance, `TEXTS` for texts; with class-aware retrieval each a second
             time, as in "class, class-aware soft", and image queries with a refinement, as in "class, refined".
         chance: Recall@1 of a candidate drawn at random, by the same names.
         fell_back: queries for which the hard rule left nothing, of "images" and of "texts".
+        notes: what a reader of the numbers must know, one line each.
     """
 
-    classification: ClassificationScores
+    classification: ClassificationScores | None
     retrieval: dict[str, RetrievalScores]
     chance: dict[str, float] = field(default_factory=dict)
     fell_back: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def finding_texts(part: Catalog) -> list[str]:
@@ -140,6 +142,12 @@ def totals_of(scores: SubsetScores) -> dict[str, GroupTotals]:
     return totals
 
 
+def chance_recall(counts: Sequence[tuple[int, int]] | np.ndarray) -> float:
+    """Recall@1 of a candidate drawn at random: the mean over queries (Q, 2) of relevant candidates among all candidates."""
+    n_relevant, n_candidates = np.asarray(counts).T
+    return float((n_relevant / np.maximum(n_candidates, 1)).mean())
+
+
 def subset_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:
     """What may not answer where every image of a part asks all others: itself, its exact copies and, if wanted, its own group."""
     exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
@@ -175,7 +183,7 @@ def _score(
         return
     found.retrieval[key] = plain
     if plain.scored.any():
-        found.chance[key] = float((plain.n_relevant / np.maximum(task.n_candidates(), 1))[plain.scored].mean())
+        found.chance[key] = chance_recall(np.stack([plain.n_relevant, task.n_candidates()], axis=1)[plain.scored])
     if rule.mode == "off" or task.query_classes is None:
         return
     bonus = rule.bonus(task.query_classes, task.gallery_classes)

@@ -32,8 +32,18 @@ def read_truth(path: Path) -> dict[str, str | int]:
     return value
 
 
-def truth_classes(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Path) -> list[str]:
-    """The class of each entry, names and ids as names; DataError that lists each value that is neither."""
+def class_truth(path: Path, track: int) -> tuple[Path, dict[str, str | int]]:
+    """The truth file of classes, that of track 1 itself or `truth_cls.json` beside it, and what it holds: nothing where it is missing.
+
+    Raises:
+        DataError: as `read_truth`; of track 1 it may not be missing.
+    """
+    classes = path if track == 1 else path.with_name(track_of(1).truth_file)
+    return classes, read_truth(classes) if track == 1 or classes.is_file() else {}
+
+
+def truth_classes(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Path) -> dict[str, str]:
+    """The class name of each entry, given by name or id; DataError that lists each value that is neither."""
     named = {c.id: c.name for c in taxonomy.classes} | {name: name for name in taxonomy.names}
     strange = Counter(value for value in truth.values() if value not in named)
     if strange:
@@ -44,7 +54,7 @@ def truth_classes(truth: Mapping[str, str | int], taxonomy: Taxonomy, where: Pat
             faults=[f"{value!r:.60}, {n} time{'s' * (n > 1)}" for value, n in strange.items()],
             hint=f"is it the truth of another track or of another dataset? The classes are {listed}",
         )
-    return [named[value] for value in truth.values()]
+    return {query: named[value] for query, value in truth.items()}
 
 
 def labelled_test(test_set: TestSet, taxonomy: Taxonomy, root: Path | None = None) -> Catalog:
@@ -56,8 +66,7 @@ def labelled_test(test_set: TestSet, taxonomy: Taxonomy, root: Path | None = Non
         DataError: no truth file, one that knows none of the images, or images that cannot be read.
     """
     path = test_set.folder / track_of(1).truth_file
-    truth = read_truth(path)
-    labels = dict(zip(truth, truth_classes(truth, taxonomy, path)))
+    labels = truth_classes(read_truth(path), taxonomy, path)
     items, findings = folder_items(test_set, root), read_findings(test_set.folder)
     regions = {c.name: c.region for c in taxonomy.classes}
     frame = pd.DataFrame(

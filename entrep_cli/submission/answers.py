@@ -43,7 +43,7 @@ class Answers:
         ranked: (query, rank from 1, answer, score), best first, for the ranked CSV.
         gallery: names that could be answered; None for track 1.
         folder: where the queries came from.
-        fell_back: queries for which no candidate of their predicted class was left, so that all were ranked.
+        fell_back: queries without a candidate of their predicted class, for which all were ranked.
     """
 
     queries: list[str]
@@ -80,18 +80,18 @@ def answer_track(
         gallery: where tracks 2 and 3 search: `queries`, `test`, `train`, `all`, or a folder.
         flip: test-time augmentation by the label-aware flip (`embed_items`), for tracks 1 and 2.
         temperature: of the scores of track 1; the answers do not change with it.
-        mask_groups: an image of the query's own group may not be answered; `warn` is told where no group is known.
+        mask_groups: an image of the query's group may not be answered; `warn` is called where no group is known.
         rule: class-aware retrieval, for tracks 2 and 3.
         refinement: of the ranking of track 2, in the place of the rule.
         template: a text with one `{}` into which the texts of track 3 are set before they are embedded; the
-            queries in the answers stay as they were asked.
+            answers hold the queries as they were asked.
 
     Raises:
         DataError: faulty queries, or a gallery in which a query has no candidate; all are listed.
     """
     test_set = named_test_set(queries, data) if queries else only_test_set(data)
     asked = _queries(test_set, track, queries, warn)
-    # Labels, images and their names are read, and their faults told, before anything is computed.
+    # Labels, images and their names are read, and their faults reported, before anything is computed.
     searched = {} if track == 1 else _gallery(data, test_set, gallery)
     test = set_name(test_set, data)
     sets = searched if track == 3 or test in searched else {**searched, test: folder_items(test_set, data)}
@@ -99,26 +99,24 @@ def answer_track(
     if track == 1:
         return _classified(asked, _named(embedded[test], asked), model, test_set.folder, temperature)
 
-    parts = [embedded[name] for name in searched]
-    if track == 2 and gallery == "queries":
-        parts = [_named(embedded[test], asked)]
-    pool = Embeddings.joined([replace(part, items=_answerable(part.items)) for part in parts])
-    if track == 2:
-        seen = _named(embedded[test], asked)
-        if mask_groups and warn and not (any(seen.items.group) and any(pool.items.group)):
-            whose = "query" if not any(seen.items.group) else "image of the gallery"
+    images = _named(embedded[test], asked) if track == 2 else None
+    galleries = [images] if images is not None and gallery == "queries" else [embedded[name] for name in searched]
+    pool = Embeddings.joined([replace(searchable, items=_answerable(searchable.items)) for searchable in galleries])
+    if images is not None:
+        if mask_groups and warn and not (any(images.items.group) and any(pool.items.group)):
+            whose = "query" if not any(images.items.group) else "image of the gallery"
             warn(f"--mask-groups masks nothing: no {whose} has a group, neither in a groups.csv nor in its name")
-        own = {key: getattr(seen.items, key) for key in ("image", "digest", *(["group"] if mask_groups else []))}
-        vectors, classes = np.asarray(seen.vectors), np.asarray(seen.probabilities)
+        masked = {"image": images.items.image, "digest": images.items.digest} | ({"group": images.items.group} if mask_groups else {})
+        vectors, classes = np.asarray(images.vectors), np.asarray(images.probabilities)
     else:
         texts = templated(asked, template)
-        vectors, own = text_vectors(model, texts), {}
+        vectors, masked = text_vectors(model, texts), {}
         classes = np.empty(0) if rule.mode == "off" else text_probabilities(model, texts)
     given = np.asarray(pool.probabilities)
     plain = rule.mode == "off" and not flip and refinement is None
-    ranking = rank_by_store(run, pool, vectors, top_k, own) if plain else None
+    ranking = rank_by_store(run, pool, vectors, top_k, masked) if plain else None
     if ranking is None:
-        exclude = [(keys, getattr(pool.items, column)) for column, keys in own.items()]
+        exclude = [(keys, getattr(pool.items, column)) for column, keys in masked.items()]
         pool_vectors, bonus = pool.vectors, rule.bonus(classes, given)
         if refinement is not None:
             vectors, pool_vectors = refinement.seen(vectors), refinement.seen(np.asarray(pool_vectors))
@@ -127,7 +125,7 @@ def answer_track(
     empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
     if empty:
         raise DataError(
-            f"{len(empty)} queries have no candidate: the gallery of {len(pool)} holds nothing but themselves.",
+            f"{len(empty)} queries have no candidate: the gallery of {len(pool)} holds nothing but the queries themselves.",
             where=gallery,
             faults=empty,
             hint="choose a larger --gallery: test, train, all or a folder" + (", or leave out --mask-groups" if mask_groups else ""),
@@ -145,12 +143,12 @@ def answer_track(
     return Answers(asked, best, ranked, [str(name) for name in pool.items.image], test_set.folder, fell_back)
 
 
-def _classified(asked: list[str], seen: Embeddings, model: Model, folder: Path, temperature: float) -> Answers:
-    ids = model.taxonomy.ids
-    shares = seen.probabilities if temperature == 1 else with_temperature(seen.probabilities, temperature)
-    order = np.argsort(-seen.probabilities, axis=1, kind="stable")
+def _classified(asked: list[str], images: Embeddings, model: Model, folder: Path, temperature: float) -> Answers:
+    ids, given = model.taxonomy.ids, images.probabilities
+    scores = given if temperature == 1 else with_temperature(given, temperature)
+    order = np.argsort(-given, axis=1, kind="stable")
     ranked = [
-        (query, place, ids[c], float(row[c])) for query, row, classes in zip(asked, shares, order) for place, c in enumerate(classes, 1)
+        (query, place, ids[c], float(row[c])) for query, row, classes in zip(asked, scores, order) for place, c in enumerate(classes, 1)
     ]
     return Answers(asked, {query: answer for query, place, answer, _ in ranked if place == 1}, ranked, None, folder)
 
@@ -160,12 +158,9 @@ def _queries(test_set: TestSet, track: int, queries: Path | None, warn: Callable
     if path is not None:
         asked = read_queries(path, track, known_names=test_set.images, warn=warn)
     elif track == 3 or test_set.queries:
-        # Beside other query files that of the track is missing; to ask for all images would be another list than the contest's.
-        raise DataError(
-            f"There are no queries of track {track}.",
-            where=test_set.folder,
-            hint=f"put {track_of(track).query_file} there (has it another name?), or name it: --queries FILE.csv",
-        )
+        # With other query files beside, that of the track is missing: all images would be another list than the contest's.
+        hint = f"put {track_of(track).query_file} into the folder (has it another name?), or name it: --queries FILE.csv"
+        raise DataError(f"No queries of track {track}.", where=test_set.folder, hint=hint)
     else:
         asked = list(test_set.images)
     if not asked:
@@ -197,7 +192,7 @@ def _gallery_folder(gallery: str) -> TestSet | None:
     if gallery in GALLERIES:
         return None
     if not Path(gallery).is_dir():
-        raise UsageError(f"There is no gallery {gallery!r}.", hint=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
+        raise UsageError(f"No gallery {gallery!r}.", hint=f"choose one of {', '.join(GALLERIES)}, or an existing folder")
     return read_test_folder(Path(gallery))
 
 
@@ -220,7 +215,7 @@ def _answerable(items: Items) -> Items:
 
 
 def _check_names(sets: Iterable[Items], where: Path | None) -> None:
-    """DataError where an answer would not tell which image it is."""
+    """DataError where an answer could mean two images."""
     images = dict.fromkeys((name, digest) for items in sets for name, digest in zip(_answerable(items).image, items.digest))
     twice = [name for name, n in Counter(name for name, _ in images).items() if n > 1]
     if twice:

@@ -39,7 +39,7 @@ Entry = tuple[str, Any]
 class Fault:
     """One fault: a slug for machines, a sentence that ends with the hint, and the entry concerned.
 
-    `entry` is a key, an archive member or None (the whole file); `count` how often it occurs there.
+    `entry` is a key, an archive member or None (the whole file); `count` how often it occurs.
     """
 
     kind: str
@@ -75,7 +75,7 @@ def show(value: object) -> str:
 
 
 def bare_name(name: str) -> str:
-    """The part of a file name behind the last separator, of either kind."""
+    """A file name without its folders, behind the last separator of either kind."""
     return re.split(r"[/\\]", name)[-1]
 
 
@@ -136,7 +136,7 @@ def _json_bytes(data: bytes, faults: list[Fault]) -> tuple[str | None, bytes]:
             faults.append(Fault("bare-json", f"the file is bare JSON; {_PACK}"))
             return None, data
         raise _Stop("not-a-zip", f"the file is {'no zip archive' if data else 'empty'}; {_PACK}")
-    # Before the table of members is read, whose own count may be false: no member is without this mark.
+    # Before the table of members is read, for its count may be false: no member is without this mark.
     if data.count(_CENTRAL_ENTRY) > MAX_MEMBERS:
         raise _Stop("too-many-members", f"the archive has more than {MAX_MEMBERS} members; {_PACK}")
     try:

@@ -324,7 +324,7 @@ def same_file(name: str, query: str, gallery: Names | None) -> bool:
     """Whether an answer is the image of the query.
 
     Lists and disks spell names in different case, so one image can hide behind two spellings; two
-    files that differ in nothing else are told apart only by a gallery that holds both.
+    files that differ in nothing else are two only in a gallery that holds both.
     """
     both_exist = gallery is not None and name in gallery.exact and query in gallery.exact
     return name == query if both_exist else casefold(name) == casefold(query)

@@ -1,4 +1,4 @@
-"""Mistakes that leave a submission well formed: other ids, exchanged sides, told by comparing it with a run or a truth.
+"""Mistakes that leave a submission well formed: other ids, exchanged sides; a run or a truth file reveals them.
 
     suspicion = suspect(pairs, taxonomy)  # pairs of answered id and expected id
 
@@ -15,16 +15,13 @@ fault: the file is what the contest takes, and the run, or the truth, may be wha
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrep_cli.data.files import read_json
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.data.tracks import track_of
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.tracks import resolve_names
 
@@ -56,7 +53,7 @@ class Suspicion:
     Attributes:
         compared: answers with an expected class. agree: how many agree as they stand.
         agree_corrected: how many in the reading of the mistake.
-        meant: for each answered id that is read otherwise the id to write. p: of the sign test, where there was one.
+        meant: for each answered id that is read otherwise the id to write. p: of the sign test, if one was made.
     """
 
     kind: str
@@ -90,20 +87,16 @@ def hypotheses(taxonomy: Taxonomy, track: int = 1) -> list[Hypothesis]:
         ]
     tried.append(Hypothesis("swapped-sides", "left and right are exchanged", mirrored))
     for region in taxonomy.regions:
-        own = [c.id for c in taxonomy.classes if c.region == region]
-        if len(own) == 2:
-            first, second = (taxonomy.names[ids.index(id_)] for id_ in own)
-            words = f"{first} and {second} are exchanged"
-            tried.append(Hypothesis("swapped-classes", words, {own[0]: own[1], own[1]: own[0]}))
-    changes = [Hypothesis(h.kind, h.words, {given: meant for given, meant in h.meant.items() if given != meant}) for h in tried]
-    seen: set[frozenset[Pair]] = set()
-    kept = []
-    for hypothesis in changes:
-        key = frozenset(hypothesis.meant.items())
-        if key and key not in seen:
-            kept.append(hypothesis)
-            seen.add(key)
-    return kept
+        classes = [c for c in taxonomy.classes if c.region == region]
+        if len(classes) == 2:
+            a, b = classes
+            tried.append(Hypothesis("swapped-classes", f"{a.name} and {b.name} are exchanged", {a.id: b.id, b.id: a.id}))
+    distinct: dict[frozenset[Pair], Hypothesis] = {}
+    for hypothesis in tried:
+        changes = {given: meant for given, meant in hypothesis.meant.items() if given != meant}
+        if changes:
+            distinct.setdefault(frozenset(changes.items()), replace(hypothesis, meant=changes))
+    return list(distinct.values())
 
 
 # ---------------------------------------------------------------- the test
@@ -111,12 +104,12 @@ def hypotheses(taxonomy: Taxonomy, track: int = 1) -> list[Hypothesis]:
 
 def suspect(pairs: Sequence[Pair], taxonomy: Taxonomy, track: int = 1, *, by: str = "what is expected") -> Suspicion | None:
     """The mistake that explains (answered id, expected id) pairs best, if it does so much better than none."""
-    found = [s for h in hypotheses(taxonomy, track) if (s := _weighed(pairs, h, taxonomy, track, by)) is not None]
-    return max(found, key=lambda s: s.agree_corrected, default=None)
+    suspicions = (_weighed(pairs, hypothesis, taxonomy, track, by) for hypothesis in hypotheses(taxonomy, track))
+    return max(filter(None, suspicions), key=lambda s: s.agree_corrected, default=None)
 
 
 def count_from_one(answers: Iterable[Any], taxonomy: Taxonomy) -> Suspicion | None:
-    """Ids that are each one too high, told by themselves: none is the least, some are one above the greatest."""
+    """Ids that are each one too high, by themselves: none is the least, some are one above the greatest."""
     given, ids = Counter(answer for answer in answers if type(answer) is int), taxonomy.ids
     shifted = {id_ + 1: id_ for id_ in ids}
     n = given.total()
@@ -149,21 +142,19 @@ def _weighed(pairs: Sequence[Pair], hypothesis: Hypothesis, taxonomy: Taxonomy, 
 
 
 def sign_test(better: int, worse: int) -> float:
-    """How likely at least so many of the two are `better` by tosses of a coin."""
-    n = better + worse
-    return sum(math.comb(n, k) for k in range(better, n + 1)) / 2**n
+    """The probability of at least so many `better` of the two, if each were a toss of a coin (exact, one-sided)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(better, better + worse, alternative="greater").pvalue) if better else 1.0
 
 
 def kappa(pairs: Sequence[Pair]) -> float:
-    """Cohen's kappa, the agreement of two raters beyond chance; 0 where one rater names one class alone."""
-    n = len(pairs)
-    if not n:
+    """Cohen's kappa, the agreement of two raters beyond chance; 0 where the first names one class alone."""
+    if len({given for given, _ in pairs}) < 2:
         return 0.0
-    given, wanted = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    chance = sum(given[id_] * wanted[id_] for id_ in given) / n**2
-    if chance == 1 or len(given) == 1:
-        return 0.0
-    return (sum(a == b for a, b in pairs) / n - chance) / (1 - chance)
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(*zip(*pairs)))
 
 
 # ---------------------------------------------------------------- what is expected
@@ -193,24 +184,17 @@ def expected_by_truth(path: Path, track: int, taxonomy: Taxonomy) -> tuple[dict[
     """Class id of each image that a truth file, or `truth_cls.json` beside it, knows; and the image named for each query.
 
     Raises:
-        DataError: no truth file, or one without a single class of the taxonomy.
+        DataError: as `read_truth`, or not a single class of the taxonomy.
     """
-    faults: list[str] = []
-    truth = read_json(path, dict, faults) if path.is_file() else {}
-    if faults or not truth:
-        raise DataError("The truth file cannot be used.", where=path, faults=faults, hint=f"--truth {track_of(track).truth_file}")
-    beside = track_of(1).truth_file
-    classes = path if track == 1 else path.with_name(beside)
-    labels = truth if classes == path else read_json(classes, dict, faults) if classes.is_file() else {}
+    from entrep_cli.evaluation.truth import class_truth, read_truth
+
+    truth = read_truth(path)
+    classes, labels = class_truth(path, track)
     expected = ids_of(labels, taxonomy)
     if not expected:
         listed = ", ".join(f"{c.name} ({c.id})" for c in taxonomy.classes)
-        raise DataError(
-            "The truth tells no class of any image.",
-            where=classes,
-            faults=faults,
-            hint=f"the classes are {listed}" if track == 1 else f"put {beside} beside it",
-        )
+        hint = f"the classes are {listed}" if track == 1 else f"put {classes.name} beside it"
+        raise DataError("The truth file gives no class of any image.", where=classes, hint=hint)
     named = {query: image for query, image in truth.items() if isinstance(image, str)} if track == 3 and classes != path else {}
     return expected, named
 
@@ -225,14 +209,14 @@ def expected_by_run(run: Run, model: Model, test_set: TestSet, root: Path | None
     """The class id that a run predicts for each image of a test folder.
 
     Raises:
-        UsageError: the run tells something else apart than all classes.
+        UsageError: the run does not distinguish all classes.
     """
     from entrep_cli.retrieval.embeddings import embeddings_of
     from entrep_cli.retrieval.sets import folder_items, set_name
 
     target = getattr(model.recipe, "target", "class")
     if target != "class":
-        raise UsageError(f"Run {run.name!r} does not tell all classes apart ({target}).", hint="name a run that knows all classes")
-    seen = embeddings_of(run, set_name(test_set, root), folder_items(test_set, root), model)
+        raise UsageError(f"Run {run.name!r} does not distinguish all classes ({target}).", hint="name a run that knows all classes")
+    images = embeddings_of(run, set_name(test_set, root), folder_items(test_set, root), model)
     ids = model.taxonomy.ids
-    return {str(name): ids[row] for name, row in zip(seen.items.image, seen.probabilities.argmax(axis=1))}
+    return {str(name): ids[row] for name, row in zip(images.items.image, images.probabilities.argmax(axis=1))}

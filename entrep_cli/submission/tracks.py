@@ -36,11 +36,11 @@ def answer_labels(labels: Mapping[str, str]) -> dict[str, str]:
     >>> answer_labels({"polyp/a.png": "polyp", "polyp/b.png": "polyp", "ulcer/b.png": "ulcer", "c.png": ""})
     {'a.png': 'polyp'}
     """
-    found: dict[str, set[str]] = {}
+    classes: dict[str, set[str]] = {}
     for image, label in labels.items():
         if label:
-            found.setdefault(bare_name(image), set()).add(label)
-    return {name: label for name, (label, *others) in found.items() if not others}
+            classes.setdefault(bare_name(image), set()).add(label)
+    return {name: label for name, (label, *others) in classes.items() if not others}
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_evaluate_tells_a_leak(trained, phantom, entrep, tmp_path):
         "evaluate", "--submission", tmp_path / "mine.json", "--truth", phantom / "test" / "truth_i2i.json", "--track", 2, "--json"
     )
     assert n_own > 0 and any(note.startswith(f"{n_own} first answers are frames") for note in done.json["notes"])
-    masked = done.json["retrieval"]["pair, own group masked"]["recall@1"]["value"]
+    masked = done.json["retrieval"]["pair, group masked"]["recall@1"]["value"]
     assert masked == pytest.approx((len(truth) - n_own) / len(truth))
 
 

@@ -130,7 +130,7 @@ def test_the_queries_of_a_track_are_not_guessed_beside_those_of_others(run, data
     for track, name in ((1, "cls.csv"), (2, "i2i.csv"), (3, "t2i.csv")):
         (data / "test" / name).rename(data / "test" / f"{track} (1).csv")
         if track < 3:
-            with pytest.raises(DataError, match=f"no queries of track {track}") as caught:
+            with pytest.raises(DataError, match=f"No queries of track {track}") as caught:
                 answer_track(run, Colour(), data, track)
             assert name in caught.value.hint and "--queries" in caught.value.hint
     assert embedded_sets(run) == []
@@ -163,7 +163,7 @@ def test_a_gallery_folder(run, data, tmp_path):
     paint(tmp_path / "more" / "purple.png", 200, 0, 200)
     found = answer_track(run, Colour(), data, 2, gallery=str(tmp_path / "more"))
     assert set(found.answers.values()) == {"purple.png"} and found.gallery == ["purple.png"]
-    with pytest.raises(UsageError, match="no gallery"):
+    with pytest.raises(UsageError, match="No gallery"):
         answer_track(run, Colour(), data, 2, gallery="nowhere")
 
 

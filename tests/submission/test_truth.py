@@ -115,13 +115,13 @@ def test_own_group_answers_are_counted_and_masked(tmp_path):
     named = truth(tmp_path, "truth_i2i.json", {"p": "r", "q": "p", "s": "t"})
     ranked = {"p": ["q", "r", "s"], "q": ["r", "p", "s"], "s": ["t", "p", "q"]}
     scored = score_submission(submission(tmp_path, {q: row[0] for q, row in ranked.items()}, ranked), named, 2, ABC)
-    assert scored.notes[0].startswith("1 first answers are frames of the query's own group")
+    assert scored.notes[0].startswith("1 first answers are frames of the query's group")
     assert means(scored.retrieval["pair"]) == pytest.approx({"recall@1": 1 / 3, "mrr@3": (1 / 2 + 1 / 2 + 1) / 3})
     assert means(scored.retrieval["class"])["recall@1"] == 1
     # Masked, p's r moves to the first place, and q is left out: what the truth names is of its own exam.
-    masked = scored.retrieval["pair, own group masked"]
+    masked = scored.retrieval["pair, group masked"]
     assert means(masked)["recall@1"] == 1 and masked.n_without_relevant == 1
-    by_class = scored.retrieval["class, own group masked"]
+    by_class = scored.retrieval["class, group masked"]
     assert means(by_class)["recall@1"] == 1 and by_class.n_without_relevant == 0
 
 
@@ -138,9 +138,9 @@ def test_groups_are_those_of_the_images_wherever_they_are_told(tmp_path, place):
     ranked = {a: [b, c], b: [c, a], c: [a, b]}
     mine = submission(tmp_path, {query: row[0] for query, row in ranked.items()}, ranked)
     scored = score_submission(mine, named, 2, ABC, {}, tmp_path)
-    assert scored.notes[0].startswith("1 first answers are frames of the query's own group")
+    assert scored.notes[0].startswith("1 first answers are frames of the query's group")
     assert means(scored.retrieval["pair"])["recall@1"] == pytest.approx(2 / 3)
-    assert means(scored.retrieval["pair, own group masked"])["recall@1"] == 1
+    assert means(scored.retrieval["pair, group masked"])["recall@1"] == 1
     assert scored.retrieval["pair"].groups == ["9", "9", "8"]
     assert scored.chance == {"pair": 1 / 2}  # of three test images: training images in the groups are none
     classes = score_submission(submission(tmp_path, {a: 3, b: 3, c: 3}), truth(test, "t.json", {a: 3, b: 3, c: 5}), 1, ABC, None, tmp_path)

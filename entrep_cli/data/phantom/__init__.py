@@ -16,7 +16,7 @@ The modules, each of which imports only from those before it:
     nose, ear, larynx, throat   an organ each
     optics                      camera, lamp and dirt
     frames                      one picture, and the masks of its findings
-    plan, dataset               which exams and frames there are; their files
+    plan, dataset               the exams and frames of a dataset; their files
 """
 
 from entrep_cli.data.phantom.dataset import write_phantom

@@ -83,7 +83,7 @@ def draw_larynx(scene: Scene, findings: Collection[str], patient: np.random.Gene
 
 
 def _paint_arytenoids(scene: Scene, findings: Collection[str], pink: Colour, half_gap: float, back: float) -> None:
-    """Two knobs behind the cords that part as the glottis opens, and the ridge between them."""
+    """Two knobs behind the cords that separate as the glottis opens, and the ridge between them."""
     puffy = "arytenoid-oedema" in findings
     size = 1.45 if puffy else 1.0
     ridge = scene.ellipse(0, back + 0.30, 0.26 + half_gap, 0.13)
