@@ -15,6 +15,7 @@ import torch
 
 from entrep_cli.data.images import Preprocess, pixel_digest, read_image
 from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.methods.base import Inference, Model
 from entrep_cli.retrieval.cases import Finder
 from entrep_cli.retrieval.embeddings import Embeddings, Items
 from entrep_cli.retrieval.index import build_shards
@@ -24,18 +25,40 @@ HOSTILE = "[red]<script>alert(1)</script>.png"  # its slash makes it a folder an
 HOSTILE_LABEL = "<b>nose</b>[/]"
 
 
-class Colours(torch.nn.Module):
+class Fake(Model):
+    """A model without training; `infer` is left to the test.
+
+    Args:
+        method: as its recipe has it. `reads`: whether it reads texts.
+    """
+
+    def __init__(
+        self, taxonomy: Taxonomy, preprocess: Preprocess, *, reads: bool = False, batch_size: int = 32, method: str = "fake"
+    ) -> None:
+        super().__init__()
+        self.taxonomy, self.preprocess, self.reads = taxonomy, preprocess, reads
+        self.recipe = SimpleNamespace(method=method, batch_size=batch_size, target="class")
+
+    @property
+    def reads_text(self) -> bool:
+        return self.reads
+
+    @property
+    def target(self) -> str:
+        return self.recipe.target
+
+
+class Colours(Fake):
     """Embeds an image as the mean colours of its halves; `classes` prototypes of the same kind classify it."""
 
     def __init__(self, taxonomy: Taxonomy, text: bool) -> None:
-        super().__init__()
-        self.taxonomy, self.preprocess, self.reads_text = taxonomy, Preprocess(16), text
+        super().__init__(taxonomy, Preprocess(16), reads=text)
         self.prototypes = torch.nn.Parameter(torch.zeros(len(taxonomy), 6))
 
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         halves = torch.cat([pixels[..., :8].float().mean((2, 3)), pixels[..., 8:].float().mean((2, 3))], 1)
         vectors = torch.nn.functional.normalize(halves - halves.mean(1, keepdim=True), dim=1)
-        return vectors, (20 * vectors @ self.prototypes.T).softmax(1)
+        return Inference(vectors, (20 * vectors @ self.prototypes.T).softmax(1))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -70,6 +93,8 @@ def make_finder(folder: Path, *, text: bool = True, index: bool = True, per_clas
         probabilities = model.infer(pixels)[1]
     digests = [pixel_digest(picture) for picture in pictures]
     items = Items.of(image=images, path=[str(path) for path in paths], label=names, group=groups, digest=digests)
-    run = SimpleNamespace(name="colours", reference="colours", manifest={"method": "clip-lora" if text else "dinov2"})
+    run = SimpleNamespace(
+        name="colours", reference="colours", manifest={"method": "clip-lora" if text else "dinov2", "reads_text": text, "target": "class"}
+    )
     gallery = Embeddings(items, vectors.numpy(), probabilities.numpy())
     return Finder(run, model, gallery, list(build_shards(gallery.vectors)) if index else None)

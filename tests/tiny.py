@@ -140,6 +140,16 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
+def fit_method(kind, train, val, recipe, run, **more):
+    """What `kind.fit` makes on the CPU: the model, and all that is said of it."""
+    import torch
+
+    from entrep_cli.methods.base import FitContext
+
+    fitted = kind.fit(FitContext(train, val, recipe, run, torch.device("cpu"), **more))
+    return fitted.model, fitted
+
+
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False))

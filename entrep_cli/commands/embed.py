@@ -15,7 +15,7 @@ from entrep_cli.errors import DataError, RunError, UsageError, together
 from entrep_cli.workspace import Run, data_dir, open_run, runs_dir
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
     from entrep_cli.retrieval.embeddings import Items
     from entrep_cli.retrieval.pipeline import Stages
 
@@ -119,14 +119,12 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
     from entrep_cli.methods.runs import load_model
     from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
     from entrep_cli.retrieval.opening import kept_precision, open_model
-    from entrep_cli.retrieval.pipeline import FP32, compile_model, device_of
 
     together = precision == "auto" and run.manifest["method"] == "ensemble"  # then each member has its own
     model = open_model(run, device) if together else load_model(run, device)
-    if processes.size() > 1 and hasattr(model, "members"):
+    if processes.size() > 1 and model.members:
         raise UsageError("An ensemble is embedded in one process.", hint="embed each member first, then this without a launcher")
-    place = device_of(model)
-    model.engine = getattr(model, "engine", FP32)
+    place = model.device
     if together:
         chosen, reason = model.engine, "as the members' images were embedded"
     elif precision == "auto":
@@ -136,7 +134,7 @@ def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) ->
     lower(model, chosen)
     console.say(f"Device: {place}. Precision: {chosen} ({reason}).")
     if compile_:
-        compile_model(model)
+        model.compile_answers()
     return model
 
 

@@ -63,7 +63,7 @@ def ensemble(
             [(key, best, interval) for key, (best, interval) in built.gains.items()],
         )
         console.say("Weights and temperatures were chosen on these images; the test part tells what they are worth.")
-    reading = [member for member, model in zip(built.names, built.model.members) if getattr(model, "reads_text", False)]
+    reading = [member for member, model in zip(built.names, built.model.members) if model.reads_text]
     if reading and not built.model.reads_text:
         console.warn(
             f"{', '.join(reading)} reads texts and has no weight in the rankings, so this ensemble cannot answer texts; "

@@ -95,6 +95,7 @@ def _evaluate_part(
     from entrep_cli.evaluation.scored import open_scored
     from entrep_cli.evaluation.selection import select
     from entrep_cli.evaluation.subsets import finding_texts, score_subset
+    from entrep_cli.methods.base import show_stages
     from entrep_cli.retrieval.refinement import parse_steps
 
     scored = open_scored(run_name, data_dir(data), part, fold=fold, flip=tta, device=device)
@@ -107,7 +108,7 @@ def _evaluate_part(
     for chosen, name in ((selection.class_weight, "class weight"), (tuned, "refinement")):
         if chosen is not None and part == "val":
             notes.append(f"the {name} was chosen on the validation part itself: these scores with it are too good")
-    texts = _text_queries(scored, finding_texts(images), rule, notes) if getattr(model, "reads_text", False) else None
+    texts = _text_queries(scored, finding_texts(images), rule, notes) if model.reads_text else None
     refinement = None if tuned is None else tuned.value
     scores = score_subset(images, seen, mask_groups=mask_groups, rule=rule, texts=texts, refinement=refinement)
     for queries, n in scores.fell_back.items():
@@ -119,10 +120,9 @@ def _evaluate_part(
         "class_aware": {**selection.class_aware, "fell_back": scores.fell_back},
         **({} if tuned is None else {"refined": tuned.as_dict()}),
     }
-    if hasattr(model, "decide_images"):
-        from entrep_cli.methods.hybrid import show_stages  # only here: it brings the towers of open_clip, some seconds
-
-        more["stages"] = model.stages(model.decide_images(images.paths, images.digests), torch.from_numpy(images.targets))
+    decisions = model.decide_images(images.paths, images.digests)
+    if decisions is not None:
+        more["stages"] = model.stages(decisions, torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])
     more["calibration"], reliable = _calibration(scored, notes)
     found = (scores.classification, scores.retrieval)
@@ -130,8 +130,9 @@ def _evaluate_part(
     document = _show(title, stem, images.taxonomy, *found, mask_groups, notes, scores.chance, more, reliable)
     own = options.flags(run=opened.reference, data=data)
     page = options.flags(part=part if part in ("val", "queries") else None, fold=fold, data=data)
-    all_classes = getattr(model.recipe, "target", "class") == "class"
-    console.next_commands(f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if all_classes else 2}{own}")
+    console.next_commands(
+        f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if model.target == 'class' else 2}{own}"
+    )
     return document
 
 

@@ -55,13 +55,13 @@ def explain(
     names = [row["name"] for row in opened.manifest["taxonomy"]["classes"]]
     _check_class(class_name, names)
     model = load_model(opened, device)
-    place, size = next(model.parameters()).device, getattr(model.recipe, "batch_size", 32)
+    place, size = model.device, model.batch_size
     vector = None if text is None else model.embed_texts([text])[0]
     pixels = torch.from_numpy(np.stack(list(decode_images(images, model.preprocess))))
     rows, looks = [], []
     with console.progress("Explaining", len(images)) as advance:
         for some in pixels.split(size):
-            vectors, probabilities = model.infer(some.to(place))
+            vectors, probabilities, _ = model.infer(some.to(place))
             predicted = probabilities.argmax(dim=1).tolist()
             shown = predicted if class_name is None else [names.index(class_name)] * len(some)
             found = explain_images(model, some, **({"classes": shown} if text is None else {"text": text}), by=by)

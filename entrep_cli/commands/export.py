@@ -14,7 +14,7 @@ from entrep_cli.workspace import Run, open_run
 if TYPE_CHECKING:
     import torch
 
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 _COMPARED = 4  # images
 

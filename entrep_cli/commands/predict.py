@@ -48,18 +48,22 @@ def predict(
     images, never from label files.
     """
     from entrep_cli.data.tracks import track_of
-    from entrep_cli.methods import WITH_TEXT
     from entrep_cli.retrieval.text_queries import check_template
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import write_submission
 
     name = track_of(track).name
     opened = open_run(run)
-    method = opened.manifest["method"]
-    if track == 3 and method not in WITH_TEXT:
+    reads, target = opened.manifest["reads_text"], opened.manifest["target"]
+    if track == 3 and not reads:
         raise UsageError(
-            f"Run {opened.name!r} cannot answer track 3: {method} has no text tower.",
-            hint=f"train a method that has one: `entrep train {WITH_TEXT[0]}`",
+            f"Run {opened.name!r} cannot answer track 3: {opened.manifest['method']} has no text tower, or one that has learned nothing.",
+            hint="train one that reads texts: `entrep train clip-lora`; from random weights with texts.contrast above 0",
+        )
+    if track == 1 and target != "class":
+        raise UsageError(
+            f"Run {opened.name!r} cannot answer track 1: it distinguishes regions, or the classes of one region ({target}).",
+            hint="name a run that knows all classes",
         )
     if tta and track == 3:
         raise UsageError("--tta flips images, and a text may name a side; it is for tracks 1 and 2.", hint="leave it out")
@@ -95,15 +99,6 @@ def predict(
     from entrep_cli.submission.answers import answer_track
 
     model = open_model(opened, device)
-    target = getattr(model.recipe, "target", "class")
-    if track == 1 and target != "class":
-        raise UsageError(
-            f"Run {opened.name!r} cannot answer track 1: it tells regions, or the classes of one region, apart ({target}).",
-            hint="name a run that knows all classes",
-        )
-    reads = bool(getattr(model, "reads_text", False))
-    if track == 3 and not reads:
-        model.embed_texts([name])  # says why it cannot, before any image is embedded
     if tta:
         check_flip(model.taxonomy)
     rule_given = {"class_aware": class_aware, "class_weight": class_weight}
@@ -147,7 +142,7 @@ def predict(
     if temperature is not None:
         rows.insert(1, ("scores calibrated", str(temperature)))
     console.table(f"Track {track}, {name}, by run {opened.name}", ["", ""], rows)
-    decided = _decided(model, found, out) if track == 1 and hasattr(model, "decide_images") else None
+    decided = _decided(model, found, out) if track == 1 else None
     truth = found.folder / track_of(track).truth_file
     able = [n for n, can in ((1, target == "class"), (2, True), (3, reads)) if can and (found.folder / track_of(n).query_file).is_file()]
     left = [n for n in able if n != track and not opened.path("submissions", f"track{n}.zip").exists()]
@@ -175,10 +170,10 @@ def predict(
     }
 
 
-def _decided(model, found, out: Path) -> list[dict[str, Any]]:
-    """Which stage of a hybrid decided each query, as a table and as a CSV beside the submission."""
+def _decided(model, found, out: Path) -> list[dict[str, Any]] | None:
+    """Which stage of a cascade decided each query, as a table and as a CSV beside the submission; None for a model of one stage."""
     from entrep_cli.data.testsets import read_test_folder
-    from entrep_cli.methods.hybrid import show_stages
+    from entrep_cli.methods.base import show_stages
     from entrep_cli.retrieval.sets import folder_items
     from entrep_cli.submission.tracks import resolve_names
     from entrep_cli.workspace import write_csv_atomic
@@ -188,8 +183,10 @@ def _decided(model, found, out: Path) -> list[dict[str, Any]]:
     files = resolve_names(found.queries, list(place))
     rows = [place[files[query]] for query in found.queries]
     decisions = model.decide_images([Path(items.path[i]) for i in rows], [items.digest[i] for i in rows])
+    if decisions is None:
+        return None
     stages = model.stages(decisions)
-    show_stages("What decided" + (", and how many are marked as out of distribution" if model.recipe.abstain else ""), stages)
+    show_stages("What decided" + (", and how many are marked as out of distribution" if "marked" in stages[0] else ""), stages)
     path = out.with_name(f"{out.stem}-stages.csv")
     columns = (decisions.stages.tolist(), decisions.confidences.tolist(), decisions.abstained.tolist())
     rows = ((query, stage, f"{sure:.6f}", int(marked)) for query, stage, sure, marked in zip(found.queries, *columns))

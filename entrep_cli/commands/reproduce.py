@@ -132,7 +132,7 @@ def _trained(name: str, catalog, split, settings, overwrite: bool, device: str, 
 
 
 def _show_ours(found, on: str, n: int) -> None:
-    from entrep_cli.methods.hybrid import show_stages
+    from entrep_cli.methods.base import show_stages
 
     for level, scored in (("classes", found.classes), ("regions", found.regions)):
         console.table(

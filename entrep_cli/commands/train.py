@@ -10,7 +10,7 @@ import typer
 from entrep_cli import console, processes
 from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
-from entrep_cli.methods import DEFAULT_METHOD, METHODS, TRAINABLE, method_class
+from entrep_cli.methods import DEFAULT_METHOD, method_class, trainable
 from entrep_cli.workspace import CHECKPOINT, CONFIG, Run, data_dir, new_run
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    method: Annotated[str | None, typer.Argument(help=f"{', '.join(TRAINABLE)} (default: {DEFAULT_METHOD}).", show_default=False)] = None,
+    method: Annotated[str | None, typer.Argument(help=f"{', '.join(trainable())} (default: {DEFAULT_METHOD}).", show_default=False)] = None,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Assignments = None,
@@ -63,7 +63,7 @@ def train(
         again = f" --resume{options.flags(name=started.name)}" if started else options.flags(recipe=recipe)
         raise UsageError(f"Recipe {recipe!r} is one of {base['method']}, not of {wanted}.", hint=f"entrep train {base['method']}{again}")
     short = options.short_settings(backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed)
-    if wanted not in TRAINABLE and wanted in METHODS:
+    if wanted == "ensemble":
         raise UsageError("An ensemble is made of runs, and not trained.", hint="entrep ensemble RUN RUN")
     settings = build_recipe(method_class(wanted).Recipe, base, parse_assignments(set_ or []), short)
     if show_recipe:
@@ -103,8 +103,8 @@ def train(
         list(manifest["validation"].items()),
     )
     place = options.flags(data=data, run=run.name)
-    of_class = getattr(settings, "target", "class") == "class"  # a coarse model or an expert has no classes to submit
-    tracks = [*([1] if of_class else []), 2, *([3] if getattr(model, "reads_text", False) else [])]
+    # A coarse model or an expert has no classes to submit.
+    tracks = [*([1] if model.target == "class" else []), 2, *([3] if model.reads_text else [])]
     commands = ["evaluate", "embed", *(f"predict --track {track}" for track in tracks)]
     console.next_commands(*(f"entrep {command}{place}" for command in commands))
     return {"run": run.name, "folder": str(run.folder), **manifest}

@@ -185,6 +185,16 @@ class Catalog:
         """These images, in catalog order; names of no image are passed over."""
         return self._where(self.frame["image"].isin(set(images)))
 
+    def of_target(self, target: str) -> Catalog:
+        """The images that a `target` is about, with its classes as labels; images without a label are left out.
+
+        Raises:
+            UsageError: as `Taxonomy.of_target`.
+        """
+        taxonomy, names = self.taxonomy.of_target(target), self.taxonomy.names_in_target(target)
+        frame = self.frame[self.frame["label"].isin(list(names))].reset_index(drop=True)
+        return replace(self, frame=frame.assign(label=frame["label"].map(names)), taxonomy=taxonomy)
+
     @property
     def images(self) -> list[str]:
         return self.frame["image"].tolist()

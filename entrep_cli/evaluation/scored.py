@@ -12,8 +12,7 @@ from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.selection import learned_from_all_folds
 from entrep_cli.evaluation.subsets import TextQueries, finding_texts
 from entrep_cli.evaluation.truth import labelled_test
-from entrep_cli.methods import Model
-from entrep_cli.methods.runs import in_classes_of
+from entrep_cli.methods.base import Model, in_classes_of
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
 from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.sets import folder_items, set_name, subset_embeddings
@@ -146,5 +145,5 @@ def seen_by(run: Run, model: Model, part: Catalog, catalog: Catalog, root: Path,
 
 def texts_for(model: Model, part: Catalog) -> TextQueries | None:
     """The findings of a part as queries; None where it has none, or the model reads no texts."""
-    asked = finding_texts(part) if getattr(model, "reads_text", False) else []
+    asked = finding_texts(part) if model.reads_text else []
     return TextQueries(asked, text_vectors(model, asked)) if asked else None

@@ -19,7 +19,8 @@ from entrep_cli.evaluation.intervals import Interval, Sample, pooled
 from entrep_cli.evaluation.selection import learned_from_all_folds, temperature_on, validation_subset
 from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.experiments.ensemble_weights import mixture_weights, ranking_weights
-from entrep_cli.methods import METHODS, Fit, Model
+from entrep_cli.methods import is_method
+from entrep_cli.methods.base import Fitted, Model
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
 from entrep_cli.methods.runs import about_data, complete_run
 from entrep_cli.recipes.recipe import recipe_toml
@@ -93,7 +94,7 @@ def check_members(names: Sequence[str], catalog: Catalog, split: Split, weights:
             run = find_run(name)
             if run is None:
                 faults.append(f"{name}: there is no such run")
-            elif (method := run.manifest.get("method")) not in METHODS:
+            elif not is_method(method := run.manifest.get("method")):
                 faults.append(f"{name}: {method} classifies nothing")
             else:
                 runs.append(run)
@@ -123,9 +124,7 @@ def build(runs: Sequence[Run], catalog: Catalog, split: Split, weights: tuple[fl
     names = [run.reference for run in runs]
     equal = (1 / len(runs),) * len(runs)
     given = (equal, equal) if isinstance(weights, str) else (weights, weights)
-    recipe = EnsembleRecipe(
-        target=getattr(models[0].recipe, "target", "class"), weights=weights if isinstance(weights, str) else ",".join(map(str, weights))
-    )
+    recipe = EnsembleRecipe(target=models[0].target, weights=weights if isinstance(weights, str) else ",".join(map(str, weights)))
     if any(map(learned_from_all_folds, runs)):
         ones = (1.0,) * len(runs)
         return Built(Ensemble(models, runs, recipe, Weights(*given, ones, tuple(map(_dimensions, models)))), names, [], {})
@@ -144,7 +143,7 @@ def finish(built: Built, run: Run, catalog: Catalog, split: Split, **more: Any) 
     """Write the folder of an ensemble of one split and, of a split into folds, one fold; it is complete when this returns."""
     scores = built.scores[-1] if built.scores else {}
     validation = {name: scores[key].value for key, name in _AS_TRAINED.items() if key in scores}
-    about = about_data(catalog, split, built.model.runs[0].manifest["split"]["fold"])
+    about = about_data(catalog, split, built.model.member_runs[0].manifest["split"]["fold"])
     write_ensemble(built.model, run, about, validation, 0 if built.val is None else len(built.val), ensemble=built.as_dict(), **more)
 
 
@@ -154,20 +153,21 @@ def write_ensemble(model: Ensemble, run: Run, about: dict[str, Any], validation:
     Args:
         about: see `about_data`; validation: scores, as a training has them; n_val: images they are of.
     """
-    made = {member.reference: member.manifest for member in model.runs}
+    made = {member.reference: member.manifest for member in model.member_runs}
     write_text_atomic(run.path(CONFIG), recipe_toml(model.recipe))
     model.save(run)
     weights = {"name": "ensemble", "weights": "its members", "members": {name: own["weights"] for name, own in made.items()}}
-    fit = Fit(validation, 0, weights, sum(own["parameters"] for own in made.values()), sum(own["seconds"] for own in made.values()))
+    parameters, seconds = (sum(own[key] for own in made.values()) for key in ("parameters", "seconds"))
+    fitted = Fitted(model, validation, 0, weights, parameters, seconds)
     images = {"train": max(own["data"]["images"]["train"] for own in made.values()), "val": n_val}
     first = next(iter(made.values()))
-    complete_run(run, model, fit, about, images, device=first["device"], precision=first["precision"], **more)
+    complete_run(run, fitted, about, images, device=first["device"], precision=first["precision"], **more)
 
 
 def combined_embeddings(model: Ensemble, seen: Sequence[Embeddings]) -> Embeddings:
     """What an ensemble makes of images from what each member made of them."""
     parts = [(torch.from_numpy(np.array(own.vectors)), torch.from_numpy(np.array(own.probabilities))) for own in seen]
-    vectors, probabilities = model.combine(parts)
+    vectors, probabilities, _ = model.combine(parts)
     return Embeddings(seen[0].items, vectors.numpy(), probabilities.numpy())
 
 

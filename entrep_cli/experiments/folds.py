@@ -28,9 +28,9 @@ from entrep_cli.evaluation.intervals import Interval
 from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import SubsetScores, joined_subsets, score_subset
 from entrep_cli.experiments.ensemble import write_ensemble
-from entrep_cli.methods import Model
+from entrep_cli.methods.base import Model, in_classes_of
 from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
-from entrep_cli.methods.runs import about_data, component_of, in_classes_of, train_run
+from entrep_cli.methods.runs import about_data, component_of, train_run
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.sets import subset_embeddings
@@ -118,10 +118,9 @@ def train_folds(
         models.append(model)
         parts.append(part)
     found = cross_validated(held)
-    target = getattr(models[0].recipe, "target", "class")
     ones = (1.0,) * split.folds
     weights = Weights(ones, ones, tuple(own.temperature for own in held), tuple(own.dimensions for own in held))
-    model = Ensemble(models, parts, EnsembleRecipe(target=target, weights="equal", seed=recipe.seed), weights)
+    model = Ensemble(models, parts, EnsembleRecipe(target=models[0].target, weights="equal", seed=recipe.seed), weights)
     names = held[0].images.taxonomy.names
     write_csv_atomic(run.path(PREDICTIONS), ["image", "fold", "label", "predicted", *names], _predictions(held, names))
     write_json_atomic(run.path(FILE), {"method": recipe.method, "folds": split.folds, "seed": split.seed, **found.as_dict()})

@@ -19,8 +19,8 @@ from entrep_cli.evaluation.classification import ClassificationScores, report_ce
 from entrep_cli.evaluation.intervals import Interval, pooled
 from entrep_cli.evaluation.scored import seen_by, texts_for
 from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, score_subset
-from entrep_cli.methods.dinov2 import of_target
-from entrep_cli.methods.hybrid import NONE_ACCEPTED, Decisions, Hybrid
+from entrep_cli.methods.base import Decisions
+from entrep_cli.methods.hybrid import NONE_ACCEPTED, Hybrid
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.methods.runs import load_model
 from entrep_cli.reporting.embedding_map import map_png, tsne
@@ -86,7 +86,7 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
     }
     names, groups = part.taxonomy.names, part.groups
     classes = {name: ClassificationScores(part.targets, given, names, groups) for name, given in answers.items()}
-    region_part = of_target(part, "region")
+    region_part = part.of_target("region")
     region_of = np.array([region_part.taxonomy.index(c.region) for c in part.taxonomy.classes])
     by_region_prototypes = _region_probabilities(nearest, of_prototype)
     in_regions = {"region prototypes": by_region_prototypes.argmax(axis=1), **{name: region_of[given] for name, given in answers.items()}}

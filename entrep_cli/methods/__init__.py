@@ -1,27 +1,22 @@
-"""What `entrep train` offers: a table of methods, and what a trained model can do.
+"""What `entrep train` offers: a table of methods, and the methods of other packages.
 
-A new method is one file with one class, and one line in `METHODS`. `ensemble` is there too, so that its runs are
-read as any others, but it is made of runs and not trained.
+A new method is one file with one class, and one line in `METHODS`; or a package that declares the entry point
+`entrep.methods`, whose name is the method's and whose value is the class. `ensemble` is in the table so that its
+runs are read as any others, but it is made of runs and not trained. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
-from entrep_cli.errors import UsageError
+from entrep_cli.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    import torch
-
-    from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.images import Preprocess
-    from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.recipes.recipe import Recipe
-    from entrep_cli.workspace import Run
+    from entrep_cli.methods.base import Method
 
 # name -> module:class; modules are imported when a method is used, for they pull in torch
 METHODS = {
@@ -32,77 +27,59 @@ METHODS = {
     "mics": "entrep_cli.methods.mics:Mics",
     "prototype": "entrep_cli.methods.prototype:Prototype",
 }
-TRAINABLE = tuple(name for name in METHODS if name != "ensemble")  # an ensemble is made of runs
-WITH_TEXT = ("clip-lora", "ensemble", "hybrid", "prototype")  # the methods whose models can embed texts
-SCALES_OUT = ("clip-lora", "dinov2")  # the methods that several processes can train together
 DEFAULT_METHOD = "clip-lora"  # one model for the three tracks
+PRETRAINING = "mics-pretrain"  # in the place of a method in the runs of `entrep pretrain mics`: they answer nothing
+GROUP = "entrep.methods"  # the entry points that other packages declare
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What `fit` hands back beside the model.
+def trainable() -> tuple[str, ...]:
+    """The methods that `entrep train` takes: ours, then those of other packages."""
+    return (*(name for name in METHODS if name != "ensemble"), *sorted(_plugins()))
 
-    Attributes:
-        validation: scores of the epoch kept; `epoch` is its number, 0 where nothing is trained.
-        weights: where the base weights came from.
-        parameters: how many learned.
-        seconds: of training, those of an interrupted sitting included.
-        precision: in which it computed, where that is not the one it was asked for.
+
+def is_method(name: str) -> bool:
+    """Whether runs can be of a method of this name."""
+    return name in METHODS or name in _plugins()
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method by name.
+
+    Raises:
+        UsageError: no such method, or one of another package that cannot be imported or is none.
     """
-
-    validation: dict[str, float]
-    epoch: int
-    weights: dict[str, Any]
-    parameters: int = 0
-    seconds: float = 0.0
-    precision: str | None = None
-
-
-class Model(Protocol):
-    """A trained model, whatever the method. Pixels are (N, 3, H, W) uint8 as `preprocess` makes them."""
-
-    recipe: Recipe
-    taxonomy: Taxonomy
-    preprocess: Preprocess
-
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, D) unit embeddings and (N, C) probabilities in one pass."""
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, D) unit rows."""
-
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(M, D) unit rows; UsageError where the method has no text tower."""
-
-    def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(M, C) probabilities over the taxonomy's classes; UsageError where the method has no text tower."""
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, C) probabilities over the taxonomy's classes."""
-
-    def save(self, run: Run) -> None:
-        """Write what `load` needs into the run folder."""
-
-    @classmethod
-    def load(cls, run: Run, recipe: Recipe, taxonomy: Taxonomy, device: torch.device) -> Model:
-        """Read a model back, ready for inference."""
-
-    @classmethod
-    def fit(
-        cls, train: Catalog, val: Catalog, recipe: Recipe, run: Run, *, device: torch.device, precision: str, resume: bool
-    ) -> tuple[Model, Fit]:
-        """Train on one part, choose everything on the other; `precision` as in `models.device.autocast`."""
-
-
-def method_class(name: str) -> type:
-    """The class of a method by name; it has `Recipe`, `fit`, `load` and `reads_text`."""
-    if name == "mics-pretrain":  # as the runs of `entrep pretrain mics` call themselves
+    if name == PRETRAINING:
         raise UsageError("A pre-training knows no classes and answers nothing.", hint="`entrep train mics --weights RUN` goes on from it")
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
+    if name in METHODS:
+        module, attribute = METHODS[name].split(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name in _plugins():
+        return _load(_plugins()[name])
+    near = difflib.get_close_matches(name, [*METHODS, *_plugins()], 1)
+    raise UsageError(
+        f"No method named {name!r}.",
+        hint=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(trainable())}",
+    )
+
+
+@functools.cache
+def _plugins() -> dict[str, EntryPoint]:
+    """The methods of other packages by name; a name of ours stays ours."""
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in METHODS}
+
+
+def _load(point: EntryPoint) -> type[Method]:
+    from entrep_cli.methods.base import Method
+
+    package = point.dist.name if point.dist else "another package"
+    try:
+        loaded = point.load()
+        if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+            raise TypeError(f"{point.value} is no subclass of entrep_cli.methods.base.Method")
+    except Exception as error:  # whatever the import of somebody else's package may raise
         raise UsageError(
-            f"There is no method {name!r}.",
-            hint=(f"did you mean {near[0]!r}? " if near else "") + f"choose one of: {', '.join(TRAINABLE)}",
-        )
-    module, attribute = METHODS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+            f"The method {point.name!r} of the package {package} cannot be used: {first_line(error)}",
+            where=point.value,
+            hint=f"update or remove it: `pip uninstall {package}`",
+        ) from error
+    return loaded

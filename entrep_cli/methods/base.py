@@ -6,15 +6,17 @@ package of its own that declares the entry point `entrep.methods`.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from entrep_cli.errors import UsageError
+from entrep_cli import console
+from entrep_cli.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from entrep_cli.data.catalog import Catalog
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.recipes.recipe import Recipe
     from entrep_cli.workspace import Run
+
+
+COMPILED = " compiled"  # after the name of what computes
 
 
 class Inference(NamedTuple):
@@ -36,6 +41,22 @@ class Inference(NamedTuple):
     embeddings: torch.Tensor
     probabilities: torch.Tensor
     stage: torch.Tensor | None = None
+
+
+class Decisions(NamedTuple):
+    """What a cascade decided for N images, on the CPU.
+
+    Attributes:
+        classes: (N,) class indices.
+        stages: (N,) which stage decided, from 1.
+        confidences: (N,) the calibrated probability of that class by that stage.
+        abstained: (N,) bool, marked as out of distribution.
+    """
+
+    classes: torch.Tensor
+    stages: torch.Tensor
+    confidences: torch.Tensor
+    abstained: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -81,25 +102,15 @@ class Fitted:
     precision: str | None = None
 
 
-class Method(nn.Module):
-    """A trained model, whatever the method. Pixels are (N, 3, H, W) uint8 as `preprocess` makes them.
-
-    Class attributes:
-        name: as `entrep train` calls the method.
-        Recipe: its configuration.
-        trainable: False for what is made of runs.
-        scales_out: several processes can train it together.
-        low_precision: the modules that may compute in bf16 or fp16 at inference, by their paths; none: always fp32.
+class Model(nn.Module, ABC):
+    """What answers: a trained method, or an exported one. Pixels are (N, 3, H, W) uint8 as `preprocess` makes them.
 
     Attributes:
         recipe, taxonomy, preprocess: what it was made with.
+        low_precision: the modules that may compute in bf16 or fp16 at inference, by their paths; none: always fp32.
         engine: what computes, as embeddings record it: `fp32`, `bf16`, `fp16`, ` compiled` after it.
     """
 
-    name: ClassVar[str]
-    Recipe: ClassVar[type[Recipe]]
-    trainable: ClassVar[bool] = True
-    scales_out: ClassVar[bool] = False
     low_precision: ClassVar[tuple[str, ...]] = ()
 
     recipe: Any
@@ -107,40 +118,29 @@ class Method(nn.Module):
     preprocess: Preprocess
     engine: str = "fp32"
 
-    # ------------------------------------------------------------ what a method must have
-
-    @classmethod
-    @abstractmethod
-    def fit(cls, context: FitContext) -> Fitted:
-        """Train on one subset, choose everything on the other."""
-
     @abstractmethod
     def infer(self, pixels: torch.Tensor) -> Inference:
         """Embeddings and probabilities in one pass."""
 
-    @abstractmethod
-    def save(self, run: Run) -> None:
-        """Write what `load` needs into the run folder."""
+    # ------------------------------------------------------------ what it is
 
-    @classmethod
-    @abstractmethod
-    def load(cls, run: Run, recipe: Any, taxonomy: Taxonomy, device: torch.device) -> Method:
-        """Read a model back, ready for inference."""
-
-    # ------------------------------------------------------------ what a method may have
+    @property
+    def name(self) -> str:
+        """The method, as `entrep train` calls it."""
+        return self.recipe.method
 
     @property
     def reads_text(self) -> bool:
-        """Whether texts can be embedded: the method has a text tower, and it has learned something."""
+        """Whether texts can be embedded: there is a text tower, and it has learned something."""
         return False
 
     @property
     def target(self) -> str:
-        """What is classified: `class`, `region`, or the name of the region whose classes are told apart."""
+        """What is classified: `class`, `region`, or the name of the region whose classes are distinguished."""
         return "class"
 
     @property
-    def members(self) -> Sequence[Method]:
+    def members(self) -> Sequence[Model]:
         """The models an ensemble is made of; none for a single model."""
         return ()
 
@@ -149,15 +149,41 @@ class Method(nn.Module):
         """The runs of `members`, in the same order."""
         return ()
 
+    def combine(self, answers: Sequence[tuple[torch.Tensor, ...]]) -> Inference:
+        """The answer of the whole from those of each of `members`, of the same images."""
+        raise NotImplementedError(f"{self.name} has no members")
+
     @property
     def batch_size(self) -> int:
-        """Images a batch where nothing is learned."""
-        return 32
+        """Images at a time where nothing is learned."""
+        return self.recipe.batch_size
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    # ------------------------------------------------------------ images
+
+    def answer(self, pixels: torch.Tensor) -> Inference:
+        """`infer`, by the compiled code after `compile_answers`."""
+        return self.infer(pixels)
+
+    def compile_answers(self, backend: str = "inductor") -> None:
+        """Have torch compile `answer`: once for each size of batch, on the first one.
+
+        UsageError of the first `answer`: torch cannot compile the model on this machine.
+        """
+        infer = torch.compile(self.infer, backend=backend)
+
+        def answer(pixels: torch.Tensor) -> Inference:
+            try:
+                return infer(pixels)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise UsageError(f"The model cannot be compiled here: {first_line(error)}", hint="leave out --compile") from error
+
+        self.answer = answer  # type: ignore[method-assign]
+        self.engine += COMPILED
 
     def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, D) unit rows."""
@@ -167,6 +193,20 @@ class Method(nn.Module):
         """(N, C) probabilities over the classes of the taxonomy."""
         return self.infer(pixels).probabilities
 
+    def decide_images(self, paths: Sequence[Path], digests: Sequence[str]) -> Decisions | None:
+        """Which stage of a cascade decides on image files, `digests` being of their pixels; None for a model of one stage."""
+        return None
+
+    def stages(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
+        """The decisions of a cascade counted: one row a stage and one for all, as `show_stages` prints them.
+
+        Args:
+            targets: (N,) class indices; without them rows do not count what is right.
+        """
+        return []
+
+    # ------------------------------------------------------------ texts
+
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows.
 
@@ -174,7 +214,7 @@ class Method(nn.Module):
             UsageError: the model reads no text.
         """
         raise UsageError(
-            f"{self.recipe.method} has no text tower, so it cannot answer texts (track 3).",
+            f"{self.name} has no text tower, so it cannot answer texts (track 3).",
             hint="use a run of a method that has one: `entrep train clip-lora`",
         )
 
@@ -185,3 +225,47 @@ class Method(nn.Module):
             UsageError: the model reads no text.
         """
         return self.embed_texts(texts)
+
+
+class Method(Model):
+    """A method: how its models are trained, saved and read back.
+
+    Class attributes:
+        Recipe: its configuration, with a `batch_size`: images at a time where nothing is learned.
+        scales_out: several processes can train it together.
+    """
+
+    Recipe: ClassVar[type[Recipe]]
+    scales_out: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, context: FitContext) -> Fitted:
+        """Train on one subset, choose everything on the other."""
+
+    @abstractmethod
+    def save(self, run: Run) -> None:
+        """Write what `load` needs into the run folder."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, run: Run, recipe: Any, taxonomy: Taxonomy, device: torch.device) -> Method:
+        """Read a model back, ready for inference."""
+
+
+def in_classes_of(model: Model, catalog: Catalog) -> Catalog:
+    """A catalog with the classes of a model as labels: regions, or the images of one region alone, where it distinguishes those.
+
+    What is scored against the answers of a model is labelled so.
+    """
+    return catalog if model.target == "class" else catalog.of_target(model.target)
+
+
+def show_stages(title: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `Model.stages` as a table."""
+    columns = {"by": "decided by"}
+    console.table(
+        title,
+        [columns.get(key, key) for key in stages[0]],
+        [["-" if value is None else value for value in row.values()] for row in stages],
+    )

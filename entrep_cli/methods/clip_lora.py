@@ -9,8 +9,8 @@ are learned (`tune = "lora"`); `full` learns everything, and is the only way fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from entrep_cli import processes
 from entrep_cli.data.augment import AugmentSettings, MixSettings, batch_views
-from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.methods import Fit
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
 from entrep_cli.methods.clip_texts import TextSettings, TrainingTexts, say_cut, say_vietnamese, text_features
 from entrep_cli.models.clip import (
     Architecture,
@@ -44,6 +43,7 @@ from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.models.towers import set_checkpointing
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.gathering import gathered
+from entrep_cli.training.loop import Fitted as Learned
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.metric_losses import MetricSettings, metric_loss
@@ -104,12 +104,12 @@ class ClipLoraRecipe(Recipe):
         return n
 
 
-class ClipLora(nn.Module):
+class ClipLora(Method):
     """Two towers, the fusion of levels and a linear head; the trained model of the method."""
 
     Recipe = ClipLoraRecipe
-    low_precision = ("backbone.visual", "stages")  # what may compute in a lower precision where images are embedded
-    reads_text = True  # of a model: False where its text tower has learned nothing from anything
+    scales_out = True
+    low_precision = ("backbone.visual", "stages")
 
     def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -125,8 +125,14 @@ class ClipLora(nn.Module):
         self.stages = StageProjections(self.backbone.visual, recipe.fusion.levels, dim)
         self.fusion = LevelFusion(dim, recipe.fusion)
         self.head = nn.Linear(dim, len(taxonomy))
+        self.pretrained_text = False  # whether pretrained weights filled the text tower
         self.from_base: set[str] = set()  # what a run need not save, as the base weights have it
         self.normalise = Normalise(mean, std)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the text tower has learned from anything: in the pretrained weights, or from the contrast."""
+        return self.recipe.texts.contrast > 0 or self.pretrained_text
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) uint8 pixels to (N, D) float32 unit embeddings; under autocast the tower alone is in a lower precision."""
@@ -153,15 +159,9 @@ class ClipLora(nn.Module):
         return self
 
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         embeddings = self(pixels)
-        return embeddings, self.logits(embeddings).softmax(dim=1)
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[0]
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[1]
+        return Inference(embeddings, self.logits(embeddings).softmax(dim=1))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -235,24 +235,14 @@ class ClipLora(nn.Module):
         lost = [name for name in differing.missing_keys if name not in model.from_base]
         if lost or differing.unexpected_keys:
             raise RuntimeError(f"its tensors are not those of the recipe: {', '.join([*lost, *differing.unexpected_keys][:4])}")
-        model.backbone.pretrained_text = "text" in run.manifest["weights"].get("towers", ())
-        model.reads_text = _reads_texts(recipe, run.manifest["weights"])
+        model.pretrained_text = "text" in run.manifest["weights"].get("towers", ())
         if recipe.tune == "lora":
             merged(model.backbone)
         return model.requires_grad_(False).to(device).eval()
 
     @classmethod
-    def fit(
-        cls,
-        train: Catalog,
-        val: Catalog,
-        recipe: ClipLoraRecipe,
-        run: Run,
-        *,
-        device: torch.device,
-        precision: str = "fp32",
-        resume: bool = False,
-    ) -> tuple[ClipLora, Fit]:
+    def fit(cls, context: FitContext) -> Fitted:
+        recipe, train = context.recipe, context.train
         if recipe.backbone.weights == "none" and recipe.tune != "full":
             raise UsageError(
                 f"tune = {recipe.tune!r} learns a few weights beside pretrained ones, and there are none.",
@@ -264,19 +254,13 @@ class ClipLora(nn.Module):
         _choose_what_learns(model, filled)
         if recipe.checkpointing:
             set_checkpointing(model.backbone, recipe.tune)
-        model.reads_text = _reads_texts(recipe, origin)
-        model.to(device)
-        texts = TrainingTexts(model, train)
-        fitted = _train(model, texts, train, val, run, filled, device, precision, resume)
-        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
+        model.pretrained_text = "text" in origin.get("towers", ())
+        model.to(context.device)
+        learned = _train(model, TrainingTexts(model, train), filled, context)
+        return Fitted(model.eval(), learned.scores, learned.epoch, origin, learned.parameters, learned.seconds)
 
 
 # ---------------------------------------------------------------- training
-
-
-def _reads_texts(recipe: ClipLoraRecipe, origin: Mapping[str, Any]) -> bool:
-    """Whether the text tower knows anything: from pretrained weights, or from the contrast."""
-    return recipe.texts.contrast > 0 or "text" in origin.get("towers", ())
 
 
 def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
@@ -303,18 +287,9 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     model.from_base.discard("backbone.logit_scale")
 
 
-def _train(
-    model: ClipLora,
-    texts: TrainingTexts,
-    train: Catalog,
-    val: Catalog,
-    run: Run,
-    filled: str | None,
-    device: torch.device,
-    precision: str,
-    resume: bool,
-):
+def _train(model: ClipLora, texts: TrainingTexts, filled: str | None, context: FitContext) -> Learned:
     recipe, settings = model.recipe, model.recipe.train
+    train, val, device, precision = context.train, context.val, context.device, context.precision
     with processes.main_first():
         pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
         val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
@@ -359,8 +334,8 @@ def _train(
         for name, _ in model.named_parameters()
         if "lora_" in name or filled is not None and name.startswith(f"backbone.{filled}") and not name.endswith("logit_scale")
     }
-    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": slow, "precision": precision}
-    return fit(model, losses, steps, validate, settings, run, **how)
+    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": context.resume, "pretrained": slow, "precision": precision}
+    return fit(model, losses, steps, validate, settings, context.run, **how)
 
 
 def _batches(targets: torch.Tensor, recipe: ClipLoraRecipe, generator: torch.Generator) -> list[torch.Tensor]:

@@ -131,7 +131,7 @@ def say_vietnamese(model: ClipLora, texts: Sequence[str], hint: str) -> None:
     """Tell how many texts are Vietnamese, where the text tower cannot know it: by its tokenizer, or for want of training."""
     n = sum(map(is_vietnamese, texts))
     languages = model.recipe.texts.languages
-    if model.backbone.pretrained_text and not model.architecture.multilingual:
+    if model.pretrained_text and not model.architecture.multilingual:
         reason = f"the pretrained text tower {ENGLISH_ONLY}"
     elif "vi" not in languages:
         reason = f"the run has learned from texts in {', '.join(languages)} alone"

@@ -9,13 +9,11 @@ the same cached features, whichever comes first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 from torch.nn import functional as F
 
 from entrep_cli import console
@@ -23,7 +21,7 @@ from entrep_cli.data.augment import AugmentSettings, MixSettings
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
-from entrep_cli.methods import Fit
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
 from entrep_cli.methods.dinov2_training import fit_full, fit_head
 from entrep_cli.methods.runs import warn_of_leaks
 from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
@@ -72,12 +70,12 @@ class Dinov2Recipe(Recipe):
     train: LoopSettings = LoopSettings(label_smoothing=0.1, average=0.99, balance="none")
 
 
-class Dinov2(nn.Module):
+class Dinov2(Method):
     """A backbone and its head; the trained model of the method."""
 
     Recipe = Dinov2Recipe
-    low_precision = ("backbone",)  # what may compute in a lower precision where images are embedded
-    reads_text = False
+    scales_out = True
+    low_precision = ("backbone",)
 
     def __init__(self, backbone: Backbone, recipe: Dinov2Recipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -86,6 +84,10 @@ class Dinov2(nn.Module):
         self.preprocess = backbone.preprocess(**recipe.image.model_dump())
         self.backbone = backbone
         self.head = Head(backbone.dim, len(taxonomy), recipe.head)
+
+    @property
+    def target(self) -> str:
+        return self.recipe.target
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) pixels to (N, C) float32 logits; under autocast the backbone alone is in a lower precision."""
@@ -100,27 +102,12 @@ class Dinov2(nn.Module):
         return self
 
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         features = self.backbone(pixels)
         hidden = self.head.body(features)
         parts = {"backbone": [features], "head": [hidden], "both": [features, hidden]}[self.recipe.embedding]
         embeddings = F.normalize(torch.cat([F.normalize(part, dim=1) for part in parts], dim=1), dim=1)
-        return embeddings, self.head.output(hidden).softmax(dim=1)
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[0]
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[1]
-
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        raise UsageError(
-            "dinov2 has no text tower, so it cannot answer texts (track 3).",
-            hint="use a run of a method that has one",
-        )
-
-    def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.embed_texts(texts)
+        return Inference(embeddings, self.head.output(hidden).softmax(dim=1))
 
     def save(self, run: Run) -> None:
         from safetensors.torch import save
@@ -136,54 +123,35 @@ class Dinov2(nn.Module):
         return model.to(device).eval()
 
     @classmethod
-    def fit(
-        cls,
-        train: Catalog,
-        val: Catalog,
-        recipe: Dinov2Recipe,
-        run: Run,
-        *,
-        device: torch.device,
-        precision: str = "fp32",
-        resume: bool = False,
-    ) -> tuple[Dinov2, Fit]:
+    def fit(cls, context: FitContext) -> Fitted:
         """Train on the classes of both parts; `target` is worked out here, for flips are known by class.
 
         Raises:
             UsageError: no such target, a logistic head over a backbone that learns, or a loss or mixing that would not be used.
             RunError: a part has no image of the target, or training images of fewer than two of its classes.
         """
+        recipe, train, val = context.recipe, context.train, context.val
         if recipe.head.kind == "logistic" and recipe.tune != "head":
             raise UsageError("A logistic head is solved on fixed features, and the backbone learns.", hint="--tune head, or head.kind=mlp")
         _check_used(recipe)
         taxonomy = train.taxonomy.of_target(recipe.target)
         check_target(train, val, recipe)
-        _say_target(of_target(train, recipe.target), of_target(val, recipe.target), recipe.target)
+        _say_target(train.of_target(recipe.target), val.of_target(recipe.target), recipe.target)
         torch.manual_seed(recipe.seed)
         backbone, origin = create_backbone(recipe.backbone, recipe.image.size)
-        warn_of_leaks(origin, run)
-        model = cls(backbone, recipe, taxonomy).to(device)
+        warn_of_leaks(origin, context.run)
+        model = cls(backbone, recipe, taxonomy).to(context.device)
         if recipe.checkpointing:
             set_checkpointing(backbone.model, recipe.tune)
+        precision = context.precision
         if recipe.tune == "head":
             if precision != "fp32" and not tower_of(backbone.model).is_vit:
                 console.say(f"Features: in fp32; of {precision} convolutions gain little, and lose more than a ViT.")
                 precision = "fp32"
-            fitted = fit_head(model, train, val, run, origin, device, precision, resume)
+            learned = fit_head(model, origin, replace(context, precision=precision))
         else:
-            fitted = fit_full(model, of_target(train, recipe.target), of_target(val, recipe.target), run, device, precision, resume)
-        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds, precision)
-
-
-def of_target(catalog: Catalog, target: str) -> Catalog:
-    """The images that a `target` is about, with its classes as labels; images without a label are left out.
-
-    Raises:
-        UsageError: as `Taxonomy.of_target`.
-    """
-    taxonomy, names = catalog.taxonomy.of_target(target), catalog.taxonomy.names_in_target(target)
-    frame = catalog.frame[catalog.frame["label"].isin(list(names))].reset_index(drop=True)
-    return replace(catalog, frame=frame.assign(label=frame["label"].map(names)), taxonomy=taxonomy)
+            learned = fit_full(model, replace(context, train=train.of_target(recipe.target), val=val.of_target(recipe.target)))
+        return Fitted(model.eval(), learned.scores, learned.epoch, origin, learned.parameters, learned.seconds, precision)
 
 
 def check_target(train: Catalog, val: Catalog, recipe: Dinov2Recipe) -> None:
@@ -193,7 +161,7 @@ def check_target(train: Catalog, val: Catalog, recipe: Dinov2Recipe) -> None:
         UsageError: as `Taxonomy.of_target`.
         RunError: a part has no image of the target, or training images of one of its classes alone.
     """
-    own = {name: of_target(part, recipe.target) for name, part in (("train", train), ("val", val))}
+    own = {name: part.of_target(recipe.target) for name, part in (("train", train), ("val", val))}
     names = own["train"].taxonomy.names
     for name, part in own.items():
         if not len(part):

@@ -17,6 +17,7 @@ from entrep_cli.data.augment import augment, batch_views
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.methods.base import FitContext
 from entrep_cli.models.device import autocast
 from entrep_cli.models.heads import Head
 from entrep_cli.training.gathering import gathered
@@ -32,22 +33,13 @@ if TYPE_CHECKING:
 _TOLD = "training.json"  # what is worth knowing of a training beside its scores
 
 
-def fit_head(
-    model: Dinov2,
-    train: Catalog,
-    val: Catalog,
-    run: Run,
-    origin: dict[str, Any],
-    device: torch.device,
-    precision: str,
-    resume: bool,
-) -> Fitted:
+def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> Fitted:
     """Train the head on features of several views; `train` and `val` have all classes, the target is worked out here.
 
-    Args:
-        precision: of the backbone's features; the head learns in float32.
+    The precision is that of the backbone's features; the head learns in float32.
     """
-    recipe = model.recipe
+    recipe, train, val, run = model.recipe, context.train, context.val, context.run
+    device, precision, resume = context.device, context.precision, context.resume
     if recipe.backbone.weights == "none":
         console.warn("The frozen backbone has random weights; its features mean little. --tune full trains it.")
     model.requires_grad_(False).eval()
@@ -128,9 +120,10 @@ def _better(scores: dict[str, float]) -> tuple[float, float]:
     return scores[MONITOR], -scores["val_loss"]
 
 
-def fit_full(model: Dinov2, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool) -> Fitted:
+def fit_full(model: Dinov2, context: FitContext) -> Fitted:
     """Train backbone and head; `train` and `val` have the classes of the target alone."""
-    recipe = model.recipe
+    recipe, train, val, run = model.recipe, context.train, context.val, context.run
+    device, precision, resume = context.device, context.precision, context.resume
     with processes.main_first():
         pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
         val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")

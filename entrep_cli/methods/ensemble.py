@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Model
 from entrep_cli.methods.runs import load_model
 from entrep_cli.models.inputs import resized
 from entrep_cli.recipes.recipe import Recipe
@@ -78,35 +79,50 @@ class Weights:
             object.__setattr__(self, name, tuple(float(w) / sum(column) for w in column))
 
 
-class Ensemble(nn.Module):
+class Ensemble(Method):
     """Models that answer together."""
 
     Recipe = EnsembleRecipe
-    reads_text = True  # of a model: whether one of its members reads texts and counts in the rankings
 
-    def __init__(self, members: Sequence[nn.Module], runs: Sequence[Run], recipe: EnsembleRecipe, weights: Weights) -> None:
+    def __init__(self, members: Sequence[Model], runs: Sequence[Run], recipe: EnsembleRecipe, weights: Weights) -> None:
         """`runs` are those of the members, where they have embeddings already."""
         super().__init__()
         self.recipe = recipe
         self.taxonomy: Taxonomy = members[0].taxonomy
-        self.members = nn.ModuleList(members)
-        self.runs = list(runs)
+        self.models = nn.ModuleList(members)
+        self._runs = tuple(runs)
         self.weights = weights
         self.preprocess = max((member.preprocess for member in members), key=lambda preprocess: preprocess.size)
-        self.reads_text = any(self._readers())
         self.requires_grad_(False).eval()
+
+    @property
+    def members(self) -> Sequence[Model]:
+        return tuple(self.models)
+
+    @property
+    def member_runs(self) -> Sequence[Run]:
+        return self._runs
+
+    @property
+    def target(self) -> str:
+        return self.recipe.target
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether one of the members reads texts and counts in the rankings."""
+        return any(self._readers())
 
     # ------------------------------------------------------------ answers
 
-    def combine(self, seen: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def combine(self, answers: Sequence[tuple[torch.Tensor, ...]]) -> Inference:
         """(N, D) unit embeddings and (N, C) probabilities of the whole from those of each member."""
-        vectors = [rows.float() for rows, _ in seen]
-        classes = sum(w * _calibrated(p, t) for (_, p), w, t in zip(seen, self.weights.classes, self.weights.temperatures))
-        return self._side_by_side(vectors, self.weights.ranking), classes.float().to(vectors[0].device)
+        vectors = [member[0].float() for member in answers]
+        classes = sum(w * _calibrated(p, t) for (_, p, *_), w, t in zip(answers, self.weights.classes, self.weights.temperatures))
+        return Inference(self._side_by_side(vectors, self.weights.ranking), classes.float().to(vectors[0].device))
 
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Model.infer`, of pixels in the largest size that a member wants, scaled down for the others.
+    def infer(self, pixels: torch.Tensor) -> Inference:
+        """Of pixels in the largest size that a member wants, scaled down for the others.
 
         Image files are better given to `embed_items`: each member then reads them with its own preprocessing.
 
@@ -117,12 +133,6 @@ class Ensemble(nn.Module):
         if len(views) > 1:
             raise UsageError("The members of the ensemble see images cut in different ways.", hint="name one of the members")
         return self.combine([member.infer(resized(pixels, member.preprocess.size)) for member in self.members])
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[0]
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[1]
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows, zero in the place of the members that read no texts."""
@@ -145,12 +155,12 @@ class Ensemble(nn.Module):
 
     def _readers(self) -> list[bool]:
         """Of each member whether it reads texts and its cosines count."""
-        return [bool(getattr(member, "reads_text", False)) and w > 0 for member, w in zip(self.members, self.weights.ranking)]
+        return [member.reads_text and w > 0 for member, w in zip(self.members, self.weights.ranking)]
 
     def _check_reads_texts(self) -> list[bool]:
         reads = self._readers()
         if not any(reads):
-            there = any(getattr(member, "reads_text", False) for member in self.members)
+            there = any(member.reads_text for member in self.members)
             raise UsageError(
                 "The members of this ensemble that read texts have no weight in its rankings, so it cannot answer texts (track 3)."
                 if there
@@ -168,7 +178,7 @@ class Ensemble(nn.Module):
         own = {name: torch.tensor(getattr(self.weights, name), dtype=torch.float64) for name in ("classes", "ranking", "temperatures")}
         own["dimensions"] = torch.tensor(self.weights.dimensions)
         write_bytes_atomic(run.path(MODEL), save(own))
-        write_json_atomic(run.path(MEMBERS), [_reference(member, run) for member in self.runs])
+        write_json_atomic(run.path(MEMBERS), [_reference(member, run) for member in self.member_runs])
 
     @classmethod
     def load(cls, run: Run, recipe: EnsembleRecipe, taxonomy: Taxonomy, device: torch.device) -> Ensemble:
@@ -185,7 +195,7 @@ class Ensemble(nn.Module):
         return cls([load_model(member, str(device)) for member in runs], runs, recipe, weights).to(device)
 
     @classmethod
-    def fit(cls, *_: Any, **__: Any) -> None:
+    def fit(cls, context: FitContext) -> Fitted:
         raise UsageError("An ensemble is made of runs, and not trained.", hint="entrep ensemble RUN RUN")
 
 

@@ -27,7 +27,8 @@ from entrep_cli import console
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError, first_line
-from entrep_cli.methods import Model, method_class
+from entrep_cli.methods import method_class
+from entrep_cli.methods.base import Inference, Model
 from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, write_json_atomic
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _ImageTower(nn.Module):
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return inspect.unwrap(type(self.model).infer)(self.model, pixels)
+        return inspect.unwrap(type(self.model).infer)(self.model, pixels)[:2]
 
 
 class _TextTower(nn.Module):
@@ -132,10 +133,11 @@ def open_exported(run: Run) -> ExportedModel:
     return ExportedModel(run, folder / _IMAGE, hashes[_IMAGE])
 
 
-class ExportedModel:
+class ExportedModel(Model):
     """An exported image tower in ONNX Runtime on the CPU, which embeds images as the run's model does."""
 
     def __init__(self, run: Run, path: Path, sha256: str) -> None:
+        super().__init__()
         import tomllib
 
         from entrep_cli.recipes.recipe import build_recipe
@@ -149,9 +151,9 @@ class ExportedModel:
         self.engine = f"{ENGINE} {sha256[:16]}"
         self._session = _session(path)
 
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         embeddings, probabilities = self._session.run(None, {"pixels": pixels.cpu().numpy()})
-        return torch.from_numpy(embeddings), torch.from_numpy(probabilities)
+        return Inference(torch.from_numpy(embeddings), torch.from_numpy(probabilities))
 
 
 def _export(

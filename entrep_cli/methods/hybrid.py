@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.methods import Fit
+from entrep_cli.methods.base import Decisions, FitContext, Fitted, Inference, Method, show_stages
 from entrep_cli.methods.dinov2 import Dinov2
 from entrep_cli.methods.hybrid_components import (
     HybridRecipe,
@@ -56,22 +57,6 @@ _LEAST = 1e-12  # a probability of 0 must not make a validation loss infinite, w
 _EDGE = 1e-6  # more than two ways to round the same cosine differ
 
 
-class Decisions(NamedTuple):
-    """What became of N images.
-
-    Attributes:
-        classes: (N,) class indices.
-        stages: (N,) which stage decided, 1, 2 or 3.
-        confidences: (N,) the calibrated probability of that class by that stage.
-        abstained: (N,) bool, marked as out of distribution.
-    """
-
-    classes: torch.Tensor
-    stages: torch.Tensor
-    confidences: torch.Tensor
-    abstained: torch.Tensor
-
-
 class _First(NamedTuple):
     """What stage 1 makes of images: embeddings (N, D), probabilities (N, C), and the confidence (N,) that the threshold is for."""
 
@@ -80,7 +65,7 @@ class _First(NamedTuple):
     confidences: torch.Tensor
 
 
-class Hybrid(nn.Module):
+class Hybrid(Method):
     """Prototypes, a coarse model and experts; the trained model of the method.
 
     Pixels come in the larger of the two sizes that prototypes and DINOv2 models want, and are scaled down
@@ -89,7 +74,6 @@ class Hybrid(nn.Module):
     """
 
     Recipe = HybridRecipe
-    reads_text = True
 
     def __init__(
         self,
@@ -121,21 +105,20 @@ class Hybrid(nn.Module):
 
     # ------------------------------------------------------------ answers
 
+    @property
+    def reads_text(self) -> bool:
+        return True
+
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         """(N, D) the prototype's visual embeddings, and (N, C) probabilities whose largest is the class decided on.
 
         By stage 1 they are the prototype's calibrated ones. By stages 2 and 3 they are P(region) P(class |
         region); where a class of another region would be the largest of these, as much of P(class | region
         decided on) is mixed in as makes the class decided on the largest (ours).
         """
-        return self._answer(pixels)[:2]
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[0]
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[1]
+        embeddings, probabilities, decisions = self._answer(pixels)
+        return Inference(embeddings, probabilities, decisions.stages)
 
     @torch.inference_mode()
     def decide(self, pixels: torch.Tensor) -> Decisions:
@@ -184,7 +167,7 @@ class Hybrid(nn.Module):
         return first.embeddings, *self._join(first.probabilities, deferred, later)
 
     def _first(self, pixels: torch.Tensor) -> _First:
-        embeddings, probabilities = self.prototype.infer(resized(pixels, self.prototype.preprocess.size))
+        embeddings, probabilities, _ = self.prototype.infer(resized(pixels, self.prototype.preprocess.size))
         by = self.prototype.scores(embeddings)[0] if self.recipe.confidence == "similarity" else probabilities
         return _First(embeddings, probabilities, by.amax(dim=1))
 
@@ -268,17 +251,7 @@ class Hybrid(nn.Module):
     # ------------------------------------------------------------ training
 
     @classmethod
-    def fit(
-        cls,
-        train: Catalog,
-        val: Catalog,
-        recipe: HybridRecipe,
-        run: Run,
-        *,
-        device: torch.device,
-        precision: str = "fp32",
-        resume: bool = False,
-    ) -> tuple[Hybrid, Fit]:
+    def fit(cls, context: FitContext) -> Fitted:
         """Train every part, then choose temperatures and threshold on `val`.
 
         With `resume`, parts that are complete are not trained again, and an incomplete one goes on.
@@ -288,12 +261,13 @@ class Hybrid(nn.Module):
             and whatever the training of a part raises.
         """
         started = time.monotonic()
+        recipe, train, val, run, device = context.recipe, context.train, context.val, context.run, context.device
         recipes = component_recipes(recipe, train.taxonomy, run)
         check_components(recipes, train, val)
         models, manifests = {}, {}
         for name, own in recipes.items():
             section = section_of(name, recipe)
-            models[name], manifests[name] = train_one(name, own, section, train, val, run, device, precision, resume)
+            models[name], manifests[name] = train_one(name, section, replace(context, recipe=own))
             check_views(*(model.preprocess for key, model in models.items() if key != "towers"))
         experts = {model.recipe.target: model for name, model in models.items() if name.startswith("expert-")}
         made = cls(models["prototype"], models.get("region"), experts, recipe).to(device)
@@ -302,7 +276,7 @@ class Hybrid(nn.Module):
         weights = {"name": "hybrid", "weights": "its parts", "parts": {name: m["weights"] for name, m in manifests.items()}}
         parameters, seconds = (sum(m[key] for m in manifests.values()) for key in ("parameters", "seconds"))
         # What was trained in an earlier sitting is counted by the parts.
-        return made, Fit(scores, 0, weights, parameters, max(seconds, time.monotonic() - started))
+        return Fitted(made, scores, 0, weights, parameters, max(seconds, time.monotonic() - started))
 
     @torch.inference_mode()
     def _choose(self, val: Catalog, by_baseline: torch.Tensor) -> dict[str, float]:
@@ -406,16 +380,6 @@ def _right(decisions: Decisions, targets: torch.Tensor, own: torch.Tensor, absta
     found = {"right": int(right.sum()), "accuracy": float(right.sum() / n) if n else None}
     kept = own & ~decisions.abstained
     return found | ({"accuracy of the unmarked": float(right[kept].float().mean()) if kept.any() else None} if abstains else {})
-
-
-def show_stages(title: str, stages: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of `Hybrid.stages` as a table."""
-    columns = {"by": "decided by"}
-    console.table(
-        title,
-        [columns.get(key, key) for key in stages[0]],
-        [["-" if value is None else value for value in row.values()] for row in stages],
-    )
 
 
 def tune_threshold(confidences: torch.Tensor, first_right: torch.Tensor, later_right: torch.Tensor) -> float:

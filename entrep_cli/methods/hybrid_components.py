@@ -15,6 +15,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import DataError, RunError, UsageError, WeightsError
+from entrep_cli.methods.base import FitContext
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe, check_target
 from entrep_cli.methods.prototype import PrototypeRecipe
@@ -186,19 +187,21 @@ def section_of(name: str, recipe: HybridRecipe) -> str:
     return "prototype" if name == "prototype" else "experts"
 
 
-def train_one(
-    name: str, recipe: Recipe, section: str, train: Catalog, val: Catalog, run: Run, device: torch.device, precision: str, resume: bool
-) -> tuple[Any, dict[str, Any]]:
-    """A part, trained or found complete. A checkpoint file marks the whole as one to go on with, while there is anything to go on from.
+def train_one(name: str, section: str, context: FitContext) -> tuple[Any, dict[str, Any]]:
+    """A component, trained or complete already, and its manifest.
+
+    A checkpoint file marks the whole as one to go on with, while there is anything to go on from.
 
     Args:
         section: see `section_of`, for the messages.
+        context: of the whole, with the recipe of the component.
     """
-    part = Run(run.path(name))
-    console.say("", f"Part {name} ({recipe.method}){': it is complete.' if resume and part.complete else ''}")
+    component = Run(context.run.path(name))
+    complete = ": it is complete." if context.resume and component.complete else ""
+    console.say("", f"Component {name} ({context.recipe.method}){complete}")
     try:
-        with component_of(run, part):
-            return train_component(train, val, recipe, part, run, device=device, precision=precision, resume=resume)
+        with component_of(context.run, component):
+            return train_component(component, context)
     except WeightsError as error:
         named = f"of a hybrid, --backbone is --set {section}.backbone.name=NAME, and --weights is --set {section}.backbone.weights=FILE"
         raise WeightsError(error.what, where=error.where, faults=error.faults, hint=f"{error.hint}; {named}") from error

@@ -13,7 +13,7 @@ comes as white light alone, and the model makes its pseudo-NBI itself.** Validat
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,8 +28,8 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.modalities import NarrowBand, pseudo_nbi
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import RunError, UsageError
-from entrep_cli.methods import Fit
+from entrep_cli.errors import RunError
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
 from entrep_cli.methods.mics_pretraining import IMAGES, MicsPretrainingRecipe, PretrainingSection, Second, augment_alike, second_modality
 from entrep_cli.methods.runs import warn_of_leaks
 from entrep_cli.models.backbones import Backbone, BackboneSettings, read_weights
@@ -38,7 +38,8 @@ from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.mics_encoders import MODALITIES, create_encoders, encoder_state, load_encoders
 from entrep_cli.models.mics_fusion import FusionEncoderSettings, MicsClassifier
 from entrep_cli.recipes.recipe import Recipe
-from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
+from entrep_cli.training.loop import Fitted as Learned
+from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.shift import ShiftDictionary, ShiftSettings
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
@@ -95,11 +96,10 @@ class MicsRecipe(Recipe):
         return MicsPretrainingRecipe(**{name: getattr(self, name) for name in MicsPretrainingRecipe.model_fields if name != "method"})
 
 
-class Mics(nn.Module):
+class Mics(Method):
     """Encoders, fusion encoder and head; the trained model of the method. Pixels are white light, uint8."""
 
     Recipe = MicsRecipe
-    reads_text = False
 
     def __init__(self, classifier: MicsClassifier, recipe: MicsRecipe, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -109,25 +109,10 @@ class Mics(nn.Module):
         self.classifier = classifier
 
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         """(N, D) unit z_f and (N, C) probabilities; the second modality is the pseudo-NBI of the pixels, without a shift."""
         fused, logits = self.classifier(pixels, pseudo_nbi(pixels))
-        return F.normalize(fused.float(), dim=1), logits.float().softmax(dim=1)
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[0]
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[1]
-
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        raise UsageError(
-            "mics has no text tower, so it cannot answer texts (track 3).",
-            hint="use a run of a method that has one",
-        )
-
-    def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.embed_texts(texts)
+        return Inference(F.normalize(fused.float(), dim=1), logits.float().softmax(dim=1))
 
     def save(self, run: Run) -> None:
         from safetensors.torch import save
@@ -147,23 +132,14 @@ class Mics(nn.Module):
         return model.to(device).eval()
 
     @classmethod
-    def fit(
-        cls,
-        train: Catalog,
-        val: Catalog,
-        recipe: MicsRecipe,
-        run: Run,
-        *,
-        device: torch.device,
-        precision: str = "fp32",
-        resume: bool = False,
-    ) -> tuple[Mics, Fit]:
+    def fit(cls, context: FitContext) -> Fitted:
         """Train on the labelled share of `train`, with the features of all of it as dictionary; choose on `val`.
 
         Raises:
             UsageError: no ViT of timm, or a fusion encoder that does not fit its width.
             WeightsError, RunError: weights that are not there, or of another ViT.
         """
+        recipe, train, val, run, device = context.recipe, context.train, context.val, context.run, context.device
         labelled = labelled_rows(train.targets, train.groups, recipe.label_fraction, recipe.seed)
         _tell_labels(run, train, labelled, recipe)
         torch.manual_seed(recipe.seed)
@@ -177,8 +153,8 @@ class Mics(nn.Module):
         if images.second.real.any():
             console.warn("An image to be answered has no real NBI: from this run it gets pseudo-NBI. narrow=pseudo trains so too.")
         dictionaries = _dictionaries(model, images, train, val, run, device) if recipe.shift.scale else None
-        fitted = _train(model, images, torch.from_numpy(labelled), dictionaries, train, val, run, device, precision, resume)
-        return model.eval(), Fit(fitted.scores, fitted.epoch, origin, fitted.parameters, fitted.seconds)
+        learned = _train(model, images, torch.from_numpy(labelled), dictionaries, context)
+        return Fitted(model.eval(), learned.scores, learned.epoch, origin, learned.parameters, learned.seconds)
 
 
 def start_encoders(settings: BackboneSettings, size: int, *, say: bool = False) -> tuple[Backbone, Backbone, dict[str, Any]]:
@@ -271,15 +247,11 @@ def _train(
     images: _Images,
     labelled: torch.Tensor,
     dictionaries: tuple[ShiftDictionary, ShiftDictionary] | None,
-    train: Catalog,
-    val: Catalog,
-    run: Run,
-    device: torch.device,
-    precision: str,
-    resume: bool,
-) -> Fitted:
+    context: FitContext,
+) -> Learned:
     """Fit on the images at (n,) `labelled`; the loss is the mean of the cross-entropies of z_f, z_f + s_w and z_f + s_n (mean: ours)."""
     recipe, settings = model.recipe, model.recipe.train
+    train, val, device, precision = context.train, context.val, context.device, context.precision
     classifier, taxonomy = model.classifier, model.taxonomy
     targets, val_targets = torch.from_numpy(train.targets)[labelled], torch.from_numpy(val.targets)
     val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
@@ -328,8 +300,8 @@ def _train(
     steps = len(batches(order(torch.Generator().manual_seed(0)), settings.batch_size))
     started = recipe.backbone.weights != "none"
     slow = {name for name, _ in classifier.named_parameters() if started and name.startswith(tuple(f"{m}." for m in MODALITIES))}
-    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": slow, "precision": precision}
-    return fit(classifier, from_pixels if kept is None else from_tokens, steps, validate, settings, run, **how)
+    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": context.resume, "pretrained": slow, "precision": precision}
+    return fit(classifier, from_pixels if kept is None else from_tokens, steps, validate, settings, context.run, **how)
 
 
 class _Tokens(NamedTuple):

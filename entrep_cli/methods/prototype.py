@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
@@ -27,12 +26,10 @@ from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese
 from entrep_cli.errors import DataError, RunError
-from entrep_cli.methods import Fit
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
 from entrep_cli.methods.clip_lora import ClipLora
 from entrep_cli.methods.prototype_towers import Towers, open_towers, say_texts, say_towers
-from entrep_cli.models.clip import (
-    ClipSettings,
-)
+from entrep_cli.models.clip import ClipSettings
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.prototypes import DEFAULT_TEMPERATURE, TEMPERATURES, Prototypes, fit_temperature, fuse, nearest
 from entrep_cli.recipes.recipe import Recipe
@@ -70,7 +67,7 @@ class PrototypeRecipe(Recipe):
         return {key: value for key, value in table.items() if key != "train" or value} if isinstance(table, dict) else table
 
 
-class Prototype(nn.Module):
+class Prototype(Method):
     """Two frozen towers and the prototypes; the trained model of the method.
 
     A run holds the prototypes and their temperatures alone; the towers are loaded again from where they
@@ -79,7 +76,6 @@ class Prototype(nn.Module):
     """
 
     Recipe = PrototypeRecipe
-    reads_text = True
 
     def __init__(self, towers: Towers | ClipLora, recipe: PrototypeRecipe, taxonomy: Taxonomy, prototypes: Prototypes) -> None:
         super().__init__()
@@ -91,17 +87,15 @@ class Prototype(nn.Module):
         self.register_buffer("region_of", _region_of(taxonomy), persistent=False)
         self.requires_grad_(False).eval()
 
+    @property
+    def reads_text(self) -> bool:
+        return True
+
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def infer(self, pixels: torch.Tensor) -> Inference:
         """(N, D) visual embeddings, for a query has no text, and (N, C) probabilities."""
         embeddings = self.towers(pixels)
-        return embeddings, self.prototypes.class_probabilities(self.scores(embeddings)[0])
-
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[0]
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.infer(pixels)[1]
+        return Inference(embeddings, self.prototypes.class_probabilities(self.scores(embeddings)[0]))
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows. Texts that are cut, or not of the tower's language, are counted aloud; empty ones are a DataError."""
@@ -168,17 +162,7 @@ class Prototype(nn.Module):
         return cls(towers, recipe, taxonomy, Prototypes(**kept)).to(device)
 
     @classmethod
-    def fit(
-        cls,
-        train: Catalog,
-        val: Catalog,
-        recipe: PrototypeRecipe,
-        run: Run,
-        *,
-        device: torch.device,
-        precision: str = "fp32",
-        resume: bool = False,
-    ) -> tuple[Prototype, Fit]:
+    def fit(cls, context: FitContext) -> Fitted:
         """Make the prototypes of `train` and fit the temperatures on `val`.
 
         Nothing is trained, so `precision` and `resume` change nothing; the towers compute in fp32.
@@ -188,9 +172,10 @@ class Prototype(nn.Module):
             UsageError, WeightsError: the towers are not there, or are not whole.
         """
         started = time.monotonic()
+        recipe, train, val, device = context.recipe, context.train, context.val, context.device
         texts = _texts(train, recipe)
         towers, origin = open_towers(recipe, device)
-        say_towers(towers, origin, run)
+        say_towers(towers, origin, context.run)
         dim = towers.architecture.config["embed_dim"]
         regions = train.taxonomy.regions
         model = cls(towers, recipe, train.taxonomy, Prototypes(torch.zeros(len(train.taxonomy), dim), torch.zeros(len(regions), dim)))
@@ -203,7 +188,7 @@ class Prototype(nn.Module):
             console.warn(f"{len(missing)} classes have no training images, so no prototype, and are never predicted: {', '.join(missing)}.")
         seen = _image_rows(model, origin, val, "validation images")
         scores = _calibrate(model.prototypes, seen, torch.from_numpy(val.targets), region_of)
-        return model.to(device), Fit(scores, 0, origin, seconds=time.monotonic() - started, precision="fp32")
+        return Fitted(model.to(device), scores, 0, origin, seconds=time.monotonic() - started, precision="fp32")
 
 
 # ---------------------------------------------------------------- texts

@@ -9,17 +9,17 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from entrep_cli import __version__, console, processes
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError, first_line
-from entrep_cli.methods import SCALES_OUT, Fit, Model, method_class
+from entrep_cli.methods import METHODS, method_class
+from entrep_cli.methods.base import FitContext, Fitted, Method, in_classes_of
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
@@ -50,7 +50,7 @@ def train_run(
     precision: str = "auto",
     fold: int | None = None,
     resume: bool = False,
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Method, dict[str, Any]]:
     """Train `recipe` into `run`; the model and its manifest.
 
     The run is complete, and found by the other commands, only when this returns. With `resume` one that is
@@ -61,10 +61,12 @@ def train_run(
         RunError: a part without images, or a run to resume that was started with another recipe or split.
         UsageError: a method that several processes cannot share.
     """
-    if processes.size() > 1 and recipe.method not in SCALES_OUT:
+    kind = method_class(recipe.method)
+    if processes.size() > 1 and not kind.scales_out:
+        several = [name for name in METHODS if method_class(name).scales_out]
         raise UsageError(
             f"{recipe.method} is trained in one process, and {processes.size()} were started.",
-            hint=f"run it without a launcher; several processes can share {' and '.join(SCALES_OUT)}",
+            hint=f"run it without a launcher; several processes can train {' and '.join(several)}",
         )
     place, reason = choose_device(device)
     console.say(f"Device: {place} ({reason}).")
@@ -82,7 +84,7 @@ def train_run(
         _check_started(run, recipe, about)
         return load_model(run, device), run.manifest
     with processes.own_folder(run) as own:
-        return _train(train, val, recipe, own, about, place, chosen, resume)
+        return _train(FitContext(train, val, recipe, own, place, chosen, resume), about)
 
 
 def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, Any]:
@@ -115,85 +117,75 @@ def component_of(whole: Run, part: Run) -> Iterator[None]:
                 whole.path(CHECKPOINT).unlink()
 
 
-def train_component(
-    train: Catalog, val: Catalog, recipe: Recipe, part: Run, whole: Run, *, device: torch.device, precision: str, resume: bool
-) -> tuple[Model, dict[str, Any]]:
-    """Train a run that is a part of another one, in a folder inside of it and on the same images.
+def train_component(component: Run, context: FitContext) -> tuple[Method, dict[str, Any]]:
+    """Train a run that is a component of another one, in a folder inside of it and on the same images.
 
-    With `resume` a complete part is loaded and not trained again, and an incomplete one goes on.
+    With `resume` a complete component is loaded and not trained again, and an incomplete one goes on.
+
+    Args:
+        context: of the whole, whose run it has, with the recipe of the component.
 
     Raises:
         RunError: as `train_run`.
     """
-    about = started_on(whole).get("about") or {
-        # Not started by `train_run`: there is no more to tell than the images.
-        "data": {"layouts": list(train.layouts), "catalog": fingerprint([train.fingerprint, val.fingerprint])},
+    about = started_on(context.run).get("about") or {
+        # Not started by `train_run`: the images are all that is known.
+        "data": {"layouts": list(context.train.layouts), "catalog": fingerprint([context.train.fingerprint, context.val.fingerprint])},
         "split": {"fold": None, "fingerprint": None},
     }
-    if resume and part.complete:
-        _check_started(part, recipe, about)
-        return load_model(part, str(device)), part.manifest
-    part.folder.mkdir(exist_ok=True)
-    part.path(MANIFEST).unlink(missing_ok=True)
-    return _train(train, val, recipe, part, about, device, precision, resume)
+    if context.resume and component.complete:
+        _check_started(component, context.recipe, about)
+        return load_model(component, str(context.device)), component.manifest
+    component.folder.mkdir(exist_ok=True)
+    component.path(MANIFEST).unlink(missing_ok=True)
+    return _train(replace(context, run=component), about)
 
 
-def _train(
-    train: Catalog, val: Catalog, recipe: Recipe, run: Run, about: dict[str, Any], device: torch.device, precision: str, resume: bool
-) -> tuple[Model, dict[str, Any]]:
-    """`about` is what the manifest tells of the data and the split."""
-    if resume:
+def _train(context: FitContext, about: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """`about` is what the manifest says of the data and the split."""
+    run, recipe = context.run, context.recipe
+    if context.resume:
         _check_started(run, recipe, about)
     write_text_atomic(run.path(CONFIG), recipe_toml(recipe))
-    write_json_atomic(run.path(STARTED), {**trained_on(about), "precision": precision, "about": about})
-    model, fit = method_class(recipe.method).fit(train, val, recipe, run, device=device, precision=precision, resume=resume)
-    model.save(run)
-    images = {name: len(in_classes_of(model, part)) for name, part in (("train", train), ("val", val))}
-    complete_run(run, model, fit, about, images, device=str(device), precision=precision)
-    return model, run.manifest
+    write_json_atomic(run.path(STARTED), {**trained_on(about), "precision": context.precision, "about": about})
+    fitted = method_class(recipe.method).fit(context)
+    fitted.model.save(run)
+    images = {name: len(in_classes_of(fitted.model, subset)) for name, subset in (("train", context.train), ("val", context.val))}
+    complete_run(run, fitted, about, images, device=str(context.device), precision=context.precision)
+    return fitted.model, run.manifest
 
 
 def complete_run(
-    run: Run, model: Model, fit: Fit, about: Mapping[str, Any], images: Mapping[str, int], *, device: str, precision: str, **more: Any
+    run: Run, fitted: Fitted, about: Mapping[str, Any], images: Mapping[str, int], *, device: str, precision: str, **more: Any
 ) -> None:
     """Write `run.json`: what the run is, what it was made from and what it cost; `more` is told as it is given.
 
     Args:
         about: see `about_data`; images: how many of each part were used.
     """
+    model = fitted.model
     run.mark_complete(
         {
             "entrep": __version__,
-            "method": model.recipe.method,
+            "method": model.name,
+            "reads_text": model.reads_text,
+            "target": model.target,
             "taxonomy": model.taxonomy.as_dict(),
             "preprocess": model.preprocess.as_dict(),
-            "weights": fit.weights,
-            "validation": fit.validation,
-            "epoch": fit.epoch,
+            "weights": fitted.weights,
+            "validation": fitted.validation,
+            "epoch": fitted.epoch,
             "data": {**about["data"], "images": dict(images)},
             "split": about["split"],
             "device": device,
-            "precision": fit.precision or precision,
-            "parameters": fit.parameters,
-            "seconds": round(fit.seconds, 1),
+            "precision": fitted.precision or precision,
+            "parameters": fitted.parameters,
+            "seconds": round(fitted.seconds, 1),
             "versions": versions(),
             **more,
         }
     )
     end_training(run)
-
-
-def in_classes_of(model: Model, catalog: Catalog) -> Catalog:
-    """A catalog as the classes of a model have it: regions as labels, or one region's images alone, where it is one of those.
-
-    What is scored against the answers of a model is labelled so.
-    """
-    target = getattr(model.recipe, "target", "class")
-    if target == "class":
-        return catalog
-    from entrep_cli.methods.dinov2 import of_target
-
-    return of_target(catalog, target)
 
 
 def versions() -> dict[str, str]:
@@ -244,7 +236,7 @@ def _as_started(run: Run) -> str:
     return f"`entrep train --recipe {shlex.quote(str(run.path(CONFIG)))} --name {run.name} --resume`, or begin anew with --overwrite"
 
 
-def load_model(run: Run, device: str = "auto") -> Model:
+def load_model(run: Run, device: str = "auto") -> Method:
     """The model of a complete run, checked against the hashes in its manifest.
 
     Raises:

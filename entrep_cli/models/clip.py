@@ -105,8 +105,6 @@ def read_architecture(name: str) -> Architecture:
 def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> nn.Module:
     """The model with random weights, for square images of `size` pixels; `pooling` as in `ClipSettings`.
 
-    Its attribute `pretrained_text` tells whether `load_clip_weights` has filled the text tower since.
-
     Raises:
         UsageError: it cannot be built; WeightsError where the configuration of a hub's text tower is not cached.
     """
@@ -126,7 +124,6 @@ def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> n
     if pooling == "gem" and not replace_pooling(model, GeneralisedMean()):
         what = "The image tower is not a convolutional one of timm, whose pooling could be exchanged."
         raise UsageError(what, hint="--set backbone.pooling=own")
-    model.pretrained_text = False
     return model
 
 
@@ -169,7 +166,6 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
         load_weights(trunk, state, path)
         return {**origin, "towers": ["image"]}, "visual.trunk."
     _load_whole(model, state, path)
-    model.pretrained_text = True
     return origin, ""
 
 

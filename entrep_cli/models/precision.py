@@ -28,7 +28,7 @@ def choose_inference_precision(option: str, device: torch.device, model: nn.Modu
     chosen, reason = choose_precision(option, device)
     if chosen == "fp32":
         return chosen, reason
-    if not getattr(model, "low_precision", ()):
+    if not model.low_precision:
         if option == "auto":
             return "fp32", f"{model.recipe.method} answers in it alone"
         raise UsageError(f"{model.recipe.method} answers in fp32 alone.", hint="--precision auto")
@@ -49,7 +49,7 @@ def precision_beside(kept: str | None, device: torch.device, model: nn.Module) -
         return choose_inference_precision("auto", device, model)
     if kept not in DTYPES:
         return "fp32", "as the run's images were embedded"
-    if choose_precision("auto", device)[0] == kept and getattr(model, "low_precision", ()):
+    if choose_precision("auto", device)[0] == kept and model.low_precision:
         return kept, "as the run's images were embedded"
     return "fp32", f"the run's images were embedded in {kept}, which is not for this device"
 

@@ -59,10 +59,10 @@ def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str 
         temperature = None
     texts = texts_for(scored.model, scored.images)
     stages: list[dict[str, Any]] = []
-    if hasattr(scored.model, "decide_images"):
+    decisions = scored.model.decide_images(scored.images.paths, scored.images.digests)
+    if decisions is not None:
         import torch
 
-        decisions = scored.model.decide_images(scored.images.paths, scored.images.digests)
         stages = scored.model.stages(decisions, torch.from_numpy(scored.images.targets))
     return content_of(
         scored,
@@ -224,10 +224,9 @@ def _attention(scored: Scored, pixels: np.ndarray, classes: list[int]) -> tuple[
     from entrep_cli.methods.explanation import explain_images
     from entrep_cli.methods.runs import load_model
     from entrep_cli.reporting.overlays import overlay
-    from entrep_cli.retrieval.pipeline import device_of
 
     # Loaded again: the scored one may answer in a lower precision, and what is looked into is float32.
-    model = load_model(scored.run, str(device_of(scored.model)))
+    model = load_model(scored.run, str(scored.model.device))
     found = explain_images(model, torch.from_numpy(pixels), classes=classes)
     heat = np.asarray(found.heat)
     return [overlay(one, map_) for one, map_ in zip(pixels, heat)], found.by

@@ -19,7 +19,6 @@ import numpy as np
 from entrep_cli.data.groups import RULES, name_group
 from entrep_cli.data.images import pixel_digest
 from entrep_cli.errors import UsageError
-from entrep_cli.methods import WITH_TEXT
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.opening import open_model
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     import faiss
     from PIL import Image
 
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 OFF = ClassRule()
 MAX_MISSED = 5
@@ -52,7 +51,7 @@ class Finder:
 
     @property
     def reads_texts(self) -> bool:
-        return bool(getattr(self.model, "reads_text", False))
+        return self.model.reads_text
 
     @property
     def labels(self) -> list[str]:
@@ -142,9 +141,9 @@ def image_query(finder: Finder, picture: Image.Image, name: str) -> Query:
     import torch
 
     model = finder.model
-    pixels = torch.from_numpy(model.preprocess(picture)[None]).to(next(model.parameters()).device)
+    pixels = torch.from_numpy(model.preprocess(picture)[None]).to(model.device)
     with torch.inference_mode():
-        vector, probabilities = (rows.float().cpu().numpy() for rows in model.infer(pixels))
+        vector, probabilities = (rows.float().cpu().numpy() for rows in model.infer(pixels)[:2])
     digest = pixel_digest(picture)
     query = Query(name, vector, probabilities, digest=digest, group=name_group(name, _rule(finder.run)))
     rows = np.flatnonzero(finder.gallery.items.digest == digest)
@@ -186,11 +185,11 @@ def _rule(run: Run) -> str:
 
 
 def check_reads_texts(run: Run, text: str) -> None:
-    """UsageError where the run's method cannot search by text; told before a model is loaded."""
-    if run.manifest["method"] not in WITH_TEXT:
+    """UsageError where the run cannot search by text; raised before a model is loaded."""
+    if not run.manifest["reads_text"]:
         raise UsageError(
-            f"There is no image {text!r}, and {run.manifest['method']} cannot search by text.",
-            hint=f"name an image file, or train a method with a text tower: `entrep train {WITH_TEXT[0]}`",
+            f"No image {text!r}, and {run.manifest['method']} cannot search by text.",
+            hint="name an image file, or train a method with a text tower: `entrep train clip-lora`",
         )
 
 

@@ -28,7 +28,7 @@ from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, fingerp
 
 if TYPE_CHECKING:
     from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 _FILES = ("vectors.npy", "probabilities.npy", "items.csv")
 _COUNTED = ("images", "sha256")  # of a manifest, what every writing works out anew
@@ -152,7 +152,7 @@ def _views(
     model: Model, items: Items, what: str, flip: bool, as_kept: bool, batch_size: int | None, stages: Stages | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images."""
-    if hasattr(model, "members"):
+    if model.members:
         return _views_of_members(model, items, what, flip, as_kept, batch_size, stages)
     return answers(model, items, what=what, flip=flip, batch_size=batch_size, stages=stages)
 
@@ -164,14 +164,14 @@ def _views_of_members(
     import torch
 
     seen = []
-    for member, run in zip(model.members, model.runs):
+    for member, run in zip(model.members, model.member_runs):
         kept = None if flip else _kept(run, member, items, as_kept)
         if kept is None:
             seen.append(_views(member, items, f"{what} by {run.name}", flip, as_kept, batch_size, stages))
         else:
             seen.append([(kept.vectors, kept.probabilities)])
     combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*seen)]
-    return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities in combined]
+    return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities, _ in combined]
 
 
 def _kept(run: Run, model: Model, items: Items, as_kept: bool) -> Embeddings | None:
@@ -190,7 +190,7 @@ def _kept(run: Run, model: Model, items: Items, as_kept: bool) -> Embeddings | N
         place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
         rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
         engine = embedding_engine(run, name)
-        if not as_kept and engine != getattr(model, "engine", FP32):
+        if not as_kept and engine != model.engine:
             continue
         if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False, engine):
             return kept.take(rows)
@@ -219,7 +219,7 @@ def embeddings_of(
     """
     what, name = name, f"{name}-flip" if flip else name
     folder = run.path("embeddings", name)
-    engine = getattr(model, "engine", FP32)
+    engine = model.engine
     manifest = processes.broadcast(_manifest(folder))
     for known in dict.fromkeys([engine, _engine(manifest)] if as_kept else [engine]):
         if manifest.get("fingerprint") != _fingerprint(run, items, model, flip, known):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from entrep_cli import console
-from entrep_cli.methods import Model
+from entrep_cli.methods.base import COMPILED, Model
 from entrep_cli.methods.runs import load_model
 from entrep_cli.models.precision import lower, precision_beside
 from entrep_cli.retrieval.embeddings import embedded_sets, embedding_engine
-from entrep_cli.retrieval.pipeline import COMPILED, FP32, device_of
+from entrep_cli.retrieval.pipeline import FP32
 from entrep_cli.retrieval.sets import TRAIN
 from entrep_cli.workspace import Run
 
@@ -32,13 +32,13 @@ def kept_precision(run: Run) -> str | None:
 
 
 def _lower_as_kept(model: Model, run: Run) -> None:
-    if hasattr(model, "members"):
-        for member, own in zip(model.members, model.runs):
+    if model.members:
+        for member, own in zip(model.members, model.member_runs):
             _lower_as_kept(member, own)
-        engines = [getattr(member, "engine", FP32) for member in model.members]
+        engines = [member.engine for member in model.members]
         model.engine = FP32 if set(engines) == {FP32} else ", ".join(engines)
         return
-    precision, reason = precision_beside(kept_precision(run), device_of(model), model)
+    precision, reason = precision_beside(kept_precision(run), model.device, model)
     if precision != FP32:
         console.say(f"Precision of {run.name}: {precision} ({reason}).")
     lower(model, precision)

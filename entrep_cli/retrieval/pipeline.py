@@ -20,19 +20,16 @@ import numpy as np
 
 from entrep_cli import console, processes
 from entrep_cli.data.pixels import kept_pixels, stream_pixels
-from entrep_cli.errors import UsageError, first_line
 from entrep_cli.limits import cgroup_memory, total_memory
 
 if TYPE_CHECKING:
     import torch
 
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
     from entrep_cli.retrieval.embeddings import Items
 
 FP32 = "fp32"  # what computes unless a model says otherwise by its `engine`
-COMPILED = " compiled"  # after what computes
-_BATCH = 32  # larger ones are not faster on a CPU, and are on a GPU
-_GPU_BATCH = 256
+_GPU_BATCH = 256  # larger ones than the recipe's are not faster on a CPU, and are on a GPU
 _SMALL_MEMORY, _SMALL_BATCH = 4e9, 8
 
 
@@ -95,7 +92,7 @@ def answers(
     import torch
 
     stages = Stages() if stages is None else stages
-    started, device, size = perf_counter(), device_of(model), batch_size or choose_batch(model, None)[0]
+    started, device, size = perf_counter(), model.device, batch_size or choose_batch(model, None)[0]
     paths, digests = [Path(path) for path in items.path], list(items.digest)
     cut = [slice(first, min(first + size, len(items))) for first in range(0, len(items), size)]
     own = cut[processes.rank() :: processes.size()]
@@ -119,7 +116,7 @@ def answers(
             start = perf_counter()
             on_device = _to_device(together, device)
             shown = [on_device, on_device.flip(-1)] if flip else [on_device]
-            under_way.append([value for view in shown for value in model.infer(view)])
+            under_way.append([value for view in shown for value in model.answer(view)[:2]])
             stages.model += perf_counter() - start
             if len(under_way) > 1:
                 fetch(under_way.popleft())
@@ -132,13 +129,6 @@ def answers(
     return [_joined(parts, 2 * view, model) for view in range(1 + flip)]
 
 
-def device_of(model: Model) -> torch.device:
-    """Where a model computes; an exported one, which has no parameters, takes its pixels on the CPU."""
-    import torch
-
-    return next((parameter.device for parameter in getattr(model, "parameters", tuple)()), torch.device("cpu"))
-
-
 def choose_batch(model: Model, option: int | None) -> tuple[int, str]:
     """How many images at a time, and why. The same on the same machine: what is free at the moment does not count.
 
@@ -147,8 +137,8 @@ def choose_batch(model: Model, option: int | None) -> tuple[int, str]:
     """
     if option is not None:
         return option, "asked for"
-    recipe = getattr(model.recipe, "batch_size", _BATCH)
-    device = device_of(model)
+    recipe = model.batch_size
+    device = model.device
     if device.type == "cuda":
         import torch
 
@@ -167,22 +157,6 @@ def fitting_batch(image: float, total: float) -> int:
     while size > 1 and size * image > total / 2:
         size //= 2
     return size
-
-
-def compile_model(model: Model, backend: str = "inductor") -> None:
-    """Have torch compile what the model does with a batch, in place: once for each size of batch, on the first one."""
-    import torch
-
-    infer = torch.compile(model.infer, backend=backend)
-
-    def explained(pixels: torch.Tensor) -> Any:
-        try:
-            return infer(pixels)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise UsageError(f"The model cannot be compiled here: {first_line(error)}", hint="leave out --compile") from error
-
-    model.infer = explained
-    model.engine = f"{getattr(model, 'engine', FP32)}{COMPILED}"
 
 
 def _to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -210,7 +184,7 @@ def _memory_of_an_image(model: Model, device: torch.device) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
-        model.infer(torch.zeros(few, 3, side, side, dtype=torch.uint8, device=device))
+        model.answer(torch.zeros(few, 3, side, side, dtype=torch.uint8, device=device))
     return (torch.cuda.max_memory_allocated(device) - before) / few
 
 

@@ -18,7 +18,7 @@ from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embe
 from entrep_cli.workspace import Run, fingerprint
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 TRAIN, TEST = "train", "test"
 

@@ -11,7 +11,7 @@ from entrep_cli.data.texts import clean_text
 from entrep_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 GAP = "{}"
 

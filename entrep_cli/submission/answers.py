@@ -28,7 +28,7 @@ from entrep_cli.submission.tracks import Answer, read_queries, resolve_names
 from entrep_cli.workspace import Run
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 GALLERIES = ("queries", "test", "train", "all")
 

@@ -27,7 +27,7 @@ from entrep_cli.submission.tracks import resolve_names
 
 if TYPE_CHECKING:
     from entrep_cli.data.testsets import TestSet
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
     from entrep_cli.workspace import Run
 
 MAX_P = 1e-4
@@ -214,7 +214,7 @@ def expected_by_run(run: Run, model: Model, test_set: TestSet, root: Path | None
     from entrep_cli.retrieval.embeddings import embeddings_of
     from entrep_cli.retrieval.sets import folder_items, set_name
 
-    target = getattr(model.recipe, "target", "class")
+    target = model.target
     if target != "class":
         raise UsageError(f"Run {run.name!r} does not distinguish all classes ({target}).", hint="name a run that knows all classes")
     images = embeddings_of(run, set_name(test_set, root), folder_items(test_set, root), model)

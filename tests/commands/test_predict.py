@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.errors import UsageError
 
 SUBMISSION = ["evaluate", "--submission", "x.zip", "--truth", "t.json", "--track"]
 
@@ -54,17 +52,12 @@ def test_the_document_tells_gallery_and_masking(trained, entrep):
 
 
 def test_a_run_that_reads_no_texts_says_so_before_anything_is_embedded(trained, entrep, monkeypatch):
-    def refuse(texts):
-        raise UsageError("The text tower was never trained.", hint="train it")
-
     path = trained / "dinov2" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "method": "clip-lora"}))
-    # It could embed no image either: it is not asked to.
-    model = SimpleNamespace(taxonomy=Taxonomy.entrep(), recipe=None, reads_text=False, embed_texts=refuse)
-    monkeypatch.setattr("entrep_cli.retrieval.opening.open_model", lambda run, device: model)
+    monkeypatch.setattr("entrep_cli.retrieval.opening.open_model", lambda run, device: pytest.fail("no model is needed"))
     for more in ([], ["--class-aware", "soft"]):
         done = entrep("predict", "--track", 3, *more)
-        assert done.code == 2 and "never trained" in done.err
+        assert done.code == 2 and "has learned nothing" in done.err and "texts.contrast" in done.err
 
 
 def test_a_run_of_somebody_else_needs_another_place(trained, entrep, tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.methods.base import Inference
 from entrep_cli.workspace import Run
+from tests.finders import Fake
 from tests.tiny import ENTREP, Contest, answers, draw, lines, make_contest
 
 PACK = "pack the .json alone: `zip -j OUT.zip FILE.json`"
@@ -458,23 +461,18 @@ def test_a_truth_without_classes_is_told(data, right, entrep, tmp_path):
     assert entrep("validate", tmp_path / "mine.zip", "--track", 2, "--truth", tmp_path / "none.json").code == 1
 
 
-class Templates:
+class Templates(Fake):
     """A model that knows a class by its colour."""
 
     def __init__(self) -> None:
-        import torch
-
-        self.torch, self.taxonomy, self.preprocess = torch, Taxonomy.entrep(), Preprocess(16)
-        self.recipe = type("R", (), {"batch_size": 32})()
+        super().__init__(Taxonomy.entrep(), Preprocess(16))
         seen = [self.preprocess(draw(name, seed=1)) for name in self.taxonomy.names]
-        self.seen = torch.from_numpy(np.stack(seen)).float()
-
-    def parameters(self):
-        return iter([self.seen])
+        self.templates = torch.nn.Parameter(torch.from_numpy(np.stack(seen)).float(), requires_grad=False)
 
     def infer(self, pixels):
         flat = pixels.float().flatten(1)
-        return self.torch.nn.functional.normalize(flat, dim=1), (-self.torch.cdist(flat, self.seen.flatten(1)) / 100).softmax(1)
+        probabilities = (-torch.cdist(flat, self.templates.flatten(1)) / 100).softmax(1)
+        return Inference(torch.nn.functional.normalize(flat, dim=1), probabilities)
 
 
 @pytest.fixture

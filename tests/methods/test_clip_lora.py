@@ -20,7 +20,7 @@ from entrep_cli.methods.clip_texts import TrainingTexts
 from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 from entrep_cli.workspace import Run
-from tests.tiny import CLIP, CONV_CLIP
+from tests.tiny import CLIP, CONV_CLIP, fit_method
 
 PROMPTS = {"en": ("{} edge",), "vi": ("cạnh {}",)}
 TAXONOMY = Taxonomy(
@@ -81,7 +81,7 @@ def _parts_of(catalog):
 
 def fit(catalog, made, run):
     run.folder.mkdir(exist_ok=True)
-    return ClipLora.fit(*_parts_of(catalog), made, run, device=CPU)
+    return fit_method(ClipLora, *_parts_of(catalog), made, run)
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -102,9 +102,11 @@ def test_a_saved_model_answers_the_same(catalog, files, tmp_path, kind, tune, we
     model, fitted = fit(catalog, made, run)
     completed(model, fitted, run)
     again = ClipLora.load(run, made, TAXONOMY, CPU)
-    for a, b in zip((*model.infer(pixels()), model.embed_texts(["a", "b c"])), (*again.infer(pixels()), again.embed_texts(["a", "b c"]))):
+    for a, b in zip(
+        (*model.infer(pixels())[:2], model.embed_texts(["a", "b c"])), (*again.infer(pixels())[:2], again.embed_texts(["a", "b c"]))
+    ):
         assert torch.allclose(a, b, atol=1e-5)
-    assert again.backbone.pretrained_text == model.backbone.pretrained_text
+    assert again.pretrained_text == model.pretrained_text
     assert model.embed_images(pixels()).shape == (3, 32)
     assert torch.allclose(model.embed_texts(["a"]).norm(dim=1), torch.ones(1))
 
@@ -271,7 +273,7 @@ def test_a_text_tower_that_never_learned_says_so(catalog, files, tmp_path):
         for ask in (seen.embed_texts, seen.classify_texts):
             with pytest.raises(UsageError, match="never trained"):
                 ask(["a spur"])
-    learned = {name for name, p in ClipLora.fit(*_parts_of(catalog), made, run, device=CPU)[0].named_parameters() if p.requires_grad}
+    learned = {name for name, p in fit_method(ClipLora, *_parts_of(catalog), made, run)[0].named_parameters() if p.requires_grad}
     assert not any("transformer" in name or "token" in name or name.endswith("logit_scale") for name in learned)
     whole = recipe(files, "vit", "tune=lora", "texts.contrast=0")
     model, _ = fit(catalog, whole, Run(tmp_path / "whole"))
@@ -286,7 +288,7 @@ def test_a_lower_precision_stays_near_float32(catalog, files, tmp_path, precisio
     for name in ("fp32", precision):
         run = Run(tmp_path / name)
         run.folder.mkdir()
-        found[name] = ClipLora.fit(*_parts_of(catalog), made, run, device=CPU, precision=name)[0]
+        found[name] = fit_method(ClipLora, *_parts_of(catalog), made, run, precision=name)[0]
     assert {p.dtype for p in found[precision].parameters()} == {torch.float32}
     exact, near = (found[name].embed_images(pixels()) for name in ("fp32", precision))
     assert near.dtype == torch.float32 and not torch.equal(exact, near)

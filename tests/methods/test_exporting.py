@@ -42,7 +42,7 @@ def test_exported_towers_answer_as_the_model_does(made):
     assert all(p["difference"] < 1e-4 and p["cosine"] > 0.9999 for p in manifest["parity"].values())
     opened = open_exported(run)
     for n in (1, 3):  # another number of images than it was exported with
-        for found, wanted in zip(opened.infer(PIXELS[:n]), model.infer(PIXELS[:n])):
+        for found, wanted in zip(opened.infer(PIXELS[:n])[:2], model.infer(PIXELS[:n])[:2]):
             assert torch.allclose(found, wanted, atol=1e-5)
     assert opened.engine.startswith("onnx ") and opened.preprocess == model.preprocess
 

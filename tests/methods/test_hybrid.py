@@ -31,7 +31,7 @@ from entrep_cli.models.clip import Architecture, build_clip
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe, recipe_toml
 from entrep_cli.training import loop
 from entrep_cli.workspace import Run, runs_dir
-from tests.tiny import make_contest
+from tests.tiny import fit_method, make_contest
 
 CLIP = {
     "embed_dim": 32,
@@ -176,8 +176,9 @@ def test_the_stages_are_those_of_a_loop_written_out(model, threshold):
 def test_the_largest_probability_is_the_class_decided_on(model, threshold):
     images = pixels()
     model.threshold = threshold
-    embeddings, probabilities = model.infer(images)
+    embeddings, probabilities, stage = model.infer(images)
     found = model.decide(images)
+    assert torch.equal(stage, found.stages)
     assert torch.equal(probabilities.argmax(dim=1), found.classes) and torch.allclose(probabilities.sum(1), torch.ones(16), atol=1e-6)
     assert torch.equal(embeddings, model.prototype.embed_images(images)) and torch.equal(model.embed_images(images), embeddings)
     assert torch.equal(model.classify(images), probabilities)
@@ -345,7 +346,7 @@ def test_the_same_training_gives_the_same_bytes_and_a_loaded_model(base, tmp_pat
     for file in ("model.safetensors", "components.json", "stages.json"):
         assert (tmp_path / "runs" / "hybrid" / file).read_bytes() == (base / "runs" / "hybrid" / file).read_bytes()
     loaded = load_model(Run(base / "runs" / "hybrid"), "cpu")
-    assert all(torch.equal(a, b) for a, b in zip(made.infer(pixels()), loaded.infer(pixels())))
+    assert all(torch.equal(a, b) for a, b in zip(made.infer(pixels())[:2], loaded.infer(pixels())[:2]))
 
 
 def test_a_part_that_is_another_one_is_refused(copied):
@@ -500,7 +501,7 @@ def test_an_expert_without_images_is_told_before_anything_is_trained(base, tmp_p
     val = val.subset([image for image, label in zip(val.images, val.frame["label"]) if label in ("left", "right")])
     monkeypatch.setattr(module, "train_one", lambda *a: pytest.fail("nothing may begin"))
     with pytest.raises(RunError, match="val part of the split has no image of top, bottom"):
-        Hybrid.fit(train_component, val, recipe(base / "files"), Run(tmp_path / "h"), device=torch.device("cpu"))
+        fit_method(Hybrid, train_component, val, recipe(base / "files"), Run(tmp_path / "h"))
 
 
 def test_regions_of_odd_names_have_folders_of_their_own(base):

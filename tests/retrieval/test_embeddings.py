@@ -14,20 +14,20 @@ from torch import nn
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import DataError, RunError
+from entrep_cli.methods.base import Inference
 from entrep_cli.retrieval import embeddings
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of, read_embeddings
 from entrep_cli.retrieval.search import build_run_index, nearest, open_run_index
 from entrep_cli.workspace import Run
+from tests.finders import Fake
 
 
-class Mean(nn.Module):
+class Mean(Fake):
     """The colour of an image as its embedding; an image is of class 1 as far as its right half is the brighter."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.taxonomy = Taxonomy.from_dict({"classes": [{"name": "a", "id": 0, "mirror": "b"}, {"name": "b", "id": 1, "mirror": "a"}]})
-        self.preprocess = Preprocess(8)
-        self.recipe = type("R", (), {"batch_size": 2})()
+        sides = {"classes": [{"name": "a", "id": 0, "mirror": "b"}, {"name": "b", "id": 1, "mirror": "a"}]}
+        super().__init__(Taxonomy.from_dict(sides), Preprocess(8), batch_size=2)
         self.anchor = nn.Parameter(torch.zeros(1))
         self.n_seen = 0
 
@@ -36,7 +36,7 @@ class Mean(nn.Module):
         x = pixels.float()
         colour = x.mean(dim=(2, 3)) + 1
         right = x[..., 4:].mean(dim=(1, 2, 3)) / (x[..., 4:].mean(dim=(1, 2, 3)) + 2 * x[..., :4].mean(dim=(1, 2, 3)) + 1)
-        return nn.functional.normalize(colour, dim=1), torch.stack([1 - right, right], dim=1)
+        return Inference(nn.functional.normalize(colour, dim=1), torch.stack([1 - right, right], dim=1))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_embed_items_against_one_at_a_time(items):
     whole = embed_items(model, items)
     for i, path in enumerate(items.path):
         pixels = torch.from_numpy(model.preprocess(Image.open(path).convert("RGB")))[None]
-        vector, probability = model.infer(pixels)
+        vector, probability, _ = model.infer(pixels)
         assert np.allclose(whole.vectors[i], vector[0]) and np.allclose(whole.probabilities[i], probability[0])
 
 

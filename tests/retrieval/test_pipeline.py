@@ -13,7 +13,7 @@ from entrep_cli import processes
 from entrep_cli.errors import UsageError
 from entrep_cli.retrieval import pipeline
 from entrep_cli.retrieval.embeddings import Items, embeddings_of
-from entrep_cli.retrieval.pipeline import Stages, answers, choose_batch, compile_model, fitting_batch
+from entrep_cli.retrieval.pipeline import Stages, answers, choose_batch, fitting_batch
 from entrep_cli.workspace import Run, cache_dir
 from tests.retrieval.test_embeddings import Mean
 
@@ -134,7 +134,7 @@ def test_the_batch_and_its_reason(monkeypatch):
 def test_a_compiled_model_gives_the_same_and_has_its_own_name(items):
     model = Mean()
     (wanted, _), *_ = answers(model, items)
-    compile_model(model, backend="eager")
+    model.compile_answers(backend="eager")
     (found, _), *_ = answers(model, items)
     assert model.engine == "fp32 compiled" and np.allclose(found, wanted, atol=1e-6)
 
@@ -146,6 +146,6 @@ def test_a_model_that_cannot_be_compiled_is_told(monkeypatch):
         raise torch._dynamo.exc.InternalTorchDynamoError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    compile_model(model)
+    model.compile_answers()
     with pytest.raises(UsageError, match="no compiler"):
-        model.infer(torch.zeros(1, 3, 8, 8))
+        model.answer(torch.zeros(1, 3, 8, 8))

@@ -15,10 +15,12 @@ from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.data.testsets import only_test_set
 from entrep_cli.errors import DataError, UsageError
+from entrep_cli.methods.base import Inference
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import embedded_sets
 from entrep_cli.submission.answers import answer_track, gallery_names
 from entrep_cli.workspace import Run
+from tests.finders import Fake
 
 RGB = Taxonomy("rgb", (ClassInfo("red", 4, "x", "red"), ClassInfo("green", 7, "x", "green"), ClassInfo("blue", 2, "x", "blue")))
 
@@ -33,18 +35,16 @@ COLOURS = {
 }
 
 
-class Colour(nn.Module):
+class Colour(Fake):
     """The colour is the embedding, and its shares are the probabilities, in the order of the ids: blue, red, green."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.taxonomy, self.preprocess = RGB, Preprocess(4)
-        self.recipe = type("R", (), {"batch_size": 4})()
+        super().__init__(RGB, Preprocess(4), reads=True, batch_size=4)
         self.anchor = nn.Parameter(torch.zeros(1))
 
     def infer(self, pixels):
         colour = pixels.float().mean(dim=(2, 3))
-        return nn.functional.normalize(colour, dim=1), (colour / colour.sum(dim=1, keepdim=True))[:, [2, 0, 1]]
+        return Inference(nn.functional.normalize(colour, dim=1), (colour / colour.sum(dim=1, keepdim=True))[:, [2, 0, 1]])
 
     def embed_texts(self, texts):
         named = torch.tensor([[float(name in text) for name in ("red", "green", "blue")] for text in texts])
