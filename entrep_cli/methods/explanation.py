@@ -42,7 +42,7 @@ from entrep_cli.models.mics_encoders import patch_tokens
 from entrep_cli.models.towers import Tower, tower_of
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 # What `by` can ask for, and what it is called.
 WAYS = {
