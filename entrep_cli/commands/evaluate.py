@@ -122,7 +122,7 @@ def _evaluate_part(
     }
     decisions = model.decide_images(images.paths, images.digests)
     if decisions is not None:
-        more["stages"] = model.stages(decisions, torch.from_numpy(images.targets))
+        more["stages"] = model.stage_counts(decisions, torch.from_numpy(images.targets))
         show_stages(f"What decided: {title}", more["stages"])
     more["calibration"], reliable = _calibration(scored, notes)
     found = (scores.classification, scores.retrieval)

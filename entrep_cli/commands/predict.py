@@ -185,7 +185,7 @@ def _decided(model, found, out: Path) -> list[dict[str, Any]] | None:
     decisions = model.decide_images([Path(items.path[i]) for i in rows], [items.digest[i] for i in rows])
     if decisions is None:
         return None
-    stages = model.stages(decisions)
+    stages = model.stage_counts(decisions)
     show_stages("What decided" + (", and how many are marked as out of distribution" if "marked" in stages[0] else ""), stages)
     path = out.with_name(f"{out.stem}-stages.csv")
     columns = (decisions.stages.tolist(), decisions.confidences.tolist(), decisions.abstained.tolist())

@@ -103,7 +103,7 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
         classes,
         regions,
         pooled([classes["hybrid"].sample], [classes["baseline"].sample]),
-        hybrid.stages(decisions, torch.from_numpy(part.targets)),
+        hybrid.stage_counts(decisions, torch.from_numpy(part.targets)),
         retrieval,
         _tables(classes, regions, retrieval),
         _map(run, of_prototype, part, on),

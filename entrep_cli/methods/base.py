@@ -197,7 +197,7 @@ class Model(nn.Module, ABC):
         """Which stage of a cascade decides on image files, `digests` being of their pixels; None for a model of one stage."""
         return None
 
-    def stages(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
+    def stage_counts(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
         """The decisions of a cascade counted: one row a stage and one for all, as `show_stages` prints them.
 
         Args:
@@ -262,7 +262,7 @@ def in_classes_of(model: Model, catalog: Catalog) -> Catalog:
 
 
 def show_stages(title: str, stages: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of `Model.stages` as a table."""
+    """The rows of `Model.stage_counts` as a table."""
     columns = {"by": "decided by"}
     console.table(
         title,

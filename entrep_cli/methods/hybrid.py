@@ -134,7 +134,7 @@ class Hybrid(Method):
                 advance(len(batch))
         return Decisions(*(torch.cat(columns).cpu() for columns in zip(*found)))
 
-    def stages(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
+    def stage_counts(self, decisions: Decisions, targets: torch.Tensor | None = None) -> list[dict[str, Any]]:
         """What decided, one row each and one for all: images, their share, those marked as out of distribution, those right.
 
         Args:
@@ -336,7 +336,7 @@ class Hybrid(Method):
         from sklearn.metrics import f1_score
 
         n, region_of = len(targets), self.region_of.cpu()
-        stages = self.stages(decisions, targets)
+        stages = self.stage_counts(decisions, targets)
         how = "tuned on validation" if self.recipe.threshold == "tune" else "as the recipe says"
         show_stages(f"Stages on validation: {self.recipe.confidence} of {self.threshold:.4f} or more ({how})", stages)
         models = [

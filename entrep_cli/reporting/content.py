@@ -148,7 +148,7 @@ class Content:
         facts: heading -> name -> value, of the run.
         recipe: its effective configuration as TOML; "" where that is private.
         commands: what made it, and what to do next.
-        stages: of a hybrid, as `Hybrid.stages` gives them.
+        stages: of a hybrid, as `Hybrid.stage_counts` gives them.
         published: tables of papers beside ours.
     """
 

@@ -63,7 +63,7 @@ def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str 
     if decisions is not None:
         import torch
 
-        stages = scored.model.stages(decisions, torch.from_numpy(scored.images.targets))
+        stages = scored.model.stage_counts(decisions, torch.from_numpy(scored.images.targets))
     return content_of(
         scored,
         temperature=temperature,

@@ -378,9 +378,9 @@ def test_an_interrupted_hybrid_goes_on_to_the_same_end(base, tmp_path, monkeypat
     fitted = []
     fit = Dinov2.fit.__func__
 
-    def counted(cls, train, val, own, part, **more):
-        fitted.append((part.name, more["resume"]))
-        return fit(cls, train, val, own, part, **more)
+    def counted(cls, context):
+        fitted.append((context.run.name, context.resume))
+        return fit(cls, context)
 
     monkeypatch.setattr(Dinov2, "fit", classmethod(counted))
 
@@ -596,11 +596,11 @@ def test_the_command_from_training_to_submissions(tmp_path, monkeypatch, capsys)
 def test_marked_images_are_counted_stage_by_stage(model):
     seen, targets = pixels(16), torch.tensor([i % 4 for i in range(16)])
     sure = model.decide(seen)
-    assert all("marked" not in row for row in model.stages(sure, targets))
+    assert all("marked" not in row for row in model.stage_counts(sure, targets))
     between = float(sure.confidences.sort().values[7:9].mean())
     model.recipe = model.recipe.model_copy(update={"abstain": between})
     decisions = model.decide(seen)
-    rows = model.stages(decisions, targets)
+    rows = model.stage_counts(decisions, targets)
     marked = [c < between for c in sure.confidences.tolist()]
     assert rows[-1]["marked"] == sum(marked) == sum(row["marked"] for row in rows[:-1]) > 0
     kept = [int(c) == int(t) for c, t, m in zip(decisions.classes, targets, marked) if not m]
