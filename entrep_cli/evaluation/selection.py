@@ -30,7 +30,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.evaluation.calibration import fit_temperature, reliability, with_temperature
-from entrep_cli.methods.runs import in_classes_of
+from entrep_cli.methods.base import in_classes_of
 from entrep_cli.retrieval.class_aware import FLOOR, ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.ranking import Exclusions, Keys, Ranking, ranked_blocks, relevance
@@ -39,7 +39,7 @@ from entrep_cli.retrieval.sets import subset_embeddings
 from entrep_cli.workspace import METRICS, Run, data_dir, fingerprint, write_json_atomic
 
 if TYPE_CHECKING:
-    from entrep_cli.methods import Model
+    from entrep_cli.methods.base import Model
 
 FILE = "selection.json"
 FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points

@@ -17,13 +17,14 @@ from entrep_cli.data.splits import Split, make_split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation import selection as module
 from entrep_cli.evaluation.selection import WEIGHTS, ClassWeight, Selection, select, temperature_on, tune_refinement, tune_weight
-from entrep_cli.methods.dinov2 import of_target
+from entrep_cli.methods.base import Inference
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import embed_items, embedded_sets, embeddings_of
 from entrep_cli.retrieval.ranking import Exclusions
 from entrep_cli.retrieval.refinement import Refinement, Reranking
 from entrep_cli.retrieval.sets import TRAIN, catalog_items
 from entrep_cli.workspace import Run
+from tests.finders import Fake
 from tests.retrieval.test_class_aware import naive, one_hot, shares, unit_rows
 from tests.tiny import make_contest
 
@@ -32,13 +33,11 @@ OPTIONS = ["--calibrate", "--class-weight", "--refine"]
 GONE = Path("no such folder")  # where a dataset that must not be read would be read from
 
 
-class Brightness(nn.Module):
+class Brightness(Fake):
     """Nothing but light and dark is embedded; the colour tells the class, imperfectly."""
 
     def __init__(self, taxonomy) -> None:
-        super().__init__()
-        self.taxonomy, self.preprocess = taxonomy, Preprocess(8)
-        self.recipe = type("R", (), {"batch_size": 4})()
+        super().__init__(taxonomy, Preprocess(8), batch_size=4)
         self.anchor = nn.Parameter(torch.zeros(1))
         self.seen: list[int] = []
 
@@ -47,7 +46,7 @@ class Brightness(nn.Module):
         colour = pixels.float().mean(dim=(2, 3)) / 255
         embedding = torch.stack([colour.sum(dim=1), torch.ones(len(colour))], dim=1)
         weights = torch.linspace(-9, 9, 3 * len(self.taxonomy)).view(3, -1)
-        return nn.functional.normalize(embedding, dim=1), (colour @ weights).softmax(dim=1)
+        return Inference(nn.functional.normalize(embedding, dim=1), (colour @ weights).softmax(dim=1))
 
 
 @pytest.fixture
@@ -237,7 +236,7 @@ def test_in_a_folder_that_may_not_be_written_to_it_is_chosen_all_the_same(run, m
 
 
 def test_a_model_of_regions_is_tuned_by_regions(tmp_path, catalog, split):
-    regions = of_target(catalog, "region")
+    regions = catalog.of_target("region")
     model = Brightness(regions.taxonomy)
     model.recipe.target = "region"
     chosen = select(completed(tmp_path / "runs" / "coarse", catalog, split), model, (catalog, split), class_aware="soft")
