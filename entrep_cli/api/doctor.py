@@ -52,7 +52,7 @@ def doctor(*, self_test: bool = True, device: str = "auto") -> Diagnosis:
     from entrep_cli.machine.doctor import examinations, examine
 
     findings: list[Finding] = []
-    for area, look in examinations(device=device, with_self_test=self_test, told=lambda step: console.say(f"Self-test: {step} ...")):
+    for area, look in examinations(device=device, with_self_test=self_test, on_step=lambda step: console.say(f"Self-test: {step} ...")):
         if area != "self-test":
             console.say(f"Looking at {area} ...")
         findings += examine(area, look)

@@ -1,7 +1,7 @@
-"""What lies under `runs/cache`: how much of each kind, and taking it away.
+"""What lies under `runs/cache`: how much of each kind, and removing it.
 
-Everything there can be computed again. A training may be reading and writing it at this moment: files
-take their names when they are whole and are read right after, so what is being written, or was written
+All of it can be computed again. A training may be reading and writing it at this moment: files take
+their names when they are whole and are read right after, so what is being written, or was written
 seconds ago, is left.
 """
 
@@ -33,7 +33,7 @@ class CacheKind:
     """One kind of cached things, a folder under `runs/cache`.
 
     Attributes:
-        files, size: how many, and their bytes. oldest: seconds since the first was last written; None where there is none.
+        files, size: how many, and their bytes. oldest: seconds since the first was last written; None without files.
         link: it is a link to another place, which is neither looked into nor cleared.
     """
 
@@ -63,17 +63,16 @@ def cache_root() -> Path:
 
 
 def cache_kinds() -> list[CacheKind]:
-    """Every kind that is there, by name."""
-    kinds = []
-    now = time.time()
-    for entry in _entries(cache_root()):
-        if entry.is_symlink():
-            kinds.append(CacheKind(entry.name, 0, 0, None, link=True))
-        elif entry.is_dir(follow_symlinks=False):
-            found = [status for _, status in _files(Path(entry.path))]
-            oldest = max((now - status.st_mtime for status in found), default=None)
-            kinds.append(CacheKind(entry.name, len(found), sum(status.st_size for status in found), oldest))
-    return sorted(kinds, key=lambda kind: kind.name)
+    """Every kind that exists, by name."""
+    kinds, now, root = [], time.time(), cache_root()
+    for folder in sorted(root.iterdir()) if root.is_dir() and not root.is_symlink() else ():
+        if folder.is_symlink():
+            kinds.append(CacheKind(folder.name, 0, 0, None, link=True))
+        elif folder.is_dir():
+            files = [status for _, status in _files(folder)]
+            oldest = max((now - status.st_mtime for status in files), default=None)
+            kinds.append(CacheKind(folder.name, len(files), sum(status.st_size for status in files), oldest))
+    return kinds
 
 
 def clear_cache(kind: str | None = None, *, older_than: float | None = None) -> dict[str, Cleared]:
@@ -89,13 +88,13 @@ def clear_cache(kind: str | None = None, *, older_than: float | None = None) -> 
     Raises:
         UsageError: no such kind.
     """
-    kinds = {found.name: found for found in cache_kinds()}
+    kinds = {existing.name: existing for existing in cache_kinds()}
     if kind is not None and kind not in kinds and kind not in KINDS:
-        raise UsageError(f"There is no kind of cache {kind!r}.", hint=f"choose one of {', '.join(sorted({*kinds, *KINDS}))}")
+        raise UsageError(f"No kind of cache {kind!r}.", hint=f"choose one of {', '.join(sorted({*kinds, *KINDS}))}")
     now = time.time()
     cleared = {}
-    for name, found in kinds.items():
-        if found.link or kind not in (None, name):
+    for name, existing in kinds.items():
+        if existing.link or kind not in (None, name):
             continue
         result = cleared[name] = Cleared()
         for path, status in _files(cache_root() / name):
@@ -108,7 +107,7 @@ def clear_cache(kind: str | None = None, *, older_than: float | None = None) -> 
             try:
                 path.unlink()
             except FileNotFoundError:
-                continue  # another one was faster
+                continue  # another process was faster
             except OSError as error:  # in use, on Windows; or another user's
                 result.faults.append(f"{path}: {error.strerror}")
                 continue
@@ -133,13 +132,3 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    if folder.is_symlink():
-        return []
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -17,7 +17,7 @@ _LARGE_CACHE = 20e9
 _SLOW_TEST = 60.0
 
 
-def examinations(*, device: str = "auto", with_self_test: bool = True, told: Callable[[str], None] | None = None) -> Sequence[tuple]:
+def examinations(*, device: str = "auto", with_self_test: bool = True, on_step: Callable[[str], None] | None = None) -> Sequence[tuple]:
     """(area, function) each, in the order of what hangs on what."""
     all_of_them = [
         ("python", versions.examine_python),
@@ -30,7 +30,7 @@ def examinations(*, device: str = "auto", with_self_test: bool = True, told: Cal
         ("disk", lambda: hardware.examine_disk(hub_cache(), "published weights", "export HF_HOME=FOLDER")),
         ("caches", examine_caches),
         ("weights", examine_weights),
-        ("self-test", lambda: examine_by_test(device, told)),
+        ("self-test", lambda: examine_by_test(device, on_step)),
     ]
     return all_of_them if with_self_test else all_of_them[:-1]
 
@@ -72,8 +72,8 @@ def examine_weights() -> Iterator[Finding]:
         yield Finding("weights", "ok", what, None if here else "entrep weights list", {"states": states})
 
 
-def examine_by_test(device: str, told: Callable[[str], None] | None) -> Iterator[Finding]:
-    result = self_test(device, told)
+def examine_by_test(device: str, on_step: Callable[[str], None] | None) -> Iterator[Finding]:
+    result = self_test(device, on_step)
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["steps"].items())
     what = f"A phantom dataset was drawn, learned, answered and validated in {result['seconds']:.0f} s ({steps})"
     if result["seconds"] > _SLOW_TEST:

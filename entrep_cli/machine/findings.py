@@ -1,4 +1,4 @@
-"""What an examination of the machine finds."""
+"""The result of an examination of the machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was examined.
 
     Attributes:
         level: `fault` where something in entrep cannot work, `warning` where it works less well.
         what: in a sentence, with the numbers.
-        advice: a command that hints it.
+        advice: a command that fixes it.
         details: the same for programs.
     """
 

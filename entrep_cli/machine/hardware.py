@@ -1,4 +1,4 @@
-"""Device, precision, threads, memory and disk: what there is, and what is little."""
+"""Device, precision, threads, memory and disk: what is available, and what is little."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def examine_device(option: str = "auto") -> Iterator[Finding]:
     details = {"device": str(device), "reason": reason}
     if device.type == "cpu" and option == "auto" and shutil.which("nvidia-smi"):
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}, which finds none"
-        what = f"{device} ({reason}); but there is an NVIDIA driver, and this torch is {build}."
+        what = f"{device} ({reason}); but an NVIDIA driver is installed, and this torch is {build}."
         yield Finding("device", "warning", what, "nvidia-smi; pip install --force-reinstall torch torchvision", details)
     else:
         yield Finding("device", "ok", f"{device} ({reason}).", None, details)
@@ -59,7 +59,7 @@ def examine_threads() -> Iterator[Finding]:
 
 
 def examine_memory() -> Iterator[Finding]:
-    """What is free, under the limit of the container where there is one; nothing where the system does not tell."""
+    """What is free, under the limit of the container if it has one; nothing where the system does not say."""
     free, limit = available_memory(), cgroup_memory()
     if free is None:
         return
@@ -74,12 +74,12 @@ def examine_memory() -> Iterator[Finding]:
 
 def examine_disk(folder: Path, what_for: str, advice: str) -> Iterator[Finding]:
     """Room and permission at a folder, or at the nearest one above it that exists."""
-    there = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))
-    free = shutil.disk_usage(there).free
+    place = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))
+    free = shutil.disk_usage(place).free
     what = f"{free / 1e9:,.1f} GB are free for {what_for} ({folder})"
-    details = {"folder": str(folder), "free": free, "writable": os.access(there, os.W_OK)}
-    if not there.is_dir() or not details["writable"]:
-        yield Finding("disk", "fault", f"{what_for.capitalize()} cannot be written: {there} is no folder of yours.", advice, details)
+    details = {"folder": str(folder), "free": free, "writable": os.access(place, os.W_OK)}
+    if not place.is_dir() or not details["writable"]:
+        yield Finding("disk", "fault", f"{what_for.capitalize()} cannot be written: {place} is no folder of yours.", advice, details)
     elif free < _LITTLE_DISK:
         yield Finding("disk", "fault" if free < _NO_DISK else "warning", f"{what}: little.", f"entrep cache clear; {advice}", details)
     else:

@@ -13,21 +13,16 @@ from typing import Any
 
 # As small as one CLIP can be and still have the three tracks to answer; it learns nothing worth a score.
 IMAGES, TEST_IMAGES = 28, 14
-_SMALL = {
-    "batch_size": 35,
-    "image": {"size": 64},
-    "train": {"epochs": 2, "batch_size": 14, "patience": 0},
-}
+_SMALL = {"batch_size": 35, "image": {"size": 64}, "train": {"epochs": 2, "batch_size": 14, "patience": 0}}
 
 
-def self_test(device: str = "auto", told: Callable[[str], None] | None = None) -> dict[str, Any]:
+def self_test(device: str = "auto", on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Draw a phantom dataset, split it, train a small CLIP on it for a few steps, answer and check the three tracks.
 
-    All in a folder of its own, which is gone afterwards; nothing under `runs/` is touched, and what the
-    steps would say is not said.
+    All in a temporary folder, without any output; nothing under `runs/` is touched.
 
     Args:
-        told: called with each step before it begins.
+        on_step: called with the name of each step before it starts.
 
     Returns:
         {"seconds", "steps": {name: seconds}, "queries"}.
@@ -52,12 +47,12 @@ def self_test(device: str = "auto", told: Callable[[str], None] | None = None) -
 
     @contextlib.contextmanager
     def step(name: str) -> Iterator[None]:
-        if told:
-            told(name)
-        began = time.monotonic()
+        if on_step:
+            on_step(name)
+        start = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
-        steps[name] = round(time.monotonic() - began, 2)
+        steps[name] = round(time.monotonic() - start, 2)
 
     with tempfile.TemporaryDirectory(prefix="entrep-doctor-", ignore_cleanup_errors=True) as place, _runs_in(Path(place, "runs")):
         data = Path(place, "data")
@@ -76,25 +71,21 @@ def self_test(device: str = "auto", told: Callable[[str], None] | None = None) -
             classes = {c.name: c.id for c in model.taxonomy.classes}
             queries = 0
             for track in (1, 2, 3):
-                found = answer_track(run, model, data, track)
-                path, _ = write_submission(Path(place, f"track{track}.zip"), track, found.answers, found.ranked)
-                report = check_submission(path, track, queries=found.queries, gallery=found.gallery, classes=classes)
+                answered = answer_track(run, model, data, track)
+                path, _ = write_submission(Path(place, f"track{track}.zip"), track, answered.answers, answered.ranked)
+                report = check_submission(path, track, queries=answered.queries, gallery=answered.gallery, classes=classes)
                 if not report.ok:
                     raise RuntimeError(f"the submission of track {track} is not valid: {'; '.join(report.lines())}")
-                queries += len(found.queries)
+                queries += len(answered.queries)
     return {"seconds": round(time.monotonic() - started, 1), "steps": steps, "queries": queries}
 
 
 @contextlib.contextmanager
 def _runs_in(folder: Path) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in ("ENTREP_RUNS", "ENTREP_DATA")}
+    before = {name: os.environ.pop(name) for name in ("ENTREP_RUNS", "ENTREP_DATA") if name in os.environ}
     os.environ["ENTREP_RUNS"] = str(folder)
-    os.environ.pop("ENTREP_DATA", None)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        del os.environ["ENTREP_RUNS"]
+        os.environ.update(before)

@@ -47,38 +47,38 @@ def examine_packages() -> Iterator[Finding]:
         yield Finding("packages", "warning", "entrep is not installed, so what it needs is not known.", "pip install --editable .")
         return
     needed = {canonicalize_name(one.name): one for one in declared if one.marker is None or one.marker.evaluate({"extra": ""})}
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for name, requirement in needed.items():
         range_ = shlex.quote(f"{requirement.name}{requirement.specifier}")
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             yield Finding("packages", "fault", f"{name} is not installed.", f"pip install {range_}")
             continue
-        if not requirement.specifier.contains(found[name], prereleases=True):
-            what = f"{name} {found[name]} is outside of what entrep works with ({requirement.specifier})."
+        if not requirement.specifier.contains(installed[name], prereleases=True):
+            what = f"{name} {installed[name]} is outside of what entrep works with ({requirement.specifier})."
             yield Finding("packages", "fault", what, f"pip install {range_}")
-    for name in tested()["packages"]:  # what a dependency brings counts too, where it is there
+    for name in tested()["packages"]:  # what a dependency brings counts too
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found.setdefault(name, metadata.version(name))
-    # A build's own suffix, as in 2.13.0+cpu, is no other version.
+            installed.setdefault(name, metadata.version(name))
+    # The suffix of a build, as in 2.13.0+cpu, is no other version.
     other = {
         name: version
         for name, version in tested()["packages"].items()
-        if name in found and Version(found[name]).public != Version(version).public
+        if name in installed and Version(installed[name]).public != Version(version).public
     }
-    details = {"versions": found, "tested": tested()["packages"]}
+    details = {"versions": installed, "tested": tested()["packages"]}
     if other:
-        names = ", ".join(f"{name} {found[name]} ({version})" for name, version in other.items())
+        names = ", ".join(f"{name} {installed[name]} ({version})" for name, version in other.items())
         advice = "pip install " + " ".join(f"{name}=={version}" for name, version in other.items())
-        what = f"{len(other)} of {len(found)} packages have other versions than tested: {names}."
+        what = f"{len(other)} of {len(installed)} packages have other versions than tested: {names}."
         yield Finding("packages", "warning", what, advice, details)
     else:
-        yield Finding("packages", "ok", f"All {len(found)} packages have the tested versions.", None, details)
+        yield Finding("packages", "ok", f"All {len(installed)} packages have the tested versions.", None, details)
 
 
 def examine_torch_pair() -> Iterator[Finding]:
-    """torch and torchvision belong together: torchvision's compiled part is built against one torch."""
+    """torch and torchvision belong together: the compiled operators of torchvision are built against one torch."""
     from entrep_cli.torchvision_ops import declare_missing_ops
 
     import torch

@@ -1,17 +1,16 @@
 """What stands before the pages: who may ask, how much may be sent, and the headers of every answer.
 
 The server listens on loopback, which keeps other machines out but not other web pages: a page of the
-internet can make the browser ask 127.0.0.1, and by DNS rebinding even under a name of its own. So a request
-must name this server as its host, and what another site has the browser send is refused.
+internet can make the browser ask 127.0.0.1, and by DNS rebinding even under the name of its site. So a
+request must name this server as its host, and what another site has the browser send is refused.
 """
 
 from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping
-from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,7 +25,7 @@ HEADERS = {
     "cache-control": "no-store",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Not `no-referrer`: with that a browser hides the origin of our own forms too.
+    # Not `no-referrer`: with that a browser hides the origin of these pages' forms too.
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -42,9 +41,8 @@ class Guard:
 
     def __init__(self, pages: ASGIApp, port: int) -> None:
         self.pages = pages
-        self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
-        if port == 80:
-            self.hosts |= {"127.0.0.1", "localhost", "[::1]"}
+        names = ("127.0.0.1", "localhost", "[::1]")
+        self.hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,7 +55,7 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *((k.encode(), v.encode()) for k, v in HEADERS.items())]
             await send(message)
 
-        if why := self._refused(scope["method"], scope["path"], _headers(scope)):
+        if why := self._refused(scope["method"], scope["path"], Headers(scope=scope)):
             await PlainTextResponse(why, 403)(scope, receive, send_guarded)
             return
         try:
@@ -68,14 +66,13 @@ class Guard:
             if os.environ.get("ENTREP_DEBUG") == "1":
                 console.warn(*traceback.format_exc().splitlines())
 
-    def _refused(self, method: str, path: str, headers: Mapping[str, list[str]]) -> str:
+    def _refused(self, method: str, path: str, headers: Headers) -> str:
         """Why a request is refused; "" where it is not."""
-        if len(host := headers.get("host", [])) != 1 or host[0].lower() not in self.hosts:
+        if len(host := headers.getlist("host")) != 1 or host[0].lower() not in self.hosts:
             return "This server answers to 127.0.0.1 and localhost alone."
-        site, origin = (headers.get(name, [""])[0] for name in ("sec-fetch-site", "origin"))
-        if origin and origin.lower() not in {f"http://{name}" for name in self.hosts}:
-            return "Another site has sent this request."
-        if site not in ("", "same-origin", "none") and not (method == "GET" and path == "/"):
+        site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
+        elsewhere = origin and origin.lower() not in {f"http://{name}" for name in self.hosts}
+        if elsewhere or site not in ("", "same-origin", "none") and not (method == "GET" and path == "/"):
             return "Another site has sent this request."
         return ""
 
@@ -106,10 +103,3 @@ class _Body:
         self.size += len(message.get("body", b""))
         self.more = message["type"] == "http.request" and message.get("more_body", False)
         return message
-
-
-def _headers(scope: Mapping[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, value in scope["headers"]:
-        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    return found

@@ -41,32 +41,20 @@ def listen(port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """Where a browser finds the page."""
+    """The address of the page."""
     return f"http://{LOOPBACK}:{listening.getsockname()[1]}/"
 
 
 def server_of(site: Site, listening: socket.socket) -> uvicorn.Server:
-    """The server; its `run(sockets=[listening])` returns when it is told to stop, and raises KeyboardInterrupt after Ctrl-C."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            Guard(site.pages(), listening.getsockname()[1]),
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=128,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    """The server; its `run(sockets=[listening])` returns when it is stopped, and raises KeyboardInterrupt after Ctrl-C."""
+    pages = Guard(site.pages(), listening.getsockname()[1])
+    silent = {"log_config": None, "log_level": "critical", "access_log": False, "server_header": False}
+    plain = {"loop": "asyncio", "http": "h11", "ws": "none", "lifespan": "off", "proxy_headers": False}
+    return uvicorn.Server(uvicorn.Config(pages, **plain, **silent, limit_concurrency=128, timeout_graceful_shutdown=2))
 
 
 def open_browser(url: str) -> bool:
-    """Show the page in the desktop's browser; False where there is no desktop, for one in the terminal would take it over."""
+    """Show the page in the desktop's browser; False without a desktop, for a browser in the terminal would take it over."""
     import webbrowser
 
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
