@@ -368,7 +368,7 @@ def test_all_faults_at_once_and_what_would_be_mended(right, entrep, tmp_path):
     assert done.code == 1 and done.json["fix"] is None and not done.json["fixable"]
     assert done.json["counts"] == {"sub-folder": 1, "path-key": 28, "missing-key": 1, "float": 27, "list": 1, "class-range": 1}
     done = entrep("validate", tmp_path / "mine.zip", "--track", 1, "--fix")
-    assert done.code == 1 and "nothing: hint the others first" in done.out and "missing-key (1)" in done.out
+    assert done.code == 1 and "nothing: fix the other faults first" in done.out and "missing-key (1)" in done.out
     assert "sub-folder (1), path-key (28), float (27), list (1), class-range (1)" in done.out
 
 

@@ -1,0 +1,57 @@
+"""The Python API: what a function returns is what `--json` prints, and nothing else is printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import entrep_cli
+from entrep_cli import console
+
+# Command line -> the same in Python. What depends on a run is asked of the run `dinov2`.
+SAME = {
+    "index": lambda: entrep_cli.index(run="dinov2"),
+    "embed --precision fp32": lambda: entrep_cli.embed(precision="fp32"),
+    "compare dinov2 twin --split queries --no-mask-groups": lambda: entrep_cli.compare(
+        ["dinov2", "twin"], split="queries", mask_groups=False
+    ),
+}
+
+
+@pytest.mark.parametrize("line", SAME)
+def test_python_returns_what_json_prints(trained, entrep, capfd, line):
+    """...after JSON: numbers that are none are null there."""
+    (trained / "twin").symlink_to(trained / "dinov2")
+    printed = entrep(*line.split(), "--json").json
+    console.set_mode("library")
+    result = SAME[line]()
+    assert json.loads(json.dumps(console._with_null(result.to_dict()))) == printed
+    assert capfd.readouterr() == ("", "")
+    assert len(result.frame()) and result.to_latex().startswith("% ")
+
+
+def test_importing_it_imports_nothing_heavy_and_every_function_is_listed():
+    code = "import sys, entrep_cli; print(*dir(entrep_cli)); print(*sys.modules)"
+    listed, modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert set(entrep_cli.__all__) <= set(listed.split())
+    assert not {"torch", "pandas", "numpy", "typer", "rich"} & set(modules.split())
+    for name in entrep_cli.__all__:
+        assert getattr(entrep_cli, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_verb"):
+        entrep_cli.no_such_verb  # noqa: B018
+
+
+def test_keywords_are_the_options_of_the_commands():
+    import inspect
+
+    from entrep_cli.app import PANELS
+
+    shown = {"validate": {"limit"}}  # options of what is shown, not of what is computed
+    commands = {function.__name__: function for rows in PANELS.values() for function, _ in rows}
+    for name in entrep_cli.__all__:
+        options = {parameter.rstrip("_") for parameter in inspect.signature(commands[name]).parameters}
+        keywords = {parameter.rstrip("_") for parameter in inspect.signature(getattr(entrep_cli, name)).parameters}
+        assert keywords == options - shown.get(name, set()), name
