@@ -11,10 +11,10 @@ import pytest
 import entrep_cli
 from entrep_cli import console
 
-# Command line -> the same in Python. What depends on a run is asked of the run `dinov2`.
+# Command line -> the same in Python. The run `dinov2` has a twin, which completed at the same time.
 SAME = {
-    "index": lambda: entrep_cli.index(run="dinov2"),
-    "embed --precision fp32": lambda: entrep_cli.embed(precision="fp32"),
+    "index --run dinov2": lambda: entrep_cli.index(run="dinov2"),
+    "embed --run dinov2 --precision fp32": lambda: entrep_cli.embed(run="dinov2", precision="fp32"),
     "compare dinov2 twin --split queries --no-mask-groups": lambda: entrep_cli.compare(
         ["dinov2", "twin"], split="queries", mask_groups=False
     ),
@@ -23,7 +23,7 @@ SAME = {
 
 @pytest.mark.parametrize("line", SAME)
 def test_python_returns_what_json_prints(trained, entrep, capfd, line):
-    """...after JSON: numbers that are none are null there."""
+    """In JSON a NaN is null."""
     (trained / "twin").symlink_to(trained / "dinov2")
     printed = entrep(*line.split(), "--json").json
     console.set_mode("library")
