@@ -56,7 +56,9 @@ Weights = Annotated[
 Tune = Annotated[str | None, typer.Option(help="What is learned: head, lora or full.", show_default=False)]
 LabelFraction = Annotated[
     float | None,
-    typer.Option("--label-fraction", help="Of mics: the fraction of each class's training images that keep their label.", show_default=False),
+    typer.Option(
+        "--label-fraction", help="Of mics: the fraction of each class's training images that keep their label.", show_default=False
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="At most this many epochs.", min=1, show_default=False)]
 RecipeSeed = Annotated[int | None, typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
