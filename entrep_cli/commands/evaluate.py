@@ -229,10 +229,10 @@ def _show(
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {}), **(more or {})}
     if classification is not None:
-        from entrep_cli.reporting.figures import confusion_png
+        from entrep_cli.reporting.drawing import confusion
 
         table = classification.as_dict()
-        picture = confusion_png(classification.confusion, classification.class_names, stem.with_name(f"{stem.name}.png"), title)
+        picture = confusion(classification.confusion, classification.class_names, title).png(stem.with_name(f"{stem.name}.png"))
         document |= {"classification": table, "figure": str(picture)}
     document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
     path = stem.with_name(f"{stem.name}.json")

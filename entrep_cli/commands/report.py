@@ -49,7 +49,7 @@ def report(
     console.next_commands(*content.next_commands)
     return {
         "run": scored.run.name,
-        "part": content.part,
+        "part": content.split,
         "images": content.n_images,
         "page": str(path),
         "bytes": size,

@@ -106,7 +106,7 @@ def search(
 
 def _draw(title: str, image: Path | None, query: Query, found: Found, save: Path | None, folder: Path, settings: list[Any]) -> Path | None:
     """The sheet, where it was asked for or under a name that the query and its settings make; None where that folder is not ours."""
-    from entrep_cli.reporting.figures import Tile, contact_sheet
+    from entrep_cli.reporting.contact_sheets import Tile, contact_sheet
 
     tiles = [Tile(image, f"query\n{query.label}", "query")] if image else []
     for case in found.cases:
