@@ -215,18 +215,10 @@ def _attention(scored: Scored, pixels: np.ndarray, classes: list[int]) -> tuple[
     from entrep_cli.methods.runs import load_model
     from entrep_cli.reporting.overlays import overlay
 
-<<<<<<< HEAD
-    # Loaded again: the scored one may answer in a lower precision, and what is looked into is float32.
-    model = load_model(scored.run, str(scored.model.device))
-    found = explain_images(model, torch.from_numpy(pixels), classes=classes)
-    heat = np.asarray(found.heat)
-    return [overlay(one, map_) for one, map_ in zip(pixels, heat)], found.by
-=======
     # Loaded again: the scored one may be of a lower precision, and explanations need float32.
-    model = load_model(scored.run, str(device_of(scored.model)))
+    model = load_model(scored.run, str(scored.model.device))
     explained = explain_images(model, torch.from_numpy(pixels), classes=classes)
     return [overlay(picture, heat) for picture, heat in zip(pixels, np.asarray(explained.heat))], explained.by
->>>>>>> 7ba1a53 (One drawing module on matplotlib: charts as PNG and as inline SVG in the colours of the page; the hand-written SVG is gone; plain words in the report)
 
 
 def _calibration(scored: Scored, temperature: Temperature | None) -> Calibration:
