@@ -5,14 +5,12 @@ The terminal is fed by names and texts that somebody else chose: what it gets is
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
 import re
 import shutil
 import struct
-import tracemalloc
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import pytest
 
 from entrep_cli.app import main
 from entrep_cli.submission import archive
-from tests.tiny import Contest, draw, lines, make_contest, png_header
+from tests.tiny import Contest, draw, lines, make_contest, patched_zip, png_header, traced_peak, zipped
 
 # Clears a terminal, sets its title, links, rings, writes backwards, breaks a line, and tags of three languages.
 NASTY = [
@@ -84,14 +82,6 @@ def mine(tmp_path) -> Path:
     return tmp_path / "mine.zip"
 
 
-def zipped(members: dict[str, str | bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            file.writestr(zipfile.ZipInfo(name) if "\\" in name else name, content, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
-
-
 def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -138,20 +128,12 @@ def test_paths_in_a_submission_lead_nowhere(data, entrep, mine):
     assert tree(data.parent.parent) == before | {"mine.zip"}
 
 
-def test_a_mended_copy_has_no_path_of_its_source(data, entrep, mine):
+def test_a_corrected_copy_has_no_path_of_its_source(data, entrep, mine):
     right = dict.fromkeys(lines(data / "test" / "cls.csv"), 0)
     mine.write_bytes(zipped({"..\\..\\evil.json": json.dumps({f"../../{name}": id_ for name, id_ in right.items()})}))
     assert entrep("validate", mine, "--track", 1, "--fix", "--out", mine.with_name("out.zip")).code == 0
     with zipfile.ZipFile(mine.with_name("out.zip")) as file:
         assert file.namelist() == ["evil.json"] and json.loads(file.read("evil.json")) == right
-
-
-def patched(content: bytes, size: int) -> bytes:
-    """The archive with another unpacked size in the headers of its first member."""
-    edited = bytearray(content)
-    for magic, at in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
-        struct.pack_into("<I", edited, edited.index(magic) + at, size)
-    return bytes(edited)
 
 
 def overlapping(n: int) -> bytes:
@@ -163,45 +145,30 @@ def overlapping(n: int) -> bytes:
     return one[:start] + one[start:end] * n + bytes(tail)
 
 
-BOMB = bytes(48 * 2**20)
+GROWS = bytes(48 * 2**20)
+BOMBS = {  # name: the archive, of the JSON of a right submission and a zip that grows; the kind of its fault
+    "ratio": (lambda right, bomb: bomb, b"zip-bomb"),
+    "small lie": (lambda right, bomb: patched_zip(bomb, size=1000), b"unreadable"),
+    "nested": (lambda right, bomb: zipped({f"{n}.zip": bomb for n in range(50)}), b"nested-archive"),
+    "members": (lambda right, bomb: zipped({f"{n}.json": right for n in range(2000)}), b"too-many-members"),
+    "overlap": (lambda right, bomb: overlapping(100_000), b"too-many-members"),
+    "beside": (lambda right, bomb: zipped({"a.json": right, "b.bin": GROWS}), b"extra-member"),
+    "values": (lambda right, bomb: zipped({"a.json": '{"a": [' + "[1]," * 300_000 + "0]}"}), b"too-many-values"),
+    "large": (lambda right, bomb: bytes(archive.MAX_BYTES + 1), b"too-big"),
+}
 
 
-@pytest.mark.parametrize(
-    "name, kind",
-    [
-        ("ratio", b"zip-bomb"),
-        ("small lie", b"unreadable"),
-        ("nested", b"nested-archive"),
-        ("members", b"too-many-members"),
-        ("overlap", b"too-many-members"),
-        ("beside", b"extra-member"),
-        ("values", b"too-many-values"),
-        ("large", b"too-big"),
-    ],
-)
-def test_bombs_are_refused_before_they_grow(data, entrep, mine, name, kind):
-    right = json.dumps(dict.fromkeys(lines(data / "test" / "cls.csv"), 0))
-    if name == "large":
-        with mine.open("wb") as file:
-            file.truncate(archive.MAX_BYTES + 1)
-    else:
-        bomb = zipped({"a.json": BOMB}) if name in ("ratio", "small lie", "nested") else b""
-        mine.write_bytes(
-            {
-                "ratio": lambda: bomb,
-                "small lie": lambda: patched(bomb, 1000),
-                "nested": lambda: zipped({f"{n}.zip": bomb for n in range(50)}),
-                "members": lambda: zipped({f"{n}.json": right for n in range(2000)}),
-                "overlap": lambda: overlapping(100_000),
-                "beside": lambda: zipped({"a.json": right, "b.bin": BOMB}),
-                "values": lambda: zipped({"a.json": '{"a": [' + ",".join(f"[{n}]" for n in range(300_000)) + "]}"}),
-            }[name]()
-        )
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    return zipped({"a.json": GROWS})
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_before_they_grow(data, bomb, entrep, mine, name):
+    make, kind = BOMBS[name]
+    mine.write_bytes(make(json.dumps(dict.fromkeys(lines(data / "test" / "cls.csv"), 0)), bomb))
     entrep("validate", data / "none.zip", "--track", 1)  # what is imported once is not counted
-    tracemalloc.start()
-    done = entrep("validate", mine, "--track", 1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    done, peak = traced_peak(entrep, "validate", mine, "--track", 1)
     assert done.code == 1 and kind in done.err and peak < 32 * 2**20
     if name != "beside":
         assert entrep("evaluate", "--submission", mine, "--truth", data / "test" / "truth_cls.json", "--track", 1).code == 1
@@ -296,10 +263,7 @@ def test_file_names_on_disk_with_controls_and_markup(data, entrep, mine):
 def test_a_png_bomb_is_refused_from_its_header(data, entrep):
     bomb = data / "train" / "imgs" / lines_of_labels(data)[0]
     bomb.write_bytes(png_header(60_000, 60_000))
-    tracemalloc.start()
-    done = entrep("split", "--data", data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    done, peak = traced_peak(entrep, "split", "--data", data)
     assert done.code == 1 and bomb.name.encode() in done.err and b"pixels" in done.err and peak < 64 * 2**20
 
 

@@ -10,9 +10,10 @@ import csv
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,35 @@ def cache_files(cache: Path, repository: str, files: Mapping[str, str]) -> Path:
     for name, content in files.items():
         (snapshot / name).write_text(content)
     return snapshot
+
+
+def zipped(members: Mapping[str, str | bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip of members (content by name, which may hold anything)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name) if "\\" in name else name, data, method)
+    return buffer.getvalue()
+
+
+def patched_zip(content: bytes, *, flags: int = 0, size: int | None = None) -> bytes:
+    """A zip with other flags or another unpacked size in both headers of its first member."""
+    edited = bytearray(content)
+    for magic, at_flags, at_size in ((b"PK\3\4", 6, 22), (b"PK\1\2", 8, 24)):
+        start = edited.index(magic)
+        edited[start + at_flags] |= flags
+        if size is not None:
+            struct.pack_into("<I", edited, start + at_size, size)
+    return bytes(edited)
+
+
+def traced_peak(call: Callable[..., Any], *arguments: object) -> tuple[Any, int]:
+    """What a call returns, and the most bytes that Python held for it."""
+    tracemalloc.start()
+    try:
+        return call(*arguments), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def answers(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.methods.base import Inference
 from entrep_cli.workspace import Run
 from tests.finders import Fake
-from tests.tiny import ENTREP, Contest, answers, draw, lines, make_contest
+from tests.tiny import ENTREP, Contest, answers, draw, lines, make_contest, zipped
 
 PACK = "pack the .json alone: `zip -j OUT.zip FILE.json`"
 IDS = "write a class id, an integer: 0, 1, 2, 3, 4, 5, 6"
@@ -29,14 +28,6 @@ DIFFERS, BLANKS = "differs from the query in", "blanks or invisible characters"
 MARK, LATIN = "a byte-order mark, which parsers refuse", "not UTF-8, perhaps Latin-1"
 QUOTES = "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
 OTHERS = "with different answers, 5, 0; keep the right one"
-
-
-def zipped(members: dict[str, str | bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
 
 
 def sent(value: Any) -> bytes:
