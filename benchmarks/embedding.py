@@ -111,7 +111,7 @@ def ours(engine=model, keep_pixels=False):
     else:
         forget()
     stages = Stages()
-    embeddings_of(run, "bench", items, engine, as_kept=False, batch_size=size, stages=stages)
+    embeddings_of(run, "bench", items, engine, any_engine=False, batch_size=size, stages=stages)
     return stages.as_dict()
 
 

@@ -19,9 +19,8 @@ import numpy as np
 from harness import fastest, parser, peer, report
 
 from entrep_cli.retrieval.embeddings import Embeddings, Items
-from entrep_cli.retrieval.index import build_shards, load_index, measured_recall, save_index
+from entrep_cli.retrieval.index import build_shards, load_index, measured_recall, nearest, save_index
 from entrep_cli.retrieval.ranking import rank
-from entrep_cli.retrieval.search import nearest
 from entrep_cli.retrieval.stores import build_store, open_store
 
 K = 10

@@ -1,9 +1,6 @@
 """entrep: from a folder of ENT endoscopy images to validated challenge submissions.
 
-The verbs of the command line are functions here, with the same names and keywords, loaded on first use. Each returns a
-`Result` with `tables()`, `frame()`, `to_dict()` and `to_latex()`. Nothing is printed: notes go to the logger `entrep_cli`,
-warnings to the `warnings` module, and errors are `entrep_cli.errors.EntrepError`. (`entrep_cli.app` is the command line; what
-`entrep app` serves is `entrep_cli.api.app.app`.)
+The verbs of the command line are functions here, with the same names and keywords, loaded on first use:
 
     import entrep_cli as entrep
 
@@ -22,21 +19,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from entrep_cli.api.cache import cache_clear as cache_clear
     from entrep_cli.api.cache import cache_list as cache_list
-    from entrep_cli.api.compare import compare as compare
     from entrep_cli.api.doctor import doctor as doctor
-    from entrep_cli.api.embed import embed as embed
-    from entrep_cli.api.export import export as export
-    from entrep_cli.api.index import index as index
     from entrep_cli.api.split import split as split
     from entrep_cli.api.synth import synth as synth
-    from entrep_cli.api.validate import validate as validate
     from entrep_cli.api.weights import weights_check as weights_check
     from entrep_cli.api.weights import weights_fetch as weights_fetch
     from entrep_cli.api.weights import weights_list as weights_list
 
 # Function -> its module below `entrep_cli.api`.
 _FUNCTIONS = {
-    **{name: name for name in ("compare", "doctor", "embed", "export", "index", "split", "synth", "validate")},
+    **{name: name for name in ("doctor", "split", "synth")},
     **{f"weights_{word}": "weights" for word in ("list", "check", "fetch")},
     **{f"cache_{word}": "cache" for word in ("list", "clear")},
 }

@@ -16,9 +16,9 @@ import torch
 from entrep_cli.data.images import Preprocess, pixel_digest, read_image
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.methods.base import Inference, Model
-from entrep_cli.retrieval.cases import Finder
 from entrep_cli.retrieval.embeddings import Embeddings, Items
 from entrep_cli.retrieval.index import build_shards
+from entrep_cli.retrieval.search import Finder
 from tests.tiny import draw
 
 HOSTILE = "[red]<script>alert(1)</script>.png"  # its slash makes it a folder and a file in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,7 +131,7 @@ def _evaluate_part(
     own = options.flags(run=opened.reference, data=data)
     page = options.flags(part=part if part in ("val", "queries") else None, fold=fold, data=data)
     console.next_commands(
-        f"entrep report{options.flags(run=opened.reference)}{page}", f"entrep predict --track {1 if model.target == 'class' else 2}{own}"
+        f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if model.target == 'class' else 2}{own}"
     )
     return document
 
@@ -169,7 +170,7 @@ def _text_queries(scored: Scored, texts: list[str], rule: ClassRule, notes: list
     """The finding texts as queries; without their classes, and with a note, where the model cannot tell them."""
     from entrep_cli.evaluation.subsets import TextQueries
     from entrep_cli.retrieval.embeddings import texts_beside
-    from entrep_cli.retrieval.text_queries import text_probabilities, text_vectors
+    from entrep_cli.retrieval.pipeline import text_probabilities, text_vectors
 
     if not texts:
         return None
@@ -210,7 +211,7 @@ def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path |
         title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes, scores.chance
     )
     if folder == own.folder:
-        console.next_commands(f"entrep report{options.flags(run=own.reference, data=data)}")
+        console.next_commands(f"entrep report {shlex.quote(own.reference)}{options.flags(data=data)}")
     return document
 
 
@@ -229,10 +230,10 @@ def _show(
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {}), **(more or {})}
     if classification is not None:
-        from entrep_cli.reporting.drawing import confusion
+        from entrep_cli.reporting.figures import confusion_png
 
         table = classification.as_dict()
-        picture = confusion(classification.confusion, classification.class_names, title).png(stem.with_name(f"{stem.name}.png"))
+        picture = confusion_png(classification.confusion, classification.class_names, stem.with_name(f"{stem.name}.png"), title)
         document |= {"classification": table, "figure": str(picture)}
     document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
     path = stem.with_name(f"{stem.name}.json")

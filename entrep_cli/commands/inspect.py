@@ -67,8 +67,7 @@ def inspect(
 def _embedded(run: Run, catalog: Catalog, device: str) -> tuple[np.ndarray, str]:
     """The run's vectors of the images of a catalog, kept in the run as by `entrep embed`."""
     from entrep_cli.retrieval.embeddings import embeddings_of
-    from entrep_cli.retrieval.opening import open_model
-    from entrep_cli.retrieval.sets import TRAIN, catalog_items
+    from entrep_cli.retrieval.sets import TRAIN, catalog_items, open_model
 
     return embeddings_of(run, TRAIN, catalog_items(catalog), open_model(run, device)).vectors, f"embeddings of run {run.name}"
 

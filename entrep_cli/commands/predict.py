@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from entrep_cli import console
-from entrep_cli.api import common
 from entrep_cli.commands import options
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import data_dir, data_dir_exists, open_run
@@ -49,7 +48,7 @@ def predict(
     images, never from label files.
     """
     from entrep_cli.data.tracks import track_of
-    from entrep_cli.retrieval.text_queries import check_template
+    from entrep_cli.retrieval.pipeline import check_template
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import write_submission
 
@@ -78,7 +77,7 @@ def predict(
     gallery, top_k = gallery or "test", top_k or 10
     if track == 1 and class_aware != "off":
         raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", hint="leave it out")
-    common.check_class_aware(class_aware, class_weight)
+    options.check_class_aware(class_aware, class_weight)
     if refine is not None and (track != 2 or class_aware != "off"):
         raise UsageError("--refine is for the image queries of track 2, by the cosine alone.", hint="leave it or --class-aware out")
     if template is not None and track != 3:
@@ -95,8 +94,8 @@ def predict(
     root = data_dir(data) if needed else None
     from entrep_cli.evaluation.selection import select
     from entrep_cli.retrieval.embeddings import check_flip
-    from entrep_cli.retrieval.opening import open_model
     from entrep_cli.retrieval.refinement import parse_steps
+    from entrep_cli.retrieval.sets import open_model
     from entrep_cli.submission.answers import answer_track
 
     model = open_model(opened, device)

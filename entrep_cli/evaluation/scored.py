@@ -14,9 +14,8 @@ from entrep_cli.evaluation.subsets import TextQueries, finding_texts
 from entrep_cli.evaluation.truth import labelled_test
 from entrep_cli.methods.base import Model, in_classes_of
 from entrep_cli.retrieval.embeddings import Embeddings, embeddings_of
-from entrep_cli.retrieval.opening import open_model
-from entrep_cli.retrieval.sets import folder_items, set_name, subset_embeddings
-from entrep_cli.retrieval.text_queries import text_vectors
+from entrep_cli.retrieval.pipeline import text_vectors
+from entrep_cli.retrieval.sets import folder_items, open_model, set_name, subset_embeddings
 from entrep_cli.workspace import Run, open_run
 
 QUERIES = "queries"

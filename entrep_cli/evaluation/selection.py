@@ -176,7 +176,7 @@ class Selection:
     def class_aware(self) -> dict[str, Any]:
         """The rule, for JSON."""
         validation = None if self.class_weight is None else self.class_weight.as_dict()
-        return {"mode": self.rule.mode, "weight": self.rule.weight if self.rule.mode == "soft" else None, "validation": validation}
+        return {**self.rule.as_dict(), "validation": validation}
 
     @property
     def sentences(self) -> list[str]:

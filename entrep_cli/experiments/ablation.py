@@ -32,8 +32,7 @@ from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, joined_subsets, s
 from entrep_cli.methods.runs import train_run
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings, embedded_sets, embeddings_of
-from entrep_cli.retrieval.opening import open_model
-from entrep_cli.retrieval.sets import TRAIN, catalog_items
+from entrep_cli.retrieval.sets import TRAIN, catalog_items, open_model
 from entrep_cli.workspace import CONFIG, Run, runs_dir, write_csv_atomic, write_json_atomic
 
 # What a table shows: its heading, the scores it comes from, and which of them.

@@ -25,9 +25,8 @@ from entrep_cli.methods.ensemble import Ensemble, EnsembleRecipe, Weights
 from entrep_cli.methods.runs import about_data, complete_run
 from entrep_cli.recipes.recipe import recipe_toml
 from entrep_cli.retrieval.embeddings import Embeddings
-from entrep_cli.retrieval.opening import open_model
 from entrep_cli.retrieval.ranking import match_codes
-from entrep_cli.retrieval.sets import subset_embeddings
+from entrep_cli.retrieval.sets import open_model, subset_embeddings
 from entrep_cli.workspace import CONFIG, Run, find_run, write_text_atomic
 
 WAYS = ("validation", "equal")

@@ -36,7 +36,7 @@ def self_test(device: str = "auto", on_step: Callable[[str], None] | None = None
     from entrep_cli.methods import method_class
     from entrep_cli.methods.runs import train_run
     from entrep_cli.recipes.recipe import build_recipe, read_recipe
-    from entrep_cli.retrieval.opening import open_model
+    from entrep_cli.retrieval.sets import open_model
     from entrep_cli.submission.answers import answer_track
     from entrep_cli.submission.checks import check_submission
     from entrep_cli.submission.tracks import write_submission

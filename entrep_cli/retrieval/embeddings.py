@@ -1,9 +1,9 @@
-"""Embeddings of a set of images by a run: computed once, kept in the run, checked when read.
+"""Embeddings of a set of images by a run: computed once, written into the run, checked when read.
 
 `<run>/embeddings/<set>/` holds `vectors.npy` (N, D) float32 unit rows, `probabilities.npy` (N, C)
 float32, `items.csv` (one line an image) and, written last, `manifest.json` with their hashes and the
-fingerprint of the model and of the pixels that went in. Paths, labels and groups are no part of it:
-where only they change, the list of images is written anew and the vectors stay.
+fingerprint of the model and of the pixels that went in. Paths, labels and groups are not in it: where
+only they change, the list of images is written anew and the vectors stay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 from entrep_cli import console, processes
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.retrieval.pipeline import FP32, Stages, answers
-from entrep_cli.retrieval.rows import Rows
 from entrep_cli.workspace import METRICS, Run, atomic_path, file_sha256, fingerprint, write_csv_atomic, write_json_atomic
 
 if TYPE_CHECKING:
@@ -61,9 +60,46 @@ class Items:
         return list(zip(*(getattr(self, c) for c in _COLUMNS)))
 
 
+class Rows:
+    """Some rows of arrays (n_i, D), in order, without a copy of them.
+
+    rows = Rows([train_vectors, test_vectors], np.array([0, 1, 5]))
+    rows[:2]  # (2, D): the array's own memory where that is one piece, else a copy of these rows
+
+    Slices, row numbers and masks select rows, and `np.asarray` copies all of them.
+
+    Args:
+        arrays: of one D and one type; memory maps are read where rows are asked for.
+        numbers: (N,) int64, rising: which rows, counted through all arrays.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], numbers: np.ndarray) -> None:
+        self.arrays, self.numbers = tuple(arrays), numbers
+        self.starts = np.cumsum([0, *map(len, arrays)])
+        self.shape, self.dtype, self.ndim = (len(numbers), *arrays[0].shape[1:]), arrays[0].dtype, arrays[0].ndim
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        asked = np.atleast_1d(self.numbers[rows])
+        array_of = np.searchsorted(self.starts, asked, side="right") - 1
+        if len(asked) and array_of[0] == array_of[-1] and (len(asked) == 1 or (np.diff(asked) == 1).all()):
+            first = asked[0] - self.starts[array_of[0]]
+            selected = self.arrays[array_of[0]][first : first + len(asked)]
+        else:
+            selected = np.empty((len(asked), *self.shape[1:]), self.dtype)
+            for i in np.unique(array_of):
+                selected[array_of == i] = self.arrays[i][asked[array_of == i] - self.starts[i]]
+        return selected[0] if np.ndim(self.numbers[rows]) == 0 else selected
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self[:], dtype)
+
+
 @dataclass(frozen=True)
 class Embeddings:
-    """A set of images as a run sees them.
+    """A set of images, embedded and classified by a run.
 
     Attributes:
         items: the images.
@@ -82,7 +118,7 @@ class Embeddings:
         return Embeddings(self.items.take(rows), self.vectors[rows], self.probabilities[rows])
 
     def named(self, names: Sequence[str]) -> Embeddings:
-        """The images of these names, in this order; KeyError where one is not there."""
+        """The images of these names, in this order; KeyError where one is not in the set."""
         place = {name: i for i, name in enumerate(self.items.image)}
         return self.take([place[name] for name in names])
 
@@ -96,8 +132,8 @@ class Embeddings:
         first = {key: i for i, key in reversed(list(enumerate(zip(items.image, items.digest))))}
         if len(sets) == 1 and len(first) == len(items):
             return sets[0]
-        kept = np.array(sorted(first.values()), np.int64)
-        return cls(items.take(kept), Rows([s.vectors for s in sets], kept), Rows([s.probabilities for s in sets], kept))
+        numbers = np.array(sorted(first.values()), np.int64)
+        return cls(items.take(numbers), Rows([s.vectors for s in sets], numbers), Rows([s.probabilities for s in sets], numbers))
 
 
 def check_flip(taxonomy: Taxonomy) -> None:
@@ -107,7 +143,7 @@ def check_flip(taxonomy: Taxonomy) -> None:
         raise UsageError(
             f"--tta needs a mirror for every class; of {len(unknown)} the taxonomy knows none.",
             faults=unknown,
-            hint="name them in taxonomy.toml (a class without sides is its own mirror), or leave out --tta",
+            hint="name them in taxonomy.toml (the mirror of a class without sides is that class), or leave out --tta",
         )
 
 
@@ -117,7 +153,7 @@ def embed_items(
     *,
     what: str = "images",
     flip: bool = False,
-    as_kept: bool = True,
+    any_engine: bool = True,
     batch_size: int | None = None,
     stages: Stages | None = None,
 ) -> Embeddings:
@@ -125,10 +161,10 @@ def embed_items(
 
     Args:
         flip: test-time augmentation: also look at each image flipped left to right. Its probabilities go to
-            the mirror classes and are averaged with the image's own. Its embedding stands beside the image's
-            own, each divided by sqrt(2), so that a cosine is the mean of image with image and flip with flip:
+            the mirror classes and are averaged with those of the image. Its embedding stands beside that of the
+            image, each divided by sqrt(2), so that a cosine is the mean of image with image and flip with flip:
             to average the two embeddings instead would take a left ear for a right one (ours).
-        as_kept: as for `embeddings_of`, of what the members of an ensemble have embedded.
+        any_engine: as for `embeddings_of`, of what the members of an ensemble have embedded.
         batch_size, stages: as for `pipeline.answers`.
 
     Raises:
@@ -136,7 +172,7 @@ def embed_items(
     """
     if flip:
         check_flip(model.taxonomy)
-    (vectors, probabilities), *flipped = _views(model, items, what, flip, as_kept, batch_size, stages)
+    (vectors, probabilities), *flipped = _views(model, items, what, flip, any_engine, batch_size, stages)
     for more, turned in flipped:
         vectors = np.concatenate([vectors, more], axis=1) / np.float32(2**0.5)
         probabilities = (probabilities + turned[:, model.taxonomy.mirrors]) / 2
@@ -149,51 +185,47 @@ def texts_beside(vectors: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def _views(
-    model: Model, items: Items, what: str, flip: bool, as_kept: bool, batch_size: int | None, stages: Stages | None
+    model: Model, items: Items, what: str, flip: bool, any_engine: bool, batch_size: int | None, stages: Stages | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images."""
-    if model.members:
-        return _views_of_members(model, items, what, flip, as_kept, batch_size, stages)
-    return answers(model, items, what=what, flip=flip, batch_size=batch_size, stages=stages)
+    """Vectors (N, D) and probabilities (N, C) of the images and, with `flip`, of the flipped images.
 
-
-def _views_of_members(
-    model: Model, items: Items, what: str, flip: bool, as_kept: bool, batch_size: int | None, stages: Stages | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same of an ensemble: each member sees the images with its own preprocessing, or has seen them already."""
+    Each member of an ensemble sees the images with the preprocessing it was trained with, or has embedded them already.
+    """
+    if not model.members:
+        return answers(model, items.path, items.digest, what=what, flip=flip, batch_size=batch_size, stages=stages)
     import torch
 
-    seen = []
+    answered = []
     for member, run in zip(model.members, model.member_runs):
-        kept = None if flip else _kept(run, member, items, as_kept)
-        if kept is None:
-            seen.append(_views(member, items, f"{what} by {run.name}", flip, as_kept, batch_size, stages))
+        embedded = None if flip else _embedded(run, member, items, any_engine)
+        if embedded is None:
+            answered.append(_views(member, items, f"{what} by {run.name}", flip, any_engine, batch_size, stages))
         else:
-            seen.append([(kept.vectors, kept.probabilities)])
-    combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*seen)]
+            answered.append([(embedded.vectors, embedded.probabilities)])
+    combined = [model.combine([tuple(torch.from_numpy(np.array(a)) for a in view) for view in views]) for views in zip(*answered)]
     return [(vectors.numpy(), probabilities.numpy()) for vectors, probabilities, _ in combined]
 
 
-def _kept(run: Run, model: Model, items: Items, as_kept: bool) -> Embeddings | None:
-    """These images out of whatever set a run has embedded them in, by name and pixels; None where one is in none.
+def _embedded(run: Run, model: Model, items: Items, any_engine: bool) -> Embeddings | None:
+    """These images out of whatever set a run has embedded them in, by name and pixels; None where no set has all of them.
 
     Args:
-        as_kept: as for `embeddings_of`.
+        any_engine: as for `embeddings_of`.
     """
     if not all(items.digest):
         return None
     for name in embedded_sets(run):
-        try:
-            kept = read_embeddings(run, name)
-        except RunError:  # damaged: computed, as if it were not there
-            continue
-        place = {key: i for i, key in enumerate(zip(kept.items.image, kept.items.digest))}
-        rows = [place.get(key, -1) for key in zip(items.image, items.digest)]
         engine = embedding_engine(run, name)
-        if not as_kept and engine != model.engine:
+        if not any_engine and engine != model.engine:
             continue
-        if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, kept.items, model, False, engine):
-            return kept.take(rows)
+        try:
+            embedded = read_embeddings(run, name)
+        except RunError:  # damaged: computed, as if it did not exist
+            continue
+        row_of = {key: i for i, key in enumerate(zip(embedded.items.image, embedded.items.digest))}
+        rows = [row_of.get(key, -1) for key in zip(items.image, items.digest)]
+        if min(rows) >= 0 and set_fingerprint(run, name) == _fingerprint(run, embedded.items, model, False, engine):
+            return embedded.take(rows)
     return None
 
 
@@ -204,36 +236,36 @@ def embeddings_of(
     model: Model,
     *,
     flip: bool = False,
-    as_kept: bool = True,
+    any_engine: bool = True,
     batch_size: int | None = None,
     stages: Stages | None = None,
 ) -> Embeddings:
-    """The embeddings of a set: read from the run where they are of the same images and model, else computed and kept.
+    """The embeddings of a set: read from the run where they are of the same images and model, else computed and written.
 
-    Those with `flip` are a set of their own, NAME-flip. Of several processes the main one writes, and gets those
-    that were computed. In a run of somebody else, where nothing may be written, nothing is kept, which is said.
+    Those with `flip` are another set, NAME-flip. Of several processes the main one writes, and gets those that were
+    computed. In a folder that may not be written to nothing is stored, with a warning.
 
     Args:
-        as_kept: what was computed by another engine or in another precision is taken as well; False wants the model's own.
+        any_engine: whether what was computed by another engine or in another precision than the model's will do.
         batch_size, stages: as for `pipeline.answers`; the stages stay empty where nothing is computed.
     """
     what, name = name, f"{name}-flip" if flip else name
     folder = run.path("embeddings", name)
     engine = model.engine
     manifest = processes.broadcast(_manifest(folder))
-    for known in dict.fromkeys([engine, _engine(manifest)] if as_kept else [engine]):
+    for known in dict.fromkeys([engine, _engine(manifest)] if any_engine else [engine]):
         if manifest.get("fingerprint") != _fingerprint(run, items, model, flip, known):
             continue
-        kept = read_embeddings(run, name)
-        if kept.items.rows() != items.rows() and processes.is_main():
-            _keep(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
-        return replace(kept, items=items)
+        embeddings = read_embeddings(run, name)
+        if embeddings.items.rows() != items.rows() and processes.is_main():
+            _store(folder, items, {}, {key: value for key, value in manifest.items() if key not in _COUNTED})
+        return replace(embeddings, items=items)
     stages = Stages() if stages is None else stages
-    embeddings = embed_items(model, items, what=f"{what} images", flip=flip, as_kept=as_kept, batch_size=batch_size, stages=stages)
+    embeddings = embed_items(model, items, what=f"{what} images", flip=flip, any_engine=any_engine, batch_size=batch_size, stages=stages)
     if processes.is_main():
         arrays = {"vectors.npy": embeddings.vectors, "probabilities.npy": embeddings.probabilities}
         wanted = _fingerprint(run, items, model, flip, engine)
-        _keep(folder, items, arrays, {"fingerprint": wanted, "engine": engine, "flip": flip}, stages)
+        _store(folder, items, arrays, {"fingerprint": wanted, "engine": engine, "flip": flip}, stages)
     return embeddings
 
 
@@ -274,7 +306,7 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
     return Embeddings(items, vectors, probabilities)
 
 
-def _keep(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
+def _store(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
     """As `_write`; a warning where that is not permitted."""
     try:
         _write(folder, items, arrays, about, stages)
@@ -282,15 +314,15 @@ def _keep(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         lost = "the embeddings are" if arrays else "the list of images is"
-        console.warn(f"{lost} not kept, and made again each time: {folder} may not be written to ({error.strerror})")
+        console.warn(f"{lost} not stored, and made again each time: {folder} may not be written to ({error.strerror})")
 
 
 def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
-    """Write the list of images and the arrays that are new; without its manifest, meanwhile, the set is none.
+    """Write the list of images and the arrays that are new; meanwhile the set has no manifest and so does not count.
 
     Args:
-        about: what the manifest tells beside the number of images and the hashes.
-        stages: told how long it took; they are no part of the set, whose bytes are the same every time.
+        about: what the manifest holds beside the number of images and the hashes.
+        stages: gets how long it took; the manifest does not, so that the bytes of a set are the same every time.
     """
     started = perf_counter()
     (folder / "manifest.json").unlink(missing_ok=True)
@@ -306,7 +338,7 @@ def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dic
 
 
 def _manifest(folder: Path) -> dict:
-    """The manifest of a set; {} where there is none or it is damaged."""
+    """The manifest of a set; {} where it is missing or damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,15 +1,17 @@
 """From image files to a model's answers in stages that overlap and are timed apart: reader, transform, model, writer.
 
-Threads read and transform ahead while the model computes; of a set whose pixels are kept both are left out.
+Threads read and transform ahead while the model computes; of a set whose pixels are cached both are left out.
 A batch is handed to the model before the answers of the one before are fetched, so that a GPU does not wait
 for the copy. Several processes take turns by whole batches: each batch is the same whoever computes it.
 
-The cut is clip-retrieval's (reader, mapper, writer; clip_inference/runner.py), the rest ours.
+The cut is clip-retrieval's (reader, mapper, writer; clip_inference/runner.py), the rest ours. Texts go to the model
+all at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,15 +22,17 @@ import numpy as np
 
 from entrep_cli import console, processes
 from entrep_cli.data.pixels import kept_pixels, stream_pixels
+from entrep_cli.data.texts import clean_text
+from entrep_cli.errors import UsageError
 from entrep_cli.limits import cgroup_memory, total_memory
 
 if TYPE_CHECKING:
     import torch
 
     from entrep_cli.methods.base import Model
-    from entrep_cli.retrieval.embeddings import Items
 
 FP32 = "fp32"  # what computes unless a model says otherwise by its `engine`
+GAP = "{}"
 _GPU_BATCH = 256  # larger ones than the recipe's are not faster on a CPU, and are on a GPU
 _SMALL_MEMORY, _SMALL_BATCH = 4e9, 8
 
@@ -43,7 +47,7 @@ class Stages:
         model: seconds of the forward passes, the copies to the device and back included.
         writer: seconds of writing and hashing the arrays.
         waited: seconds in which the model had no pixels. elapsed: of the whole, until all is written.
-        batch_size: images a batch. processes: how many shared the set; the seconds are the main one's.
+        batch_size: images a batch. processes: how many divided the set; the seconds are the main one's.
     """
 
     images: int = 0
@@ -66,7 +70,7 @@ class Stages:
         return "model" if self.model >= self.writer else "writer"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Stage, seconds of work, and their share of the elapsed time; those of threads may be more than the whole."""
+        """Stage, seconds of work, and their percentage of the elapsed time; those of threads may be more than the whole."""
         named = [(name, getattr(self, name)) for name in ("reader", "transform", "model", "writer")]
         return [(name, f"{seconds:.2f}", f"{seconds / max(self.elapsed, 1e-9):.0%}") for name, seconds in named]
 
@@ -76,15 +80,23 @@ class Stages:
 
 
 def answers(
-    model: Model, items: Items, *, what: str = "images", flip: bool = False, batch_size: int | None = None, stages: Stages | None = None
+    model: Model,
+    paths: Sequence[str],
+    digests: Sequence[str],
+    *,
+    what: str = "images",
+    flip: bool = False,
+    batch_size: int | None = None,
+    stages: Stages | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Vectors (N, D) and probabilities (N, C), float32, of the images and, with `flip`, of the images flipped left to right.
+    """Vectors (N, D) and probabilities (N, C), float32, of image files and, with `flip`, of the images flipped left to right.
 
     Of several processes the main one gets them; the others get arrays without rows.
 
     Args:
+        digests: of the pixels; "" where they are not known, which are not cached.
         batch_size: images at a time; None for `choose_batch`'s.
-        stages: told where the time went.
+        stages: gets where the time went.
 
     Raises:
         DataError: names every image that cannot be read.
@@ -93,23 +105,22 @@ def answers(
 
     stages = Stages() if stages is None else stages
     started, device, size = perf_counter(), model.device, batch_size or choose_batch(model, None)[0]
-    paths, digests = [Path(path) for path in items.path], list(items.digest)
-    cut = [slice(first, min(first + size, len(items))) for first in range(0, len(items), size)]
-    own = cut[processes.rank() :: processes.size()]
-    rows = [i for batch in own for i in range(batch.start, batch.stop)]
-    stages.images, stages.batch_size, stages.processes = len(items), size, processes.size()
-    stages.cached = kept_pixels(paths, digests, model.preprocess) is not None
-    pixels = stream_pixels(paths, digests, model.preprocess, rows=rows if processes.size() > 1 else None, spent=stages)
-    found: list[list[np.ndarray]] = []
+    files, digests = [Path(path) for path in paths], list(digests)
+    batches = [slice(first, min(first + size, len(files))) for first in range(0, len(files), size)][processes.rank() :: processes.size()]
+    rows = [i for batch in batches for i in range(batch.start, batch.stop)]
+    stages.images, stages.batch_size, stages.processes = len(files), size, processes.size()
+    stages.cached = kept_pixels(files, digests, model.preprocess) is not None
+    pixels = stream_pixels(files, digests, model.preprocess, rows=rows if processes.size() > 1 else None, spent=stages)
+    answered: list[list[np.ndarray]] = []
 
-    def fetch(answered: list[torch.Tensor]) -> None:
+    def fetch(values: list[torch.Tensor]) -> None:
         start = perf_counter()
-        found.append([value.float().cpu().numpy() for value in answered])
+        answered.append([value.float().cpu().numpy() for value in values])
         stages.model += perf_counter() - start
 
     with console.progress(f"Embedding {what}", len(rows)) as advance, torch.inference_mode():
         under_way: deque[list[torch.Tensor]] = deque()
-        for batch in own:
+        for batch in batches:
             start = perf_counter()
             together = np.stack(list(islice(pixels, batch.stop - batch.start)))
             stages.waited += perf_counter() - start
@@ -121,12 +132,42 @@ def answers(
             if len(under_way) > 1:
                 fetch(under_way.popleft())
             advance(len(together))
-        next(pixels, None)  # lets the stream come to its end, where it keeps the pixels
+        next(pixels, None)  # lets the stream come to its end, where it caches the pixels
         while under_way:
             fetch(under_way.popleft())
-    parts = processes.gather(found)
+    gathered = processes.gather(answered)
     stages.elapsed += perf_counter() - started
-    return [_joined(parts, 2 * view, model) for view in range(1 + flip)]
+    return [_joined(gathered, 2 * view, model) for view in range(1 + flip)]
+
+
+def check_template(template: str | None) -> None:
+    """UsageError where a template does not have exactly one `{}`; None is no template."""
+    if template is not None and template.count(GAP) != 1:
+        raise UsageError(
+            f"A template has one {GAP} where the text goes; {template!r} has {template.count(GAP)}.",
+            hint=f"--template 'an endoscopic image showing {GAP}'",
+        )
+
+
+def templated(texts: Sequence[str], template: str | None) -> list[str]:
+    """What is embedded for each text: the template with the text in its gap, or the text itself.
+
+    >>> templated(["a {spur}"], "an image of {}")
+    ['an image of a {spur}']
+    """
+    check_template(template)
+    # A text may hold braces itself, so it is set in and never formatted. An empty one stays empty, to be refused.
+    return list(texts) if template is None else [template.replace(GAP, text) if clean_text(text) else text for text in texts]
+
+
+def text_vectors(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """(M, D) float32 unit rows; UsageError where the model has no text tower."""
+    return model.embed_texts(texts).float().cpu().numpy()
+
+
+def text_probabilities(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """(M, C) float32 class probabilities of texts; UsageError where the model has no text tower, DataError where a class has no prompt."""
+    return model.classify_texts(texts).float().cpu().numpy()
 
 
 def choose_batch(model: Model, option: int | None) -> tuple[int, str]:
@@ -147,7 +188,7 @@ def choose_batch(model: Model, option: int | None) -> tuple[int, str]:
         return size, f"half of the GPU's {total / 1e9:.0f} GB hold it"
     memory = _memory_limit()
     if memory and memory < _SMALL_MEMORY and recipe > _SMALL_BATCH:
-        return _SMALL_BATCH, f"there are {memory / 1e9:.1f} GB of memory"
+        return _SMALL_BATCH, f"the machine has {memory / 1e9:.1f} GB of memory"
     return recipe, "the recipe's; a larger one is not faster on a CPU"
 
 
@@ -167,9 +208,9 @@ def _to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
     return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
 
 
-def _joined(parts: list[list[list[np.ndarray]]] | None, first: int, model: Model) -> tuple[np.ndarray, np.ndarray]:
+def _joined(gathered: list[list[list[np.ndarray]]] | None, first: int, model: Model) -> tuple[np.ndarray, np.ndarray]:
     """The batches of all processes, which took turns, in the order of the images."""
-    batches = [own[turn] for turn in range(len(parts[0])) for own in parts if turn < len(own)] if parts else []
+    batches = [answered[turn] for turn in range(len(gathered[0])) for answered in gathered if turn < len(answered)] if gathered else []
     if not batches:
         return np.zeros((0, 1), np.float32), np.zeros((0, len(model.taxonomy)), np.float32)
     vectors, probabilities = (np.concatenate([batch[first + i] for batch in batches]) for i in (0, 1))
@@ -190,4 +231,4 @@ def _memory_of_an_image(model: Model, device: torch.device) -> float:
 
 def _memory_limit() -> int | None:
     """Bytes of memory of the machine, or that the container may use."""
-    return min((found for found in (cgroup_memory(), total_memory()) if found), default=None)
+    return min((limit for limit in (cgroup_memory(), total_memory()) if limit), default=None)

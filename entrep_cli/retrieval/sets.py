@@ -1,12 +1,12 @@
-"""The image sets a run can embed: the training images of a dataset, its test folder, any folder."""
+"""The image sets a run can embed: the training images of a dataset, its test folder, any folder; and its model, to embed them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.groups import name_group, read_groups
 from entrep_cli.data.images import raise_image_faults
@@ -14,11 +14,12 @@ from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.splits import split_groups
 from entrep_cli.data.testsets import TestSet, find_test_sets
 from entrep_cli.data.texts import Lookup
-from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embeddings_of
+from entrep_cli.methods.base import COMPILED, Model
+from entrep_cli.methods.runs import load_model
+from entrep_cli.models.precision import lower, precision_beside
+from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embedding_engine, embeddings_of
+from entrep_cli.retrieval.pipeline import FP32
 from entrep_cli.workspace import Run, fingerprint
-
-if TYPE_CHECKING:
-    from entrep_cli.methods.base import Model
 
 TRAIN, TEST = "train", "test"
 
@@ -68,15 +69,15 @@ def folder_items(test_set: TestSet, root: Path | None = None) -> Items:
     )
 
 
-def subset_embeddings(run: Run, model: Model, part: Catalog, catalog: Catalog, *, flip: bool = False) -> Embeddings:
-    """A part of a catalog as a run sees it, in the part's order: out of the whole where that is embedded, else for this alone.
+def subset_embeddings(run: Run, model: Model, images: Catalog, catalog: Catalog, *, flip: bool = False) -> Embeddings:
+    """Some images of a catalog as a run embeds them, in their order: out of all where these are embedded, else computed.
 
-    What is embedded for this alone is not kept: a new set would age the index of the run. Nor is what is seen
-    with test-time augmentation (`flip`).
+    What is computed is not stored: a new set would outdate the index of the run. Neither is what is computed with
+    test-time augmentation (`flip`).
     """
     if TRAIN in embedded_sets(run) and not flip:
-        return embeddings_of(run, TRAIN, catalog_items(catalog), model).named(part.images)
-    return embed_items(model, catalog_items(part), what="images of the part", flip=flip)
+        return embeddings_of(run, TRAIN, catalog_items(catalog), model).named(images.images)
+    return embed_items(model, catalog_items(images), flip=flip)
 
 
 def set_name(test_set: TestSet, root: Path | None) -> str:
@@ -84,3 +85,38 @@ def set_name(test_set: TestSet, root: Path | None) -> str:
     if root is not None and [t.folder.resolve() for t in find_test_sets(root)] == [test_set.folder.resolve()]:
         return TEST
     return f"{test_set.folder.resolve().name}-{fingerprint(str(test_set.folder.resolve()))[:8]}"
+
+
+# ---------------------------------------------------------------- the model that embeds them
+
+
+def open_model(run: Run, device: str = "auto") -> Model:
+    """The model of a complete run, or each of an ensemble's, in the precision in which its run's images are embedded.
+
+    A precision other than fp32 is printed, with its reason.
+
+    Raises:
+        RunError: as `load_model`.
+    """
+    model = load_model(run, device)
+    _lower_as_embedded(model, run)
+    return model
+
+
+def embedded_precision(run: Run) -> str | None:
+    """What computed the images that a run has embedded, the training images first; None where it has none."""
+    sets = embedded_sets(run)
+    return embedding_engine(run, TRAIN if TRAIN in sets else sets[0]).removesuffix(COMPILED) if sets else None
+
+
+def _lower_as_embedded(model: Model, run: Run) -> None:
+    if model.members:
+        for member, member_run in zip(model.members, model.member_runs):
+            _lower_as_embedded(member, member_run)
+        engines = [member.engine for member in model.members]
+        model.engine = FP32 if set(engines) == {FP32} else ", ".join(engines)
+        return
+    precision, reason = precision_beside(embedded_precision(run), model.device, model)
+    if precision != FP32:
+        console.say(f"Precision of {run.name}: {precision} ({reason}).")
+    lower(model, precision)

@@ -1,17 +1,16 @@
-"""A gallery in Milvus instead of a FAISS file: one that is larger than the machine, or that many share.
+"""A gallery in Milvus instead of a FAISS file: one that is larger than the machine, or that several machines search.
 
     manifest = build_store(address("milvus"), gallery, sets, run.path("index"))
     store = open_store(manifest, gallery, sets, run.path("index"))
-    found = store.search(query, 20, {"group": "exam 7"})
+    ranking = store.search(query, 20, {"group": "exam 7"})
 
-An address is a file (`NAME.db`, kept by milvus-lite within this process; a cluster is the same code) or a
+An address is a file (`NAME.db`, of milvus-lite within this process; a cluster is the same code) or a
 server (`http://host:19530`), whose token is read from `ENTREP_MILVUS_TOKEN` and written nowhere. A
 collection is named by the fingerprint of the vectors, names, digests and groups in it, so that one of older
 embeddings is never taken for theirs. It holds row numbers, vectors, and for every key that can be masked
-the first row that bears it: filters compare whole numbers, and no text of a user enters an expression.
+the first row that has it: filters compare whole numbers, and no text of a user enters an expression.
 
-The vectors are compared one and all (FLAT), in Milvus' own float32; `search.nearest` decides by exact
-products. A milvus-lite file is parsed by milvus-lite: open none that others could have written to.
+All vectors are compared (FLAT), in the float32 of Milvus; `index.nearest` decides by exact products. A milvus-lite file is parsed by milvus-lite: open none that others could have written to.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def address(store: str) -> str:
     """A checked `--store`: `milvus` is the file in the run's own index folder.
 
     Raises:
-        UsageError: it is no address, or bears a password.
+        UsageError: it is no address, or contains a password.
     """
     if store == "milvus":
         return DEFAULT_FILE
@@ -55,13 +54,13 @@ def address(store: str) -> str:
         except ValueError:
             named = None
         if not named:
-            raise UsageError("--store is no address of a server.", hint="--store http://HOST:19530")
+            raise UsageError("--store is not the address of a server.", hint="--store http://HOST:19530")
         if parts.username is not None or parts.query or parts.fragment:
             raise UsageError("An address in --store has neither name nor password.", hint=f"put the token into ${TOKEN}")
         return store
     path = Path(store)
     if path.suffix != ".db" or "://" in store:
-        raise UsageError(f"There is no store {store!r}.", hint="--store milvus, --store FILE.db or --store http://HOST:19530")
+        raise UsageError(f"No store {store!r}.", hint="--store milvus, --store FILE.db or --store http://HOST:19530")
     return str(path.absolute())
 
 
@@ -78,21 +77,21 @@ class MilvusStore:
     def __init__(self, client: Any, collection: str, gallery: Embeddings, where: str) -> None:
         self.client, self.collection, self.gallery, self.where = client, collection, gallery, where
 
-    def search(self, query: np.ndarray, k: int, own: Mapping[str, str]) -> Ranking:
-        """The k best rows for a query (1, D) without those that bear one of its own keys; float32 products as Milvus sums them.
+    def search(self, query: np.ndarray, k: int, masks: Mapping[str, str]) -> Ranking:
+        """The k best rows for a query (1, D) without those that have one of its keys; float32 products as Milvus sums them.
 
         Args:
-            own: keys of `MASKED_BY`; "" masks nothing.
+            masks: keys by column, of `MASKED_BY`; "" masks nothing.
 
         Raises:
             RunError: the store does not answer.
         """
         filters = []
-        for key, value in own.items():
+        for key, value in masks.items():
             rows = np.flatnonzero(getattr(self.gallery.items, key) == value) if value else ()
             if len(rows):
                 filters.append(f"{_field(key)} != {int(rows[0])}")
-        with _told(self.where):
+        with _translated(self.where):
             hits = self.client.search(
                 self.collection,
                 data=[np.asarray(query, np.float32)[0]],
@@ -107,12 +106,12 @@ class MilvusStore:
 
 
 def build_store(uri: str, gallery: Embeddings, sets: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Put a gallery into a store; what the index's manifest keeps of it.
+    """Put a gallery into a store; what the manifest of the index records of it.
 
     Args:
         uri: from `address`.
         sets: fingerprints of the sets in the gallery.
-        folder: that a relative file lies in.
+        folder: of a relative file.
 
     Raises:
         RunError: Milvus is not installed, cannot be reached, or refuses.
@@ -122,7 +121,9 @@ def build_store(uri: str, gallery: Embeddings, sets: Mapping[str, str], folder: 
         path = folder / uri
         if path.exists() and not (path / "LOCK").is_file():
             raise RunError(
-                "What has this name was not made by milvus-lite, and is left alone.", where=path, hint="--store with another file"
+                "The file or folder of this name was not made by milvus-lite, and stays as it is.",
+                where=path,
+                hint="--store with another file",
             )
         path.parent.mkdir(parents=True, exist_ok=True)
     with _connected(uri, folder) as client:
@@ -157,17 +158,17 @@ def open_store(store: Mapping[str, Any], gallery: Embeddings, sets: Mapping[str,
     if not _is_server(uri) and not (folder / uri).exists():
         raise RunError("The store of the index is gone.", where=_shown(uri, folder), hint=_hint(uri))
     with _connected(uri, folder, keep=True) as client:
-        held = 0
+        stored = 0
         if client.has_collection(name, timeout=_SECONDS):
             client.load_collection(name, timeout=_SECONDS_TO_WRITE)
-            held = client.query(name, filter="", output_fields=["count(*)"], timeout=_SECONDS)[0]["count(*)"]
-        if held != len(gallery):
-            raise RunError(f"The store holds {held} of {len(gallery)} images of the run.", where=_shown(uri, folder), hint=_hint(uri))
+            stored = client.query(name, filter="", output_fields=["count(*)"], timeout=_SECONDS)[0]["count(*)"]
+        if stored != len(gallery):
+            raise RunError(f"The store holds {stored} of {len(gallery)} images of the run.", where=_shown(uri, folder), hint=_hint(uri))
     return MilvusStore(client, name, gallery, _shown(uri, folder))
 
 
 def drop_store(store: Mapping[str, Any], folder: Path) -> None:
-    """Remove a collection that is no longer used, if it can be had."""
+    """Remove a collection that is not used any more, if the store can be reached."""
     uri = str(store.get("uri"))
     if _is_server(uri) or (folder / uri).exists():
         with contextlib.suppress(RunError), _connected(uri, folder) as client:
@@ -216,7 +217,7 @@ def _hint(uri: str) -> str:
 
 @contextlib.contextmanager
 def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
-    """A client; closed at the end unless it is kept and nothing went wrong."""
+    """A client; closed at the end, with `keep` only where something went wrong."""
     try:
         from pymilvus import MilvusClient
 
@@ -224,10 +225,10 @@ def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
             import milvus_lite  # noqa: F401 - pymilvus would fail later, with less to say
     except ImportError as error:
         raise RunError(f"Milvus is not installed: {error}.", hint="pip install '.[milvus]', in the checkout") from error
-    for name in ("pymilvus", "milvus_lite", "grpc"):  # they log tracebacks of what is told here in a sentence
+    for name in ("pymilvus", "milvus_lite", "grpc"):  # they log tracebacks of what the error here says in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     where = _shown(uri, folder)
-    with _told(where):
+    with _translated(where):
         client = MilvusClient(uri=where, token=os.environ.get(TOKEN, "") if _is_server(uri) else "", timeout=_SECONDS)
         try:
             yield client
@@ -240,8 +241,8 @@ def _connected(uri: str, folder: Path, keep: bool = False) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Milvus' own errors as ours."""
+def _translated(where: str) -> Iterator[None]:
+    """Errors of Milvus as a RunError."""
     import grpc  # with pymilvus, which lets some of its errors through
     from pymilvus import MilvusException
 
@@ -253,6 +254,6 @@ def _told(where: str) -> Iterator[None]:
         raise RunError(
             f"The store does not answer: {said.rstrip('.')}.",
             where=where,
-            hint=f"start the server or hint the address (its token is ${TOKEN}); a file is open in one process at a time; "
+            hint=f"start the server or correct the address (its token is ${TOKEN}); a file is open in one process at a time; "
             "`entrep index` builds an index without a store",
         ) from error

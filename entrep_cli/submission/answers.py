@@ -18,11 +18,11 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.evaluation.calibration import with_temperature
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embeddings_of
+from entrep_cli.retrieval.index import rank_by_store
+from entrep_cli.retrieval.pipeline import templated, text_probabilities, text_vectors
 from entrep_cli.retrieval.ranking import rank
 from entrep_cli.retrieval.refinement import Refinement
-from entrep_cli.retrieval.search import rank_by_store
 from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
-from entrep_cli.retrieval.text_queries import templated, text_probabilities, text_vectors
 from entrep_cli.submission.archive import bare_name
 from entrep_cli.submission.tracks import Answer, read_queries, resolve_names
 from entrep_cli.workspace import Run

@@ -36,8 +36,8 @@ from entrep_cli.data.images import ImageError, decode_image, read_image
 from entrep_cli.errors import DataError, EntrepError, UsageError
 from entrep_cli.evaluation.selection import select
 from entrep_cli.reporting.pages import render, stylesheet
-from entrep_cli.retrieval.cases import Case, Finder, Found, Query, find_cases, gallery_query, image_query, text_query
 from entrep_cli.retrieval.class_aware import MODES, ClassRule
+from entrep_cli.retrieval.search import MARKS, Case, Finder, Query, SearchResult, find_cases, gallery_query, image_query, text_query
 from entrep_cli.web.guard import MAX_BODY, TOO_LARGE
 
 MAX_ANSWERS = 100
@@ -257,15 +257,14 @@ class Site:
         }
         return HTMLResponse(render("search_page.html.j2", **page), status)
 
-    def _answer(self, query: Query, found: Found, settings: Settings, picture: str, rule: ClassRule) -> dict[str, Any]:
+    def _answer(self, query: Query, found: SearchResult, settings: Settings, picture: str, rule: ClassRule) -> dict[str, Any]:
         classes = []
         if query.probabilities is not None:
             pairs = zip(self.finder.model.taxonomy.names, query.probabilities[0].tolist())
             classes = sorted(pairs, key=lambda pair: -pair[1])[:CLASSES_SHOWN]
 
         def card(case: Case) -> dict[str, Any]:
-            kind = {True: "hit", False: "miss", None: ""}[case.hit]
-            return {"case": case, "kind": kind, "source": f"/image/{case.row}", "link": _search(settings, row=case.row)}
+            return {"case": case, "kind": MARKS[case.hit], "source": f"/image/{case.row}", "link": _search(settings, row=case.row)}
 
         return {
             "query": query,

@@ -54,7 +54,7 @@ def test_the_document_tells_gallery_and_masking(trained, entrep):
 def test_a_run_that_reads_no_texts_says_so_before_anything_is_embedded(trained, entrep, monkeypatch):
     path = trained / "dinov2" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "method": "clip-lora"}))
-    monkeypatch.setattr("entrep_cli.retrieval.opening.open_model", lambda run, device: pytest.fail("no model is needed"))
+    monkeypatch.setattr("entrep_cli.retrieval.sets.open_model", lambda run, device: pytest.fail("no model is needed"))
     for more in ([], ["--class-aware", "soft"]):
         done = entrep("predict", "--track", 3, *more)
         assert done.code == 2 and "has learned nothing" in done.err and "texts.contrast" in done.err
@@ -70,7 +70,7 @@ def test_a_run_of_somebody_else_needs_another_place(trained, entrep, tmp_path, m
 def test_unmasked_scores_replace_no_masked_ones(trained, entrep):
     masked = entrep("evaluate", "--split", "train")
     assert masked.code == 0
-    for command in ("entrep report --run dinov2", "entrep predict --track 1 --run dinov2"):
+    for command in ("entrep report dinov2", "entrep predict --track 1 --run dinov2"):
         assert command in masked.err
     entrep("evaluate", "--split", "train", "--no-mask-groups")
     folder = trained / "dinov2" / "evaluation"
@@ -89,5 +89,5 @@ def test_images_of_a_run_that_tells_regions_are_scored_by_class(trained, phantom
     path.write_text(json.dumps({**json.loads(path.read_text()), "taxonomy": regions.as_dict()}))
     sent, truth = trained / "dinov2" / "submissions" / "track2.zip", phantom / "test" / "truth_i2i.json"
     done = entrep("evaluate", "--submission", sent, "--truth", truth, "--track", 2)
-    assert done.code == 0 and "entrep report --run dinov2" in done.err
+    assert done.code == 0 and "entrep report dinov2" in done.err
     assert {"pair", "class"} <= set(json.loads((trained / "dinov2" / "evaluation" / "track2.json").read_text())["retrieval"])

@@ -175,7 +175,7 @@ def test_products_of_shares_are_exact():
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(UsageError, match="no class-aware retrieval 'firm'"):
+    with pytest.raises(UsageError, match="No class-aware retrieval 'firm'"):
         ClassRule("firm")
     for weight in (-1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match="number of 0 or more"):

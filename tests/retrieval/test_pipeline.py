@@ -35,44 +35,48 @@ def run(tmp_path) -> Run:
     return run
 
 
+def answered(model: Mean, items: Items, **options):
+    return answers(model, items.path, items.digest, **options)
+
+
 def test_any_batch_gives_the_same_rows_in_order(items):
-    (wanted, wanted_classes), (flipped, _) = answers(Mean(), items, flip=True, batch_size=7)
+    (wanted, wanted_classes), (flipped, _) = answered(Mean(), items, flip=True, batch_size=7)
     for size in (1, 2, 6, 100):
-        (found, classes), (turned, _) = answers(Mean(), items, flip=True, batch_size=size)
+        (found, classes), (turned, _) = answered(Mean(), items, flip=True, batch_size=size)
         assert np.array_equal(found, wanted) and np.array_equal(classes, wanted_classes) and np.array_equal(turned, flipped)
 
 
 def test_processes_take_turns_by_whole_batches(items, monkeypatch):
     """Both halves, computed one after the other here, join to what one process gives; a batch stays what it was."""
-    (wanted, _), *_ = answers(Mean(), items, batch_size=2)
+    (wanted, _), *_ = answered(Mean(), items, batch_size=2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     parts = []
     monkeypatch.setattr(processes, "gather", lambda found: parts.append(found))
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        (none, _), *_ = answers(Mean(), items, batch_size=2)
+        (none, _), *_ = answered(Mean(), items, batch_size=2)
         assert len(none) == 0
     assert [[len(batch[0]) for batch in part] for part in parts] == [[2, 2], [2, 1]]
     monkeypatch.setattr(processes, "gather", lambda _: parts)
-    (joined, _), *_ = answers(Mean(), items, batch_size=2)
+    (joined, _), *_ = answered(Mean(), items, batch_size=2)
     assert np.array_equal(joined, wanted)
 
 
 def test_pixels_are_kept_and_read_back(items):
     first, second = Stages(), Stages()
-    (wanted, _), *_ = answers(Mean(), items, stages=first)
+    (wanted, _), *_ = answered(Mean(), items, stages=first)
     assert len(list(cache_dir("pixels").glob("*.npy"))) == 1
     for path in items.path:
         Image.new("RGB", (8, 8)).save(path)  # a digest stands for the pixels: nothing is decoded again
-    (found, _), *_ = answers(Mean(), items, stages=second)
+    (found, _), *_ = answered(Mean(), items, stages=second)
     assert np.array_equal(found, wanted)
     assert (first.cached, second.cached) == (False, True) and first.reader > 0 == second.reader == second.transform
 
 
 def test_pixels_without_digests_or_room_are_not_kept(items, monkeypatch):
-    answers(Mean(), Items.of(image=items.image, path=items.path))
+    answered(Mean(), Items.of(image=items.image, path=items.path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10 * 7 * 3 * 8 * 8 - 1})())
-    answers(Mean(), items)
+    answered(Mean(), items)
     assert not list(cache_dir("pixels").glob("*.npy"))
 
 
@@ -80,7 +84,7 @@ def test_a_failing_model_keeps_nothing(items):
     model = Mean()
     model.infer = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        answers(model, items, batch_size=2)
+        answered(model, items, batch_size=2)
     assert not list(cache_dir("pixels").rglob("*.*"))
 
 
@@ -115,7 +119,7 @@ def test_vectors_of_another_engine_are_taken_unless_the_own_are_wanted(items, ru
     plain = Mean()
     embeddings_of(run, "test", items, plain)
     assert plain.n_seen == 0
-    embeddings_of(run, "test", items, plain, as_kept=False)
+    embeddings_of(run, "test", items, plain, any_engine=False)
     assert plain.n_seen == 7
     assert json.loads(run.path("embeddings", "test", "manifest.json").read_text())["engine"] == "fp32"
 
@@ -125,7 +129,7 @@ def test_the_batch_and_its_reason(monkeypatch):
     assert choose_batch(model, 5) == (5, "asked for")
     model.recipe.batch_size = 64
     monkeypatch.setattr(pipeline, "_memory_limit", lambda: int(3e9))
-    assert choose_batch(model, None) == (8, "there are 3.0 GB of memory")
+    assert choose_batch(model, None) == (8, "the machine has 3.0 GB of memory")
     monkeypatch.setattr(pipeline, "_memory_limit", lambda: None)
     assert choose_batch(model, None)[0] == 64
     assert [fitting_batch(1e9, total) for total in (1e9, 8e9, 80e9, 8e12)] == [1, 4, 32, 256]
@@ -133,9 +137,9 @@ def test_the_batch_and_its_reason(monkeypatch):
 
 def test_a_compiled_model_gives_the_same_and_has_its_own_name(items):
     model = Mean()
-    (wanted, _), *_ = answers(model, items)
+    (wanted, _), *_ = answered(model, items)
     model.compile_answers(backend="eager")
-    (found, _), *_ = answers(model, items)
+    (found, _), *_ = answered(model, items)
     assert model.engine == "fp32 compiled" and np.allclose(found, wanted, atol=1e-6)
 
 

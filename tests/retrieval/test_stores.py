@@ -9,8 +9,8 @@ import pytest
 
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.retrieval.embeddings import Embeddings, Items
+from entrep_cli.retrieval.index import nearest, nearest_exactly
 from entrep_cli.retrieval.ranking import rank
-from entrep_cli.retrieval.search import nearest, nearest_exactly
 from entrep_cli.retrieval.stores import MilvusStore, address, build_store, drop_store, open_store
 
 HOSTILE = ['it\'s "one"', "a\\b\nc", "{x} and 1 == 1", "nội soi", "", "g5"]
@@ -133,7 +133,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, gallery, monkeypatc
 def test_what_milvus_lite_did_not_make_is_left_alone(tmp_path, gallery):
     path = tmp_path / "mine.db"
     path.write_bytes(b"SQLite format 3")
-    with pytest.raises(RunError, match="left alone"):
+    with pytest.raises(RunError, match="stays as it is"):
         build_store(str(path), gallery, SETS, tmp_path)
     assert path.read_bytes() == b"SQLite format 3"
 

@@ -150,7 +150,7 @@ def test_a_query_file_that_lies_alone_asks_of_the_dataset(run, data, tmp_path):
 
 def test_no_image_is_embedded_twice(run, data, monkeypatch):
     """Not even where nothing can be kept."""
-    monkeypatch.setattr("entrep_cli.retrieval.embeddings._keep", lambda *_: None)
+    monkeypatch.setattr("entrep_cli.retrieval.embeddings._store", lambda *_: None)
     for gallery in ("queries", "test"):
         model, seen = Colour(), []
         once = model.infer

@@ -13,7 +13,7 @@ from entrep_cli.errors import DataError, UsageError
 from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
 from entrep_cli.models.clip import Architecture
 from entrep_cli.recipes.recipe import build_recipe, parse_assignments
-from entrep_cli.retrieval.text_queries import check_template, templated, text_probabilities, text_vectors
+from entrep_cli.retrieval.pipeline import check_template, templated, text_probabilities, text_vectors
 from tests.tiny import CLIP
 
 PROMPTS = {"en": ("{} edge", "the {} side"), "vi": ("cạnh {}",)}
