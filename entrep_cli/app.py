@@ -158,7 +158,7 @@ def _register(
 ) -> None:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
-        processes.check_shared(function.__name__)
+        processes.check_distributed(function.__name__)
         result = function(*args, **kwargs)
         if result:
             console.document(result)

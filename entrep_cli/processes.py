@@ -1,8 +1,8 @@
-"""One command in several processes, as `accelerate launch` or `torchrun` starts them: who is who, and what they tell each other.
+"""One command in several processes, as `accelerate launch` or `torchrun` starts them: their ranks, and the exchange of values.
 
 In one process nothing here does anything, and torch is not imported. In several the first one (rank 0) is
-the main process: it alone writes, prints and validates. All others take their share of the work. Where one
-fails, the launcher ends the others.
+the main process: it alone writes, prints and validates. The work is divided among all. Where one fails, the launcher
+ends the others.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from entrep_cli.errors import UsageError
 from entrep_cli.workspace import Run
 
 T = TypeVar("T")
-SHARED = ("train", "embed")  # the commands that several processes can share
+DISTRIBUTED = ("train", "embed")  # the commands that several processes can run together
 # Of torchrun, which `accelerate launch` uses as well, of Open MPI, and of Intel's and MVAPICH's MPI.
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-_PATIENCE = timedelta(hours=12)  # the others wait for the main process, which may decode or validate for long
+_TIMEOUT = timedelta(hours=12)  # the others wait for the main process, which may decode or validate for long
 
 
 def size() -> int:
-    """How many processes share the work."""
+    """The number of processes."""
     return max(1, _number(_SIZES, 1))
 
 
@@ -49,17 +49,17 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def check_shared(command: str) -> None:
+def check_distributed(command: str) -> None:
     """UsageError where several processes run a command that only one can run."""
-    if size() > 1 and command not in SHARED:
+    if size() > 1 and command not in DISTRIBUTED:
         raise UsageError(
             f"`entrep {command}` runs in one process, and {size()} were started.",
-            hint=f"run it without a launcher; several processes can share {' and '.join(SHARED)}",
+            hint=f"run it without a launcher; several processes can run {' and '.join(DISTRIBUTED)}",
         )
 
 
-def part(n: int) -> slice:
-    """Of n things in a row those of this process; the parts of all processes, in the order of their ranks, are the whole."""
+def portion(n: int) -> slice:
+    """The items of this process among n in a row; those of all processes, in the order of their ranks, are the n."""
     return slice(n * rank() // size(), n * (rank() + 1) // size())
 
 
@@ -75,7 +75,7 @@ def broadcast(value: T) -> T:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """What `function` gives in the main process, in all of them; the others do not run it, and wait."""
+    """The value of `function` in the main process, in all processes; the others do not call it, and wait."""
     return broadcast(function() if is_main() else None)
 
 
@@ -92,7 +92,7 @@ def gather(value: T) -> list[T] | None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs in the main process, then in the others: these find what it has put into the cache."""
+    """The block runs in the main process, then in the others, which read what it has put into the cache."""
     if not is_main():
         broadcast(None)
     yield
@@ -101,8 +101,8 @@ def main_first() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_folder(run: Run) -> Iterator[Run]:
-    """The run in the main process; in the others a copy of it that goes with the block, so that nobody else writes into the run."""
+def private_copy(run: Run) -> Iterator[Run]:
+    """The run in the main process; in the others a copy that is deleted after the block, so that only one process writes into the run."""
     if is_main():
         yield run
         return
@@ -126,9 +126,9 @@ def group() -> Any:
     if not dist.is_initialized():
         PartialState(cpu=not torch.cuda.is_available())
         atexit.register(dist.destroy_process_group)
-    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def _number(names: tuple[str, ...], otherwise: int) -> int:
-    found = (os.environ.get(name, "") for name in names)
-    return next((int(value) for value in found if value.isdigit()), otherwise)
+    values = (os.environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdigit()), otherwise)

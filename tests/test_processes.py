@@ -37,7 +37,7 @@ def test_the_parts_of_all_are_the_whole(monkeypatch, n, size):
     found = []
     for rank in range(size):
         monkeypatch.setenv("RANK", str(rank))
-        found += range(n)[processes.part(n)]
+        found += range(n)[processes.portion(n)]
     assert found == list(range(n))
 
 
@@ -61,7 +61,7 @@ def test_the_others_write_into_a_copy_that_goes(second_of_two, tmp_path):
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.path("checkpoint.pt").write_bytes(b"state")
-    with processes.own_folder(run) as own:
+    with processes.private_copy(run) as own:
         assert own.folder != run.folder and own.path("checkpoint.pt").read_bytes() == b"state"
         own.path("config.toml").write_text("mine")
     assert not own.folder.exists() and not run.path("config.toml").exists()

@@ -36,14 +36,14 @@ if __name__ == "__main__":
     folder, lines = Path(sys.argv[1]), json.loads(sys.argv[2])
     assert processes.on_main(processes.rank) == 0
     assert processes.gather(processes.rank()) == ([0, 1] if processes.is_main() else None)
-    torch.save(contrast_gradients(processes.part(5)), folder / f"gradients-{processes.rank()}.pt")
-    finish = Run.finish
+    torch.save(contrast_gradients(processes.portion(5)), folder / f"gradients-{processes.rank()}.pt")
+    mark_complete = Run.mark_complete
 
-    def finish_aloud(run: Run, manifest: dict) -> None:
+    def noted(run: Run, manifest: dict) -> None:
         (folder / f"completed-{processes.rank()}.txt").write_text(str(run.folder.resolve()))
-        finish(run, manifest)
+        mark_complete(run, manifest)
 
-    Run.finish = finish_aloud
+    Run.mark_complete = noted
     for line in lines:
         try:
             main(line)

@@ -11,14 +11,14 @@ from entrep_cli.errors import EntrepError, Interrupted
 from entrep_cli.results import Result, Table
 
 if TYPE_CHECKING:
-    from entrep_cli.models.pretrained import PublishedWeights
+    from entrep_cli.models.pretrained import PretrainedWeights
 
 
 @dataclass(frozen=True)
 class WeightsList(Result):
     """All weights that recipes and methods can start from."""
 
-    weights: tuple[PublishedWeights, ...]
+    weights: tuple[PretrainedWeights, ...]
 
     def tables(self) -> list[Table]:
         columns = ["name", "for", "MB", "licence", "here", "where"]
@@ -65,9 +65,9 @@ class FetchedWeights(Result):
 
 def weights_list() -> WeightsList:
     """Every pretrained weight that a recipe or a method can start from; asks no network."""
-    from entrep_cli.models.pretrained import published_weights
+    from entrep_cli.models.pretrained import pretrained_weights
 
-    return WeightsList(published_weights())
+    return WeightsList(pretrained_weights())
 
 
 def weights_check(name: str | None = None, *, load: bool = True) -> WeightsCheck:
@@ -76,10 +76,10 @@ def weights_check(name: str | None = None, *, load: bool = True) -> WeightsCheck
     Args:
         name: as in `weights_list`; None for all of which a file is on this machine.
     """
-    from entrep_cli.models.pretrained import find_weights, published_weights
-    from entrep_cli.models.published_check import check_weights
+    from entrep_cli.models.pretrained import find_weights, pretrained_weights
+    from entrep_cli.models.pretrained_fetch import check_weights
 
-    wanted = [find_weights(name)] if name else [weights for weights in published_weights() if weights.state != "no"]
+    wanted = [find_weights(name)] if name else [weights for weights in pretrained_weights() if weights.state != "no"]
     results: list[dict[str, Any]] = []
     with console.progress("Checking", len(wanted), "weights") as advance:
         for weights in wanted:
@@ -129,7 +129,7 @@ def weights_fetch(names: Sequence[str]) -> FetchedWeights:
     return FetchedWeights(tuple(done), tuple(filter(None, (weights.start_command() for weights in wanted))))
 
 
-def _licence(weights: PublishedWeights) -> str:
+def _licence(weights: PretrainedWeights) -> str:
     return weights.licence + ("" if weights.commercial else ", not commercial")
 
 

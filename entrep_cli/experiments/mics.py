@@ -154,7 +154,7 @@ def probe_answers(seen: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> n
 def _features(encoders: tuple[Backbone, Backbone], part: Catalog, recipe: MicsPretrainingRecipe, device: torch.device) -> np.ndarray:
     """(N, 2D) float64, as an answer is given: white light, and pseudo-NBI for all."""
     white, narrow = (encoder.to(device).eval() for encoder in encoders)
-    preprocess: Preprocess = white.preprocess(**recipe.image.model_dump())
+    preprocess = Preprocess(**recipe.image.model_dump(), **white.statistics)
     pixels = load_pixels(part.paths, part.digests, preprocess, "images")
     found = []
     with console.progress("Features for the probe", len(part)) as advance:

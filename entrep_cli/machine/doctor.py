@@ -10,7 +10,7 @@ from entrep_cli.machine import hardware, versions
 from entrep_cli.machine.caches import cache_root, folder_size
 from entrep_cli.machine.findings import Finding
 from entrep_cli.machine.selftest import self_test
-from entrep_cli.models.pretrained import published_weights
+from entrep_cli.models.pretrained import pretrained_weights
 from entrep_cli.workspace import runs_dir
 
 _LARGE_CACHE = 20e9
@@ -60,14 +60,14 @@ def examine_caches() -> Iterator[Finding]:
 
 
 def examine_weights() -> Iterator[Finding]:
-    """Which published weights are here; only what is here in part is worth a warning."""
-    states = {weights.name: weights.state for weights in published_weights()}
+    """Which pretrained weights are here; only incomplete ones are worth a warning."""
+    states = {weights.name: weights.state for weights in pretrained_weights()}
     here = [name for name, state in states.items() if state == "here"]
-    parts = [name for name, state in states.items() if state == "in part"]
-    what = f"{', '.join(here) if here else 'none'} of {len(states)} published weights {'is' if len(here) < 2 else 'are'} here."
-    if parts:
-        what += f" In part: {', '.join(parts)}."
-        yield Finding("weights", "warning", what, f"entrep weights fetch {' '.join(parts)}", {"states": states})
+    incomplete = [name for name, state in states.items() if state == "incomplete"]
+    what = f"{', '.join(here) if here else 'none'} of {len(states)} pretrained weights {'is' if len(here) < 2 else 'are'} here."
+    if incomplete:
+        what += f" Incomplete: {', '.join(incomplete)}."
+        yield Finding("weights", "warning", what, f"entrep weights fetch {' '.join(incomplete)}", {"states": states})
     else:
         yield Finding("weights", "ok", what, None if here else "entrep weights list", {"states": states})
 

@@ -43,8 +43,7 @@ from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.models.towers import set_checkpointing
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.gathering import gathered
-from entrep_cli.training.loop import Fitted as Learned
-from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
+from entrep_cli.training.loop import LoopResult, LoopSettings, epoch_generator, fit
 from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.training.metric_losses import MetricSettings, metric_loss
 from entrep_cli.training.objective import LossSettings, Objective
@@ -287,7 +286,7 @@ def _choose_what_learns(model: ClipLora, filled: str | None) -> None:
     model.from_base.discard("backbone.logit_scale")
 
 
-def _train(model: ClipLora, texts: TrainingTexts, filled: str | None, context: FitContext) -> Learned:
+def _train(model: ClipLora, texts: TrainingTexts, filled: str | None, context: FitContext) -> LoopResult:
     recipe, settings = model.recipe, model.recipe.train
     train, val, device, precision = context.train, context.val, context.device, context.precision
     with processes.main_first():
@@ -301,7 +300,7 @@ def _train(model: ClipLora, texts: TrainingTexts, filled: str | None, context: F
         generator = epoch_generator(recipe.seed, epoch)
         for pick in _batches(targets, recipe, generator):
             seen = torch.from_numpy(pixels[pick.numpy()])
-            own = processes.part(len(pick))
+            own = processes.portion(len(pick))
             seen, wanted, flipped = batch_views(seen, targets[pick], model.taxonomy, recipe.augment, recipe.mixing, generator, own)
             with autocast(device, precision):
                 embeddings = model(seen.to(device))

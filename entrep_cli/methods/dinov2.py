@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from entrep_cli import console
 from entrep_cli.data.augment import AugmentSettings, MixSettings
 from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
@@ -81,7 +82,7 @@ class Dinov2(Method):
         super().__init__()
         self.recipe = recipe
         self.taxonomy = taxonomy
-        self.preprocess = backbone.preprocess(**recipe.image.model_dump())
+        self.preprocess = Preprocess(**recipe.image.model_dump(), **backbone.statistics)
         self.backbone = backbone
         self.head = Head(backbone.dim, len(taxonomy), recipe.head)
 

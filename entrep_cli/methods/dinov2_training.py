@@ -21,7 +21,7 @@ from entrep_cli.methods.base import FitContext
 from entrep_cli.models.device import autocast
 from entrep_cli.models.heads import Head
 from entrep_cli.training.gathering import gathered
-from entrep_cli.training.loop import Fitted, LoopSettings, epoch_generator, fit
+from entrep_cli.training.loop import LoopResult, LoopSettings, epoch_generator, fit
 from entrep_cli.training.objective import Objective
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TOLD = "training.json"  # what is worth knowing of a training beside its scores
 
 
-def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> Fitted:
+def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> LoopResult:
     """Train the head on features of several views; `train` and `val` have all classes, the target is worked out here.
 
     The precision is that of the backbone's features; the head learns in float32.
@@ -81,7 +81,7 @@ def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> Fitt
 
 def _solve_head(
     head: Head, features: torch.Tensor, seen: torch.Tensor, validate: Callable, taxonomy: Taxonomy, recipe: Dinov2Recipe, run: Run
-) -> Fitted:
+) -> LoopResult:
     """Logistic regressions on all views, (V + 1, n, D) and (V + 1, n), one for each strength; the best of validation stays.
 
     Nothing is learned by epochs, so nothing is shown less often: to oversample is to repeat the images of
@@ -113,14 +113,14 @@ def _solve_head(
     write_csv_atomic(run.path(METRICS), list(chosen), ([f"{row[key]:.6g}" for key in chosen] for row in tried))
     _tell(run, c=chosen["c"])
     scores = {key: value for key, value in chosen.items() if key != "c"}
-    return Fitted(0, scores, 0, time.monotonic() - started, sum(p.numel() for p in head.parameters()))
+    return LoopResult(0, scores, 0, time.monotonic() - started, sum(p.numel() for p in head.parameters()))
 
 
 def _better(scores: dict[str, float]) -> tuple[float, float]:
     return scores[MONITOR], -scores["val_loss"]
 
 
-def fit_full(model: Dinov2, context: FitContext) -> Fitted:
+def fit_full(model: Dinov2, context: FitContext) -> LoopResult:
     """Train backbone and head; `train` and `val` have the classes of the target alone."""
     recipe, train, val, run = model.recipe, context.train, context.val, context.run
     device, precision, resume = context.device, context.precision, context.resume
@@ -134,7 +134,7 @@ def fit_full(model: Dinov2, context: FitContext) -> Fitted:
         generator = epoch_generator(recipe.seed, epoch)
         for pick in batches(_epoch_order(targets, recipe.train, generator), recipe.train.batch_size):
             seen = torch.from_numpy(pixels[pick.numpy()])
-            own = processes.part(len(pick))
+            own = processes.portion(len(pick))
             seen, wanted, _ = batch_views(seen, targets[pick], model.taxonomy, recipe.augment, recipe.mixing, generator, own)
             with autocast(device, precision):
                 logits = model(seen.to(device))
@@ -156,7 +156,7 @@ def fit_full(model: Dinov2, context: FitContext) -> Fitted:
 
 def _run_loop(
     module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool, precision: str = "fp32"
-) -> Fitted:
+) -> LoopResult:
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
     started = recipe.backbone.weights != "none"  # random weights learn as fast as the head
     pretrained = {name for name, _ in module.named_parameters() if started and name.startswith("backbone.")}

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from entrep_cli import console
 from entrep_cli.data.augment import AugmentSettings
 from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.images import Preprocess
 from entrep_cli.data.modalities import NarrowBand, pseudo_nbi
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
@@ -38,8 +39,7 @@ from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.mics_encoders import MODALITIES, create_encoders, encoder_state, load_encoders
 from entrep_cli.models.mics_fusion import FusionEncoderSettings, MicsClassifier
 from entrep_cli.recipes.recipe import Recipe
-from entrep_cli.training.loop import Fitted as Learned
-from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
+from entrep_cli.training.loop import LoopResult, LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.shift import ShiftDictionary, ShiftSettings
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
@@ -105,7 +105,7 @@ class Mics(Method):
         super().__init__()
         self.recipe = recipe
         self.taxonomy = taxonomy
-        self.preprocess = classifier.white.preprocess(**recipe.image.model_dump())
+        self.preprocess = Preprocess(**recipe.image.model_dump(), **classifier.white.statistics)
         self.classifier = classifier
 
     @torch.inference_mode()
@@ -248,7 +248,7 @@ def _train(
     labelled: torch.Tensor,
     dictionaries: tuple[ShiftDictionary, ShiftDictionary] | None,
     context: FitContext,
-) -> Learned:
+) -> LoopResult:
     """Fit on the images at (n,) `labelled`; the loss is the mean of the cross-entropies of z_f, z_f + s_w and z_f + s_n (mean: ours)."""
     recipe, settings = model.recipe, model.recipe.train
     train, val, device, precision = context.train, context.val, context.device, context.precision

@@ -37,7 +37,7 @@ from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.mics import MicsPretraining, PretrainingSettings
 from entrep_cli.models.mics_encoders import MODALITIES, create_encoders
 from entrep_cli.recipes.recipe import Recipe, recipe_toml
-from entrep_cli.training.loop import Fitted, LoopSettings, end_training, epoch_generator, fit
+from entrep_cli.training.loop import LoopResult, LoopSettings, end_training, epoch_generator, fit
 from entrep_cli.training.sampling import batches
 from entrep_cli.workspace import CONFIG, MODEL, Run, fingerprint, trained_on, write_bytes_atomic, write_json_atomic, write_text_atomic
 
@@ -314,7 +314,7 @@ def pretrain_run(
         {
             "entrep": __version__,
             "method": recipe.method,
-            "preprocess": white.preprocess(**recipe.image.model_dump()).as_dict(),
+            "preprocess": Preprocess(**recipe.image.model_dump(), **white.statistics).as_dict(),
             "weights": origin,
             "validation": {name: value for name, value in fitted.scores.items() if name.startswith("val_") and name != MONITOR},
             "epoch": fitted.epoch,
@@ -341,9 +341,9 @@ def _fit(
     precision: str,
     resume: bool,
     pictures: Pictures | None,
-) -> Fitted:
+) -> LoopResult:
     section, settings = recipe.pretraining, recipe.pretraining.train
-    preprocess = model.white.preprocess(**recipe.image.model_dump())
+    preprocess = Preprocess(**recipe.image.model_dump(), **model.white.statistics)
     pixels = load_pixels(images.paths, images.digests, preprocess, "images")
     second = second_modality(images, preprocess, recipe.narrow)
     train, kept = (torch.from_numpy(np.flatnonzero(part)) for part in (~held, held))

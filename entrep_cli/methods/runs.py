@@ -83,7 +83,7 @@ def train_run(
     if resume and run.complete:
         _check_started(run, recipe, about)
         return load_model(run, device), run.manifest
-    with processes.own_folder(run) as own:
+    with processes.private_copy(run) as own:
         return _train(FitContext(train, val, recipe, own, place, chosen, resume), about)
 
 

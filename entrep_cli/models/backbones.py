@@ -16,20 +16,19 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from entrep_cli.data.images import Preprocess
 from entrep_cli.errors import UsageError, WeightsError, first_line
 from entrep_cli.models.inputs import Normalise
-from entrep_cli.models.pretrained import fetch_commands, weights_path
+from entrep_cli.models.pretrained import HubFile, fetch_commands, weights_path
 from entrep_cli.models.towers import n_prefix_positions, tower_of
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import CONFIG, MODEL, Run, file_sha256, find_run, trained_on
 
-# What published checkpoints wrap their weights in.
+# What checkpoints of other projects wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.", "_orig_mod.")
 # Part of DINOv2's pre-training only; timm's model has no place for it.
 _PRETRAINING_KEYS = ("mask_token",)
-# Where the tensors of a timm model stand in a run: of dinov2, of clip-lora with a tower of timm, and of mics (its white light).
+# Prefixes of the tensors of a timm model in a run: of dinov2, of clip-lora with a tower of timm, and of mics (its white light).
 _IN_RUNS = ("backbone.model.", "backbone.visual.trunk.", "white.model.")
 
 
@@ -42,7 +41,7 @@ class BackboneSettings(Section):
             backbone, as it was trained: dinov2, clip-lora with the same timm model as image tower, or the
             white-light encoder of mics or its pre-training), or `none` for random ones.
         pooling: `auto` is the mean of the patch tokens for ViTs (Foregut paper, section 4.3.3) and
-            the model's own pooled features otherwise; `gem` is the generalised mean (p = 3).
+            what the model itself pools otherwise; `gem` is the generalised mean (p = 3).
         options: passed to `timm.create_model`, as in `{pad_type = "same"}`.
     """
 
@@ -56,7 +55,7 @@ class Backbone(nn.Module):
     """A timm model without its classifier.
 
     `forward` takes (N, 3, H, W) pixels, uint8 or float in 0..255, normalises them with the
-    backbone's own mean and deviation, and returns (N, dim) pooled features.
+    mean and deviation of the backbone, and returns (N, dim) float32 pooled features.
     """
 
     def __init__(self, settings: BackboneSettings, size: int) -> None:
@@ -64,17 +63,17 @@ class Backbone(nn.Module):
         self.settings = settings
         self.model = _create(settings, size)
         config = self.model.pretrained_cfg
-        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.statistics = {"mean": tuple(config["mean"]), "std": tuple(config["std"])}  # of pixels, as `Preprocess` takes them
         self.n_prefix_tokens = tower_of(self.model).n_prefix_tokens
         if settings.pooling == "token" and not self.n_prefix_tokens:
             raise UsageError(f"{settings.name!r} has no class token to pool.", hint="--set backbone.pooling=auto")
-        self.normalise = Normalise(self.mean, self.std)
+        self.normalise = Normalise(**self.statistics)
         with torch.no_grad():
             self.eval()
             self.dim = self(torch.zeros(1, 3, size, size)).shape[1]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.pool(self.features(pixels))
+        return self.pool(self.features(pixels)).float()
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels to tokens (N, T, D), prefix tokens first, of a ViT, or a map (N, C, H, W), of Swin and its kin (N, H, W, C)."""
@@ -93,10 +92,6 @@ class Backbone(nn.Module):
         # Most convolutional models are (N, C, H, W); Swin and its kin (N, H, W, C).
         dims = (2, 3) if features.shape[1] == self.model.num_features else (1, 2)
         return generalised_mean(features, dims) if pooling == "gem" else features.mean(dim=dims)
-
-    def preprocess(self, size: int, fit: str, field_of_view: bool) -> Preprocess:
-        """How images are brought to this backbone."""
-        return Preprocess(size, fit, field_of_view, self.mean, self.std)
 
     def freeze_norm(self) -> None:
         """Keep batch statistics as they are, also while training."""
@@ -118,7 +113,7 @@ def create_backbone(settings: BackboneSettings, size: int) -> tuple[Backbone, di
     origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights}
     if settings.weights == "none":
         return backbone, origin
-    path = _cached_hub_file(backbone.model.pretrained_cfg, settings) if settings.weights == "hub" else weights_path(settings.weights)
+    path = _hub_file(backbone.model.pretrained_cfg, settings.name) if settings.weights == "hub" else weights_path(settings.weights)
     if settings.weights != "hub" and not path.is_file() and (run := find_run(settings.weights)):
         return backbone, {**origin, **_load_from_run(backbone.model, settings, run)}
     load_weights(backbone.model, read_weights(path), path)
@@ -127,14 +122,14 @@ def create_backbone(settings: BackboneSettings, size: int) -> tuple[Backbone, di
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` or torch file, unwrapped from what published checkpoints put round them.
+    """The tensors of a `.safetensors` or torch file, unwrapped from what checkpoints of other projects put round them.
 
     Raises:
         WeightsError: missing, damaged, or holding more than tensors (nothing in it is ever executed).
     """
     if not path.is_file():
         hint = "--weights FILE, a name of `entrep weights list`, hub, none for random weights, or a run (not for clip-lora)"
-        raise WeightsError("There is no such weights file.", where=path, hint=hint)
+        raise WeightsError("No such weights file.", where=path, hint=hint)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -155,7 +150,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         state = inner
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
-        raise WeightsError("There are no tensors in the weights file.", where=path)
+        raise WeightsError("The weights file has no tensors.", where=path)
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
@@ -169,31 +164,38 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
     """
     classifiers = model.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    own = model.state_dict()
-    state = {
-        key: value
-        for key, value in state.items()
-        if key in own or not (key.startswith(tuple(f"{c}." for c in classifiers)) or key in _PRETRAINING_KEYS)
-    }
+    wanted = model.state_dict()
+    left_out = (*(f"{c}." for c in classifiers), *_PRETRAINING_KEYS)
+    state = {key: value for key, value in state.items() if key in wanted or not key.startswith(left_out)}
     position = state.get("pos_embed")
-    if position is not None and "pos_embed" in own and position.shape != own["pos_embed"].shape and position.ndim == 3:
+    if position is not None and "pos_embed" in wanted and position.shape != wanted["pos_embed"].shape and position.ndim == 3:
         state["pos_embed"] = resample_abs_pos_embed(
             position,
             new_size=list(model.patch_embed.grid_size),
             num_prefix_tokens=n_prefix_positions(model),
         )
+    load_strictly(model, state, where, "backbone")
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], where: Path, whose: str) -> None:
+    """Load a state dict that has all tensors of the model and no others.
+
+    Raises:
+        WeightsError: as `load_weights`; `whose` names the model.
+    """
+    wanted = model.state_dict()
     differing = {
-        "missing": [key for key in own if key not in state],
-        "not in the model": [key for key in state if key not in own],
+        "missing": [key for key in wanted if key not in state],
+        "not in the model": [key for key in state if key not in wanted],
         "another shape": [
-            f"{key}, {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            f"{key}, {tuple(state[key].shape)} in the file and {tuple(wanted[key].shape)} in the model"
+            for key in wanted
+            if key in state and state[key].shape != wanted[key].shape
         ],
     }
     if any(differing.values()):
         raise WeightsError(
-            f"The weights are not those of the backbone: {sum(map(len, differing.values()))} tensors differ.",
+            f"The weights are not those of the {whose}: {sum(map(len, differing.values()))} tensors differ.",
             where=where,
             # Two models differ in hundreds of tensors; a few of each kind tell which they are.
             faults=[
@@ -205,7 +207,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: Path) 
 
 
 def _load_from_run(model: nn.Module, settings: BackboneSettings, run: Run) -> dict[str, Any]:
-    """Load the backbone of a complete run, strictly; what `create_backbone` tells of it."""
+    """Load the backbone of a complete run, strictly; what `create_backbone` returns of it."""
     manifest = run.manifest
     run.check_files()
     path = run.path(MODEL)
@@ -224,9 +226,9 @@ def _load_from_run(model: nn.Module, settings: BackboneSettings, run: Run) -> di
         what = f"Run {run.name!r} ({manifest.get('method')}) has no image backbone of timm."
         raise WeightsError(what, where=run.folder, hint=f"name {hint}")
     name = recipe.get("backbone", {}).get("name", "")
-    if (described := run.path("clip.json")).is_file():  # a clip-lora run: its own name is that of the whole CLIP
+    if (described := run.path("clip.json")).is_file():  # a clip-lora run, whose recipe names the whole CLIP
         name = json.loads(described.read_text("utf-8"))["model_cfg"]["vision_cfg"].get("timm_model_name", "")
-    # What follows the dot names published weights, and these are others.
+    # What follows the dot names pretrained weights, and these are others.
     if name.split(".")[0] != settings.name.split(".")[0]:
         what = f"Run {run.name!r} has the backbone {name!r}, not {settings.name!r}."
         raise WeightsError(what, where=run.folder, hint=f"--backbone {name}")
@@ -257,23 +259,19 @@ def _create(settings: BackboneSettings, size: int) -> nn.Module:
         ) from error
 
 
-def _cached_hub_file(config: Mapping[str, Any], settings: BackboneSettings) -> Path:
-    """The published weights in the local hub cache; nothing is ever downloaded here."""
-    from huggingface_hub import try_to_load_from_cache
-
+def _hub_file(config: Mapping[str, Any], name: str) -> Path:
+    """The pretrained weights of a timm model in the local hub cache; nothing is ever downloaded here."""
     repository = config.get("hf_hub_id")
     if not repository:
-        raise WeightsError(
-            f"timm names no published weights for {settings.name!r}.", hint="--weights FILE, or --weights none for random ones"
-        )
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        path = try_to_load_from_cache(repository, config.get("hf_hub_filename") or file)
-        if isinstance(path, str):
-            return Path(path)
+        raise WeightsError(f"timm names no pretrained weights for {name!r}.", hint="--weights FILE, or --weights none for random ones")
+    named = config.get("hf_hub_filename")
+    file = HubFile(repository, named) if named else HubFile(repository, "model.safetensors", ("pytorch_model.bin",))
+    if path := file.local():
+        return path
     raise WeightsError(
-        f"The weights of {settings.name!r} are not on this machine, and nothing is downloaded unasked.",
+        f"The weights of {name!r} are not on this machine, and nothing is downloaded unasked.",
         where=f"{repository}, file model.safetensors",
-        hint=f"where there is a network: {fetch_commands(repository, ['model.safetensors'])}; or give a file with --weights FILE",
+        hint=f"with a network: {fetch_commands(repository, ['model.safetensors'])}; or give a file with --weights FILE",
     )
 
 

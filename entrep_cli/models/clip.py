@@ -2,8 +2,8 @@
 
 An architecture is an open_clip id (`ViT-B-16-quickgelu`), one of ours in `clip_configs/`, a hub
 repository whose files are cached (`hf-hub:microsoft/...`), or a JSON file of open_clip's form. Weights
-are a published tag in the hub's cache, a file of a whole CLIP, or a file of the image tower alone: then
-the text tower starts fresh, which is how text-to-image runs where only an image model is at hand.
+are a pretrained tag in the hub's cache, a file of a whole CLIP, or a file of the image tower alone: then
+the text tower starts from random weights, so that text-to-image works where only an image model is available.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
 from entrep_cli.errors import UsageError, WeightsError, first_line
-from entrep_cli.models.backbones import GeneralisedMean, load_weights, read_weights
-from entrep_cli.models.pretrained import fetch_commands, weights_path
+from entrep_cli.models.backbones import GeneralisedMean, load_strictly, load_weights, read_weights
+from entrep_cli.models.pretrained import HubFile, fetch_commands, weights_path
 from entrep_cli.models.towers import replace_pooling, set_input_size, timm_trunk
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.workspace import file_sha256
@@ -34,7 +34,7 @@ _CONFIGS = Path(__file__).parent / "clip_configs"
 _HUB_CONFIG = "open_clip_config.json"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _HUB_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-# In the names of the tokenizers that were made for many languages; all others cut Vietnamese to pieces.
+# In the names of multilingual tokenizers; all others break Vietnamese into fragments.
 _MULTILINGUAL = ("xlm", "multilingual", "mt5", "nllb", "i18n", "siglip2")
 _OTHER_MODEL = "take a model that needs no such file, as --backbone ViT-B-16-quickgelu --weights FILE"
 ENGLISH_ONLY = "has an English tokenizer: they reach it as letters and fragments"
@@ -46,9 +46,9 @@ class ClipSettings(Section):
     Attributes:
         name: an open_clip id, one of ours (`tiny-clip`, `mobilenetv2-clip`), `hf-hub:owner/name`, or a
             JSON file.
-        tag: which published weights of an open_clip id, as in `openai`.
+        tag: which pretrained weights of an open_clip id, as in `openai`.
         weights: `hub` (only if they are cached), a file of a CLIP or of its image tower, or `none`.
-        pooling: of a convolutional image tower of timm: its `own`, or `gem`, the generalised mean (p = 3).
+        pooling: of a convolutional image tower of timm: `own`, what the model has, or `gem`, the generalised mean (p = 3).
     """
 
     name: str = "ViT-B-16-quickgelu"
@@ -76,8 +76,8 @@ def read_architecture(name: str) -> Architecture:
     """The architecture of a name; UsageError for an unknown one, WeightsError where hub files are not cached."""
     path = _CONFIGS / f"{name}.json"
     if name.startswith("hf-hub:"):
-        own = "give both files with --backbone CONFIG.json --weights FILE"
-        path = _cached(name.removeprefix("hf-hub:"), _HUB_CONFIG, with_it=_HUB_WEIGHTS[:1], otherwise=own)
+        otherwise = "give both files with --backbone CONFIG.json --weights FILE"
+        path = _cached(name.removeprefix("hf-hub:"), _HUB_CONFIG, with_it=_HUB_WEIGHTS[:1], otherwise=otherwise)
     elif not path.is_file():
         path = Path(name)
     if not path.is_file():
@@ -86,7 +86,7 @@ def read_architecture(name: str) -> Architecture:
             known = [*open_clip.list_models(), *sorted(p.stem for p in _CONFIGS.glob("*.json"))]
             near = difflib.get_close_matches(name, known, 3)
             raise UsageError(
-                f"There is no CLIP model {name!r}.",
+                f"No CLIP model is named {name!r}.",
                 hint=(f"did you mean {', '.join(near)}? " if near else "") + "give an open_clip id, hf-hub:owner/name or a JSON file",
             )
         return Architecture(config)
@@ -122,7 +122,7 @@ def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> n
     except Exception as error:  # open_clip and timm raise anything for a configuration that does not hold
         raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", hint="check its configuration and image.size") from error
     if pooling == "gem" and not replace_pooling(model, GeneralisedMean()):
-        what = "The image tower is not a convolutional one of timm, whose pooling could be exchanged."
+        what = "The image tower is not a convolutional one of timm, whose pooling could be replaced."
         raise UsageError(what, hint="--set backbone.pooling=own")
     return model
 
@@ -151,7 +151,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
     origin: dict[str, Any] = {"name": settings.name, "weights": settings.weights, "towers": []}
     if settings.weights == "none":
         return origin, None
-    path = _published(settings) if settings.weights == "hub" else weights_path(settings.weights)
+    path = _pretrained(settings) if settings.weights == "hub" else weights_path(settings.weights)
     state = read_weights(path)
     # The file's name, not its path: a run may be shown to others.
     origin |= {"weights": path.name, "sha256": file_sha256(path), "towers": ["image", "text"]}
@@ -159,7 +159,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
         trunk = timm_trunk(model)
         if trunk is None:
             raise WeightsError(
-                "The file holds an image tower, and the CLIP model's own tower is not one of timm.",
+                "The file holds an image tower, and that of the CLIP model is not one of timm.",
                 where=path,
                 hint="--backbone mobilenetv2-clip, or a JSON file with vision_cfg.timm_model_name",
             )
@@ -170,7 +170,7 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
 
 
 def make_tokenizer(settings: ClipSettings, architecture: Architecture) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Texts to (M, context) token ids; WeightsError where a hub tokenizer is not cached, or only in part."""
+    """Texts to (M, context) token ids; WeightsError where files of a hub tokenizer are not cached."""
     text = architecture.config["text_cfg"]
     length = text.get("context_length", 77)
     if not text.get("hf_tokenizer_name"):
@@ -194,7 +194,7 @@ def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """(M, context) token ids to (M, D) features, as the model's `encode_text`, without the padding behind the longest text.
 
     A causal tower reads its answer off the end of the text, which sees nothing of what stands behind it. A finding
-    has some ten tokens, of 77 places: to cut the rest takes most of the text tower's work away (ours).
+    has some ten tokens, of 77 places: without the rest most of the text tower's work falls away (ours).
     """
     tower = model if isinstance(model, CLIP) else model.text
     if not _is_causal(tower):
@@ -227,23 +227,14 @@ def texts_cut(tokenizer: Callable, texts: Sequence[str], context_length: int) ->
 def _load_whole(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     resize_pos_embed(state, model)
     resize_text_pos_embed(state, model)
-    own = model.state_dict()
+    wanted = model.state_dict()
     # BERT's position ids are a constant that some versions save and others do not.
-    state = {key: value for key, value in state.items() if key in own or not key.endswith("position_ids")}
-    faults = [f"missing: {key}" for key in own if key not in state] + [f"not in the model: {key}" for key in state if key not in own]
-    faults += [f"another shape: {key}" for key in own if key in state and own[key].shape != state[key].shape]
-    if faults:
-        raise WeightsError(
-            f"The weights are not those of the CLIP model: {len(faults)} tensors differ.",
-            where=path,
-            faults=[*faults[:8], *(["..."] if len(faults) > 8 else [])],
-            hint="name the model they belong to with --backbone",
-        )
-    model.load_state_dict(state, strict=True)
+    state = {key: value for key, value in state.items() if key in wanted or not key.endswith("position_ids")}
+    load_strictly(model, state, path, "CLIP model")
 
 
-def _published(settings: ClipSettings) -> Path:
-    """The cached file of published weights; WeightsError names the exact file and how to fetch it."""
+def _pretrained(settings: ClipSettings) -> Path:
+    """The cached file of pretrained weights; WeightsError names the exact file and how to fetch it."""
     if settings.name.startswith("hf-hub:"):
         repository, file = settings.name.removeprefix("hf-hub:"), ""
     else:
@@ -257,8 +248,8 @@ def _published(settings: ClipSettings) -> Path:
             faults=[f"its tags: {', '.join(tags)}"] if tags else [],
             hint="--set backbone.tag=TAG, --weights FILE, or --weights none with --tune full",
         )
-    own = "give a file with --weights FILE; a small model from scratch is --recipe tiny"
-    return _cached(repository, *([file] if file else _HUB_WEIGHTS), otherwise=own)
+    otherwise = "give a file with --weights FILE; a small model from scratch is --recipe tiny"
+    return _cached(repository, *([file] if file else _HUB_WEIGHTS), otherwise=otherwise)
 
 
 def _snapshot(repository: str, *files: str, with_it: Sequence[str] = ()) -> str:
@@ -273,22 +264,20 @@ def _cached(repository: str, *files: str, with_it: Sequence[str] = (), otherwise
 
     Raises:
         WeightsError: none is. It names the first, the command that fetches it and what is needed `with_it`,
-            what of the repository is there already, and what to do `otherwise`. UsageError: no such name can be.
+            what of the repository is cached, and what to do `otherwise`. UsageError: no such name can be.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
     try:
-        found = [try_to_load_from_cache(repository, file) for file in files]
+        if path := HubFile(repository, files[0], files[1:]).local():
+            return path
     except ValueError as error:
         raise UsageError(f"That is no repository of the hub: {first_line(error)}", hint="name it as owner/name") from error
-    for path in found:
-        if isinstance(path, str):
-            return Path(path)
     cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    there = sorted(path for path in cache.glob("snapshots/*/*") if path.is_file())
-    faults = [f"of another revision: {path}" for path in there if path.name in files]
-    if there and not faults:
-        faults.append(f"what is there of it: {', '.join(dict.fromkeys(path.name for path in there))}")
+    cached = sorted(path for path in cache.glob("snapshots/*/*") if path.is_file())
+    faults = [f"of another revision: {path}" for path in cached if path.name in files]
+    if cached and not faults:
+        faults.append(f"cached of it: {', '.join(dict.fromkeys(path.name for path in cached))}")
     if any(cache.glob("blobs/*.incomplete")):
         faults.append("a download of it was not completed")
     named = f"{files[0]} (or {', '.join(files[1:])})" if len(files) > 1 else files[0]
@@ -296,5 +285,5 @@ def _cached(repository: str, *files: str, with_it: Sequence[str] = (), otherwise
         "A file of the model is not on this machine, and nothing is downloaded unasked.",
         where=f"{repository}, file {named}",
         faults=faults,
-        hint=f"where there is a network: {fetch_commands(repository, [files[0], *with_it])}; or {otherwise}",
+        hint=f"with a network: {fetch_commands(repository, [files[0], *with_it])}; or {otherwise}",
     )

@@ -21,14 +21,14 @@ def choose_device(option: str = "auto") -> tuple[torch.device, str]:
     _fit_threads()
     if option == "auto":
         if torch.cuda.is_available():
-            device = _own_gpu(torch.device("cuda"))
+            device = _gpu_of_process(torch.device("cuda"))
             _try(device, torch.cuda.get_device_name(device))
-            return device, f"a GPU is there: {torch.cuda.get_device_name(device)}"
+            return device, f"a GPU is available: {torch.cuda.get_device_name(device)}"
         if torch.backends.mps.is_available():
-            return torch.device("mps"), "an Apple GPU is there"
-        return torch.device("cpu"), f"no GPU is there; {torch.get_num_threads()} threads"
+            return torch.device("mps"), "an Apple GPU is available"
+        return torch.device("cpu"), f"no GPU is available; {torch.get_num_threads()} threads"
     try:
-        device = _own_gpu(torch.device(option))
+        device = _gpu_of_process(torch.device(option))
     except RuntimeError as error:
         raise UsageError(f"The device {option!r} cannot be used: {first_line(error)}", hint="--device auto, cpu or cuda") from error
     _try(device, option)
@@ -44,8 +44,8 @@ def _try(device: torch.device, name: str) -> None:
         raise UsageError(f"The device {name!r} cannot be used: {first_line(error)}", hint=hint) from error
 
 
-def _own_gpu(device: torch.device) -> torch.device:
-    """Of several processes on a machine each takes the GPU of its number."""
+def _gpu_of_process(device: torch.device) -> torch.device:
+    """With several processes on a machine, each takes the GPU of its local rank."""
     if device.type != "cuda" or device.index is not None or processes.size() == 1:
         return device
     device = torch.device("cuda", processes.local_rank())
@@ -73,7 +73,7 @@ def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
         UsageError: no such precision.
     """
     if option not in PRECISIONS:
-        raise UsageError(f"There is no precision {option!r}.", hint=f"--precision {', '.join(PRECISIONS)}")
+        raise UsageError(f"Precision {option!r} does not exist.", hint=f"--precision {', '.join(PRECISIONS)}")
     if option != "auto":
         return option, "asked for"
     if device.type == "cuda":
@@ -83,7 +83,7 @@ def choose_precision(option: str, device: torch.device) -> tuple[str, str]:
             return "fp16", "the GPU has tensor cores for it, and none for bf16"
         return "fp32", "the GPU has no tensor cores"
     if device.type != "cpu":
-        return "fp32", f"others are not tried on {device.type}"
+        return "fp32", f"other precisions are not tested on {device.type}"
     units = _bf16_units()
     if units:
         return "bf16", f"the CPU computes in it: {', '.join(units)}"
@@ -96,8 +96,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def _bf16_units() -> list[str]:
-    """The CPU's instructions for bf16 products. Asked and not measured: a busy machine measures this way today and that way
-    tomorrow, and the same command must give the same bytes. Where they are, a training step was 1.6 to 1.8 times as fast."""
+    """The CPU's instructions for bf16 products; with them a training step was 1.6 to 1.8 times as fast.
+
+    They are looked up and not measured: a measurement depends on what else the machine does, and the same command must
+    give the same bytes.
+    """
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
 

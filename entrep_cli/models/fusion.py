@@ -1,7 +1,7 @@
 """Embeddings from several levels of an image tower, fused into one on the unit sphere.
 
-The parts of *Multi-Level CLS Token Fusion* (arXiv 2509.00752) of which its abstract gives the names:
-multi-level CLS token aggregation and spherical feature interpolation. How they are done is ours.
+From *Multi-Level CLS Token Fusion* (arXiv 2509.00752): multi-level CLS token aggregation and spherical
+feature interpolation. Its abstract names them; how they are done is ours.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from entrep_cli.errors import UsageError
 from entrep_cli.models.towers import tower_of
 from entrep_cli.recipes.recipe import Section
 
-# Where sin w is below this, float32 rows no longer tell the plane of their arc near w = pi; near
-# w = 0 slerp and normalised linear interpolation agree to float32 there.
+# Where sin w is below this, float32 rows do not determine the plane of their arc near w = pi; near
+# w = 0 slerp and normalised linear interpolation agree to float32.
 _TINY = 1e-3
 
 
@@ -48,7 +48,7 @@ class FusionSettings(Section):
 class LevelFusion(nn.Module):
     """(N, L, D) level embeddings to (N, D) unit rows, in the dtype of the input.
 
-    The levels are brought to unit length first, so that a weight is the share of a level whatever its
+    The levels are brought to unit length first, so that a weight is the fraction of a level whatever its
     norm. Both kinds start as the plain mean of the levels. With slerp the result is
     slerp(last level, fused; t), t = sigmoid of a parameter, from 0.5. All of it ours.
     """
@@ -77,11 +77,11 @@ class LevelFusion(nn.Module):
 
 
 class StageProjections(nn.Module):
-    """What stands for the levels in a tower without equal blocks, as a convolutional one: its stages. Ours.
+    """Levels of a tower without equal blocks, such as a convolutional one: its stages. Ours.
 
-    The last stage goes through the tower's own ending (pooling and projection). That ending does not
-    fit the width of the earlier stages: each of them is averaged over its positions and gets a learned
-    linear projection into D. In a tower of blocks there is nothing to learn, and no parameter.
+    The last stage goes through the tower's ending (pooling and projection). That ending does not fit the
+    width of the earlier stages: each of them is averaged over its positions and gets a learned linear
+    projection into D. For a tower of blocks this module has no parameters.
 
     Args:
         visual: the image tower of an open_clip model.
@@ -110,7 +110,7 @@ def level_embeddings(
 ) -> torch.Tensor:
     """Embeddings after several blocks of an image tower, from one forward pass: (N, L, D), not normalised.
 
-    Each level goes through the tower's own ending: final norm, pooling (the CLS token, in a tower that
+    Each level goes through the tower's ending: final norm, pooling (the CLS token, in a tower that
     pools so) and projection. With the last block among the levels, the last row is the tower's output.
 
     Args:
@@ -153,7 +153,7 @@ def slerp(u: torch.Tensor, v: torch.Tensor, t: float | torch.Tensor) -> torch.Te
     Where sin w < 0.001 it is the normalised linear interpolation (1-t) u + t v instead: near w = 0 the
     two agree, near w = pi the plane of the arc is lost to rounding. Where that vanishes as well (t near
     0.5 between opposite rows), no direction is better than another and the result is u (ours). It is
-    always finite and of unit length, and so are its gradients finite.
+    always finite and of unit length, and its gradients are finite.
 
     Args:
         u, v: (..., D) unit rows; slight departures from unit length, as in bfloat16, are corrected.
@@ -188,7 +188,7 @@ def mix_same_class(embeddings: torch.Tensor, targets: torch.Tensor, generator: t
     """Each image moved towards another one of its class: representation diversity, for training (ours).
 
     slerp(z_i, z_j; t) with j drawn from the other images of the class in the batch and t uniform in
-    [0, 0.5), so that the image dominates and its own findings stay true of it; one that is alone in its
+    [0, 0.5), so that the image dominates and its findings stay true of it; one that is alone in its
     class stays as it is.
 
     Args:

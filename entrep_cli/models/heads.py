@@ -34,7 +34,7 @@ class HeadSettings(Section):
 
 
 class Head(nn.Module):
-    """(N, D) pooled features to (N, C) logits, by way of the (N, E) features of the last hidden layer."""
+    """(N, D) pooled features to (N, C) logits, through the (N, E) features of the last hidden layer."""
 
     def __init__(self, dim: int, n_classes: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Head(nn.Module):
     def standardise(self, features: torch.Tensor) -> None:
         """Let `body` give every dimension mean 0 and deviation 1 over (N, D) features; only where it is one LayerNorm.
 
-        The LayerNorm's own factors take the standardisation, so that the model stays of the same form.
+        The LayerNorm's weight and bias take the standardisation, so that the model keeps its form.
         """
         norm = self.body[-1]
         plain = nn.functional.layer_norm(features, norm.normalized_shape, eps=norm.eps).double()
@@ -68,7 +68,7 @@ class Head(nn.Module):
         """Make `output` the logistic regression of (N,) targets on the (N, E) features of `body` with (N,) weights.
 
         The multinomial one for several classes; for two, logits -z/2 and z/2 of its z. A class without any
-        target is never answered. scikit-learn's L-BFGS with L2 regularisation, its `C` being `c`; on the CPU.
+        target is never predicted. scikit-learn's L-BFGS with L2 regularisation, its `C` being `c`; on the CPU.
 
         Returns:
             whether it converged.
@@ -88,7 +88,7 @@ class Head(nn.Module):
             coefficients, intercepts = (torch.cat([-a, a]) / 2 for a in (coefficients, intercepts))
         self.output.weight.zero_()
         self.output.bias.fill_(-1e4)
-        there = torch.from_numpy(regression.classes_)
-        self.output.weight[there] = coefficients.to(self.output.weight)
-        self.output.bias[there] = intercepts.to(self.output.bias)
+        classes = torch.from_numpy(regression.classes_)
+        self.output.weight[classes] = coefficients.to(self.output.weight)
+        self.output.bias[classes] = intercepts.to(self.output.bias)
         return not any(issubclass(w.category, ConvergenceWarning) for w in caught)

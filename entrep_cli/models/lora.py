@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ADAPTER = "default"
 # Of the length of a feature vector. Merging in float32 moves features by about 1e-6 of it; a wrong
-# merge, or one in bfloat16, which rounds small deltas away, by 1e-2 and more.
+# merge, or one in bfloat16, which rounds small deltas to zero, by 1e-2 and more.
 _MERGE_TOLERANCE = 1e-4
 
 

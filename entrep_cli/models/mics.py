@@ -70,7 +70,7 @@ class PretrainingSettings(Section):
     """What is masked, predicted and compared.
 
     Attributes:
-        mask_ratio: share of the patches that the encoders do not see (paper: 0.75).
+        mask_ratio: fraction of the patches that the encoders do not see (paper: 0.75).
         normalised_patches: predict every patch less its mean, over its deviation (MAE; the released code does not).
         consistency_dim: width of the linear projection of the consistency loss: low (paper), 128 (ours).
         alignment_dim: width of the projection of the alignment loss (paper: 512), and of its hidden layer (ours).
@@ -155,7 +155,7 @@ class MicsPretraining(nn.Module):
         self.grid = tuple(white.model.patch_embed.grid_size)
         check_alike(white, narrow)
         if math.prod(self.grid) < 2:
-            raise UsageError("Each image is one single patch: there is nothing to mask.", hint="a larger image.size")
+            raise UsageError("Each image is one single patch, of which nothing can be masked.", hint="a larger image.size")
         self.decoder = MicsDecoder(white.dim, self.grid, self.patch, settings.decoder)
         self.consistency = nn.ModuleList(nn.Linear(white.dim, settings.consistency_dim, bias=False) for _ in MODALITIES)
         self.alignment = nn.ModuleList(_projection(white.dim, settings.alignment_dim) for _ in MODALITIES)
@@ -168,11 +168,11 @@ class MicsPretraining(nn.Module):
         """The losses of a batch of (N, 3, H, W) pixels in two modalities, row by row of the same view.
 
         - reconstruction: mean over the masked patches of both modalities of the mean squared error of their
-          pixels (paper: masked patches, MSE; MAE, section 3). Every encoder sees its own modality alone.
+          pixels (paper: masked patches, MSE; MAE, section 3). Each encoder sees one modality alone.
         - consistency: InfoNCE between low-dimensional projections of the two global embeddings (paper), linear
           and one for each modality (ours).
-        - alignment: InfoNCE between Linear-BN-ReLU-Linear-BN projections of them (paper), one of its own for
-          each modality (ours).
+        - alignment: InfoNCE between Linear-BN-ReLU-Linear-BN projections of them (paper), one for each
+          modality (ours).
 
         The global embedding is the mean of the visible patch tokens after the encoder's last norm (ours;
         unmasked it is what `Backbone` gives). The masks of the two modalities are drawn apart (ours), white
@@ -206,10 +206,10 @@ class MicsPretraining(nn.Module):
         contrast of a patch are then given, and only its drawing is predicted. Say so under such a picture.
 
         Returns:
-            seen and drawn, each of both modalities, (N, 3, H, W) uint8: the image with its masked patches
+            masked and drawn, each of both modalities, (N, 3, H, W) uint8: the image with its masked patches
             grey, and with the predictions in their places.
         """
-        seen, drawn = [], []
+        visible, drawn = [], []
         for m, pixels in enumerate((white, narrow)):
             patches, masked, _ = self._predict(m, pixels, generator)
             normalise = self.encoders[m].normalise
@@ -219,8 +219,8 @@ class MicsPretraining(nn.Module):
             shown = unpatchify(patches.float(), self.patch, self.grid) / normalise.scale + normalise.shift
             hidden = masked.view(-1, 1, *self.grid).repeat_interleave(self.patch, dim=2).repeat_interleave(self.patch, dim=3)
             drawn.append(torch.where(hidden, shown.round().clamp(0, 255), pixels).to(torch.uint8))
-            seen.append(torch.where(hidden, _GREY, pixels).to(torch.uint8))
-        return tuple(seen), tuple(drawn)
+            visible.append(torch.where(hidden, _GREY, pixels).to(torch.uint8))
+        return tuple(visible), tuple(drawn)
 
     def targets(self, modality: int, pixels: torch.Tensor) -> torch.Tensor:
         """(N, L, P) what is to be predicted of (N, 3, H, W) pixels: normalised as the encoder sees them, then patch by patch."""
@@ -239,13 +239,13 @@ class MicsPretraining(nn.Module):
         return self.decoder(visible, keep, modality), masked, visible
 
 
-# ---------------------------------------------------------------- parts
+# ---------------------------------------------------------------- functions
 
 
 def random_keep(n: int, n_patches: int, ratio: float, generator: torch.Generator) -> torch.Tensor:
     """(n, V) indices of the patches that stay visible, rising; V = (1 - ratio) * n_patches, rounded, at least 1.
 
-    Every image has a shuffle of its own (MAE, section 3).
+    Every image is shuffled by itself (MAE, section 3).
     """
     n_visible = min(max(round((1 - ratio) * n_patches), 1), n_patches - 1)
     shuffled = torch.rand(n, n_patches, generator=generator, device=generator.device).argsort(dim=1)
@@ -263,14 +263,14 @@ def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tens
     """
     with torch.autocast(a.device.type, enabled=False):
         logits = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T / temperature
-        own = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        rows = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
 
 
 def sincos_positions(width: int, rows: int, columns: int) -> torch.Tensor:
     """(rows * columns, width) fixed embeddings of the places of a grid, row by row.
 
-    The first half tells the row y, the second the column x; with w_i = 10000^(-4i / width), i < width / 4,
+    The first half encodes the row y, the second the column x; with w_i = 10000^(-4i / width), i < width / 4,
     each half is [sin(y w_0), sin(y w_1), ..., cos(y w_0), cos(y w_1), ...].
 
     Source: MAE (He et al. 2022, appendix A.1), after Vaswani et al. 2017, section 3.5.
@@ -287,7 +287,7 @@ def patchify(images: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, patch: int, grid: tuple[int, int]) -> torch.Tensor:
-    """What `patchify` undoes."""
+    """The inverse of `patchify`."""
     return F.fold(patches.transpose(1, 2), (grid[0] * patch, grid[1] * patch), patch, stride=patch)
 
 

@@ -1,7 +1,7 @@
 """The two encoders of MICS: plain ViTs of timm, one for white light and one for narrow band.
 
-What pre-training (`models.mics`) and fine-tuning (`models.mics_fusion`) share: how they are made and
-loaded, and the tokens of some or all of their patches.
+Used in pre-training (`models.mics`) and fine-tuning (`models.mics_fusion`): how they are made and loaded,
+and the tokens of some or all of their patches.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # of white light and of narrow band
 def create_encoders(settings: BackboneSettings, size: int) -> tuple[Backbone, Backbone, dict[str, Any]]:
     """An encoder for white light and one for narrow band, and where their weights come from (`create_backbone`).
 
-    Both start from the same weights, or, without any, from random ones of their own. What a ViT has for
-    other poolings than the mean of its patch tokens is frozen, for no gradient reaches it.
+    Both start from the same weights, or, without any, from different random ones. What a ViT has for other
+    poolings than the mean of its patch tokens is frozen, because no gradient reaches it.
 
     Raises:
         UsageError: no ViT of timm, or another pooling than the mean; WeightsError and others as `create_backbone`.
@@ -40,7 +40,7 @@ def create_encoders(settings: BackboneSettings, size: int) -> tuple[Backbone, Ba
         raise UsageError(f"mics pools the mean of the patch tokens, not {settings.pooling!r}.", hint="--set backbone.pooling=auto")
     try:
         (white, origin), (narrow, _) = create_backbone(settings, size), create_backbone(settings, size)
-    except AssertionError as error:  # timm's own, for a size that its patches do not fill
+    except AssertionError as error:  # of timm, for a size that its patches do not fill
         raise UsageError(f"{settings.name!r} cannot take images of {size} pixels: {first_line(error)}", where="image.size") from error
     for encoder in (white, narrow):
         patch_size(encoder)
@@ -56,18 +56,18 @@ def load_encoders(white: Backbone, narrow: Backbone, state: Mapping[str, torch.T
     Position embeddings are resized where the images have another size (`backbones.load_weights`).
 
     Raises:
-        WeightsError: there are no such encoders in it, or they are others.
+        WeightsError: it has no such encoders, or others.
     """
     for name, encoder in zip(MODALITIES, (white, narrow), strict=True):
-        own = encoder_state(state, name)
-        if not own:
+        tensors = encoder_state(state, name)
+        if not tensors:
             hint = "name a run of `entrep pretrain mics`"
-            raise WeightsError(f"There is no encoder {name!r} of mics in the weights.", where=where, hint=hint)
-        load_weights(encoder.model, own, where)
+            raise WeightsError(f"The weights have no encoder {name!r} of mics.", where=where, hint=hint)
+        load_weights(encoder.model, tensors, where)
 
 
 def encoder_state(state: Mapping[str, torch.Tensor], modality: str = "white") -> dict[str, torch.Tensor]:
-    """The tensors of one encoder of mics under timm's own names; empty where there is none."""
+    """The tensors of one encoder of mics under timm's names; empty where it has none."""
     prefix = f"{modality}.model."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
@@ -116,8 +116,8 @@ def check_alike(white: Backbone, narrow: Backbone) -> None:
 
 def initialise(module: nn.Module) -> None:
     """Weights of all Linears from a normal with deviation 0.02, biases zero, as timm and the released code begin."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -29,7 +29,7 @@ class FusionEncoderSettings(Section):
         depth: its blocks (paper: 6; 12 as well, to compare).
         heads: of each attention; the encoders' width must divide into them.
         ratio: width of the feed-forward's hidden layer, in widths of the encoders.
-        dropout: of the attention, of the hidden layer, and after each of the three parts.
+        dropout: of the attention, of the hidden layer, and after each of the three steps.
     """
 
     depth: Count = 6
@@ -62,8 +62,8 @@ class FusionBlock(nn.Module):
         w' = w' + mlp(norm3(w'))                n' = n' + mlp(norm3(n'))
 
     `cross(x, y)` has its queries from x, its keys and values from y. Both crossings read what the
-    self-attention gave, so neither modality comes first. The order of the three parts is the paper's;
-    that both streams share their weights, pre-norm and GELU are ours.
+    self-attention gave, so neither modality comes first. The order of the three steps is the paper's;
+    one set of weights for both streams, pre-norm and GELU are ours.
     """
 
     def __init__(self, dim: int, settings: FusionEncoderSettings) -> None:
@@ -77,18 +77,18 @@ class FusionBlock(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(2N, L, D), first all of white light, then all of narrow band; the same out."""
-        own = self.norm1(tokens)
-        tokens = tokens + self.drop(self.attention(own, own))
-        own = self.norm2(tokens)
-        tokens = tokens + self.drop(self.cross(own, own.roll(len(own) // 2, dims=0)))
+        normed = self.norm1(tokens)
+        tokens = tokens + self.drop(self.attention(normed, normed))
+        normed = self.norm2(tokens)
+        tokens = tokens + self.drop(self.cross(normed, normed.roll(len(normed) // 2, dims=0)))
         return tokens + self.drop(self.mlp(self.norm3(tokens)))
 
 
 class FusionEncoder(nn.Module):
     """(N, L, D) patch tokens of white light and of narrow band to z_f, (N, D).
 
-    A learned embedding tells the modalities apart, for the blocks share their weights (ours). z_f is the
-    mean of all tokens of both after a last LayerNorm (ours): pooled as the encoders' own features are, so
+    A learned embedding distinguishes the modalities, because the blocks have one set of weights for both (ours).
+    z_f is the mean of all tokens of both after a last LayerNorm (ours): pooled as the encoders' features are, so
     that it starts near their mean, and the shifts, drawn among those features, are of its scale.
 
     Raises:
@@ -155,7 +155,7 @@ class MicsClassifier(nn.Module):
         return self.classify_tokens(*self.tokens(white, narrow), shifts)
 
     def tokens(self, white: torch.Tensor, narrow: torch.Tensor) -> Pair:
-        """(N, L, D) patch tokens of both modalities; frozen encoders give the same ones every time, to be kept."""
+        """(N, L, D) patch tokens of both modalities; frozen encoders give the same ones every time, so that they can be cached."""
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
             return patch_tokens(self.white, white), patch_tokens(self.narrow, narrow)
 

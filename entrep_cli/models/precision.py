@@ -1,10 +1,13 @@
-"""In which precision a trained model answers: its towers are cast once, all that follows them stays in float32.
+"""The precision of inference: the towers of a trained model are cast once, all that follows them stays in float32.
 
 Not by autocast, as in training: inside `inference_mode` it casts the weights again at every call, which on a CPU
 is slower than float32 (benchmarks/attention.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,11 +19,23 @@ from entrep_cli.models.inputs import Normalise
 from entrep_cli.models.towers import tower_of
 
 
-def choose_inference_precision(option: str, device: torch.device, model: nn.Module) -> tuple[str, str]:
+class Lowered(Protocol):
+    """What is asked of a model here: `methods.base.Model`, an `nn.Module`, has it."""
+
+    recipe: Any
+    low_precision: Sequence[str]
+    engine: str
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+def choose_inference_precision(option: str, device: torch.device, model: Lowered) -> tuple[str, str]:
     """`fp32`, `bf16` or `fp16` for the towers of a model on its device, and why.
 
     `auto` takes a lower one for a ViT alone: in bf16 on a CPU with units for it ViT-B/16 was four times as fast, and its
-    embeddings kept a cosine of 0.9999; MobileNetV2 1.4 times, of 0.9996 and less.
+    embeddings had a cosine of 0.9999 to those in fp32; MobileNetV2 1.4 times, 0.9996 and less.
 
     Raises:
         UsageError: no such precision, or one that the model or the device does not answer in.
@@ -33,36 +48,36 @@ def choose_inference_precision(option: str, device: torch.device, model: nn.Modu
             return "fp32", f"{model.recipe.method} answers in it alone"
         raise UsageError(f"{model.recipe.method} answers in fp32 alone.", hint="--precision auto")
     if option == "auto" and not _is_vit(model):
-        return "fp32", f"of {chosen} convolutions gain little, and lose more than a ViT"
+        return "fp32", f"in {chosen} convolutions gain little, and lose more than a ViT"
     if chosen == "fp16" and device.type == "cpu":
         raise UsageError("A CPU is not faster in fp16.", hint="--precision bf16 or auto")
     return chosen, reason
 
 
-def precision_beside(kept: str | None, device: torch.device, model: nn.Module) -> tuple[str, str]:
-    """The precision for images that are to be compared with those that a run has embedded in `kept`, and why.
+def precision_beside(embedded_in: str | None, device: torch.device, model: Lowered) -> tuple[str, str]:
+    """The precision for images that are to be compared with those that a run has already embedded, and why.
 
-    The same, so that an image answers alike whether it is embedded today or was last week; float32 where that is not
-    what this device would choose; the choice of the device where nothing is embedded yet (`kept` is None).
+    The same, so that an image has one embedding whenever it is computed; float32 where that is not what this device
+    would choose; the choice of the device where nothing is embedded yet (`embedded_in` is None).
     """
-    if kept is None:
+    if embedded_in is None:
         return choose_inference_precision("auto", device, model)
-    if kept not in DTYPES:
+    if embedded_in not in DTYPES:
         return "fp32", "as the run's images were embedded"
-    if choose_precision("auto", device)[0] == kept and model.low_precision:
-        return kept, "as the run's images were embedded"
-    return "fp32", f"the run's images were embedded in {kept}, which is not for this device"
+    if choose_precision("auto", device)[0] == embedded_in and model.low_precision:
+        return embedded_in, "as the run's images were embedded"
+    return "fp32", f"the run's images were embedded in {embedded_in}, which is not for this device"
 
 
-def _is_vit(model: nn.Module) -> bool:
+def _is_vit(model: Lowered) -> bool:
     tower = model.get_submodule(model.low_precision[0])
     return tower_of(tower.model if isinstance(tower, Backbone) else tower).is_vit
 
 
-def lower(model: nn.Module, precision: str) -> None:
+def lower(model: Lowered, precision: str) -> None:
     """Cast the towers of a model (the modules that its `low_precision` names), in place; with `fp32` nothing changes.
 
-    Pixels are normalised in float32 and cast after that.
+    Pixels are normalised in float32 and cast after that; what a `Backbone` gives is float32.
     """
     if precision not in DTYPES:
         return
@@ -72,9 +87,5 @@ def lower(model: nn.Module, precision: str) -> None:
     for path in model.low_precision:
         model.get_submodule(path).to(dtype)
     for module, (shift, scale) in zip(normalisers, statistics):
-        module.shift, module.scale = shift, scale
-        module.register_forward_hook(lambda _module, _pixels, normalised: normalised.to(dtype))
-    for module in model.modules():
-        if isinstance(module, Backbone):
-            module.register_forward_hook(lambda _module, _pixels, features: features.float())
+        module.shift, module.scale, module.output = shift, scale, dtype
     model.engine = precision

@@ -1,4 +1,4 @@
-"""The published weights that methods start from, as data: what they are, their files, and which lie on this machine.
+"""The pretrained weights that methods start from, as data: what they are, their files, and which are on this machine.
 
 from entrep_cli.models.pretrained import find_weights
 find_weights("biomedclip").missing     # files that are not in the hub's cache
@@ -39,7 +39,7 @@ class HubFile:
     about: int = 0
 
     def local(self) -> Path | None:
-        """Where it lies in the hub's cache, the file itself or one that serves as well; None where it does not."""
+        """Its path in the hub's cache, or that of a file that serves as well; None where neither is cached."""
         from huggingface_hub import try_to_load_from_cache
 
         for name in (self.name, *self.instead):
@@ -49,7 +49,7 @@ class HubFile:
         return None
 
     def fault(self, path: Path) -> str | None:
-        """What is wrong with the bytes at `path`, as far as size and hash are known; None where nothing is."""
+        """What is wrong with the bytes at `path`, as far as size and hash are known; None where they are right."""
         size = path.stat().st_size
         if not size:
             return "it is empty"
@@ -57,18 +57,18 @@ class HubFile:
             return None  # one that serves as well, of which nothing is known
         if self.size is not None and size != self.size:
             return f"it has {size:,} bytes, the published file {self.size:,}"
-        if self.sha256 is not None and (found := file_sha256(path)) != self.sha256:
-            return f"its SHA-256 is {found}, the published file's {self.sha256}"
+        if self.sha256 is not None and (sha256 := file_sha256(path)) != self.sha256:
+            return f"its SHA-256 is {sha256}, the published file's {self.sha256}"
         return None
 
 
 @dataclass(frozen=True)
-class PublishedWeights:
-    """One entry of `published.toml`.
+class PretrainedWeights:
+    """One entry of `pretrained.toml`.
 
     Attributes:
         purpose: methods and recipes that start from it.
-        revision: of the repository when hashes were read; only told, for a cache is searched by its main branch.
+        revision: of the repository when hashes were read; for information, because the cache is searched by its main branch.
         commercial: whether the licence allows commercial use.
         load: what `weights check` builds to load it, {"clip", "tag", "size"} or {"timm", "size"}; None where entrep does not.
         start: a command that uses it, with {path} for the first file.
@@ -98,9 +98,9 @@ class PublishedWeights:
 
     @property
     def state(self) -> str:
-        """`here`, `in part` or `no`; damage is found by `weights check` alone, which reads the files."""
+        """`here`, `incomplete` or `no`; damage is detected by `weights check` alone, which reads the files."""
         missing = len(self.missing)
-        return "here" if not missing else "no" if missing == len(self.files) else "in part"
+        return "here" if not missing else "no" if missing == len(self.files) else "incomplete"
 
     def start_command(self) -> str | None:
         """`start` with the path of the first file; None where it needs a file that is not here."""
@@ -137,52 +137,52 @@ class PublishedWeights:
 
 
 @cache
-def published_weights() -> tuple[PublishedWeights, ...]:
+def pretrained_weights() -> tuple[PretrainedWeights, ...]:
     """The table, in its order."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     return tuple(_entry(dict(entry)) for entry in table["weights"])
 
 
-def find_weights(name: str) -> PublishedWeights:
+def find_weights(name: str) -> PretrainedWeights:
     """An entry by name; UsageError that names the nearest."""
-    known = {weights.name: weights for weights in published_weights()}
+    known = {weights.name: weights for weights in pretrained_weights()}
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 3)
     raise UsageError(
-        f"There are no weights {name!r}.",
+        f"No weights are named {name!r}.",
         hint=f"did you mean {', '.join(near)}? `entrep weights list` shows all" if near else "`entrep weights list` shows all",
     )
 
 
 def weights_path(named: str) -> Path:
-    """The file that `--weights NAME` means: a path as it is, else what is published under that name.
+    """The file that `--weights NAME` means: a path as it is, else the pretrained weights of that name.
 
-    A run of that name goes before what is published: its path, which is no file, is for the caller to find.
+    A run of that name goes first: its path, which is no file, is for the caller to open.
 
     Raises:
-        WeightsError: it is published, and not on this machine.
+        WeightsError: the pretrained weights are not on this machine.
     """
-    weights = next((weights for weights in published_weights() if weights.name == named), None)
+    weights = next((weights for weights in pretrained_weights() if weights.name == named), None)
     if weights is None or Path(named).is_file() or find_run(named):
         return Path(named)
     if (path := weights.files[0].local()) is None:
         raise WeightsError(
             f"The weights {named!r} are not on this machine, and nothing is downloaded unasked.",
             where=f"{weights.files[0].repository}, file {weights.files[0].name}",
-            hint=f"where there is a network: `entrep weights fetch {named}`; or give a file with --weights FILE",
+            hint=f"with a network: `entrep weights fetch {named}`; or give a file with --weights FILE",
         )
     return path
 
 
 def fetch_commands(repository: str, files: Iterable[str]) -> str:
-    """How to get files of a repository where there is a network, for a hint: ours where the table has it, and the hub's own.
+    """The commands that fetch files of a repository, for a hint: ours where the table has it, and the hub's.
 
     Args:
-        files: what the hub's command is to fetch; the table knows better, where it has the repository.
+        files: what the hub's command is to fetch, unless the table has the repository and knows better.
     """
     wanted = list(files)
-    for weights in published_weights():
+    for weights in pretrained_weights():
         ours = [file for file in weights.files if file.repository == repository]
         names = {name for file in ours for name in (file.name, *file.instead)}
         # A repository may hold several weights (SurgeNet's does): the file decides.
@@ -191,10 +191,10 @@ def fetch_commands(repository: str, files: Iterable[str]) -> str:
     return f"`hf download {' '.join([repository, *wanted])}`"
 
 
-def _entry(entry: dict[str, Any]) -> PublishedWeights:
+def _entry(entry: dict[str, Any]) -> PretrainedWeights:
     files = []
     for file in entry.pop("files"):
         about = round(file.pop("megabytes", 0) * 1e6)
         size, instead = file.pop("bytes", None), tuple(file.pop("instead", ()))
         files.append(HubFile(**{"repository": entry["repository"], **file}, instead=instead, size=size, about=about))
-    return PublishedWeights(**entry, files=tuple(files))
+    return PretrainedWeights(**entry, files=tuple(files))

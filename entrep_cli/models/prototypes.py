@@ -1,9 +1,9 @@
 """Prototypes of classes and regions in a joint image-text space (*Fusion at the Foregut*, 4.2).
 
 A training image and its text become one fused embedding (equations 1 and 2), a class the mean of its
-images' fused embeddings, and an image belongs to the nearest prototype in cosine similarity. How the
-paper forms a prototype from the fused embeddings it does not say: the mean is ours, and so are the
-temperatures that make probabilities of similarities.
+images' fused embeddings, and an image belongs to the nearest prototype in cosine similarity. The
+paper does not say how a prototype is formed from the fused embeddings: the mean is ours, and so are the
+temperatures that turn similarities into probabilities.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-DEFAULT_TEMPERATURE = 0.05  # where nothing can be fitted: between CLIP's own 0.01 and the 0.07 it starts from
+DEFAULT_TEMPERATURE = 0.05  # where nothing can be fitted: between CLIP's learned 0.01 and the 0.07 it starts from
 TEMPERATURES = (1e-3, 10.0)
 
 
@@ -22,8 +22,7 @@ def fuse(v: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """(N, D) image and (N, D) text embeddings to (N, D) fused unit rows.
 
     z = s v + (1 - s) u with s = cos(v, u): the paper's equations 1 and 2. It leaves open whether v and u
-    are of unit length: they are brought to it first, so that s is what weighs them and their norms do
-    not (ours). z is then brought to unit length too, as only its direction counts in the cosine space in
+    are of unit length: they are normalised first, so that s weighs them and their norms do not (ours). z is then brought to unit length too, as only its direction counts in the cosine space in
     which prototypes are compared (ours); it is never shorter than sqrt(19 / 27), which s = 1/3 gives.
     """
     v, u = F.normalize(v, dim=1), F.normalize(u, dim=1)
@@ -39,7 +38,7 @@ def mean_rows(rows: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.
 
 
 def cosines(embeddings: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """(N, K) cosines of (N, D) unit rows to (K, D) prototypes; -inf to one that is not there (a row of zeros)."""
+    """(N, K) cosines of (N, D) unit rows to (K, D) prototypes; -inf to a missing one (a row of zeros)."""
     prototypes = prototypes.float()
     return (embeddings.float() @ prototypes.T).masked_fill(~prototypes.any(dim=1), -math.inf)
 
@@ -47,25 +46,24 @@ def cosines(embeddings: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
 def nearest(embeddings: torch.Tensor, prototypes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest of (K, D) prototypes to each of (N, D) unit rows: (N,) indices and (N,) cosines.
 
-    By FAISS, exact inner products, as in the paper (4.2, 5.1.1): the argmax of `cosines`. A prototype
-    that is not there (a row of zeros) is never the nearest.
+    By FAISS, exact inner products, as in the paper (4.2, 5.1.1): the argmax of `cosines`. A missing
+    prototype (a row of zeros) is never the nearest.
     """
     import faiss
 
-    there = prototypes.any(dim=1).nonzero().squeeze(1).cpu()
+    known = prototypes.any(dim=1).nonzero().squeeze(1).cpu()
     index = faiss.IndexFlatIP(prototypes.shape[1])
-    index.add(prototypes.float().cpu()[there].contiguous().numpy())
+    index.add(prototypes.float().cpu()[known].contiguous().numpy())
     best, places = index.search(embeddings.float().cpu().contiguous().numpy(), 1)
-    return there[torch.from_numpy(places[:, 0])], torch.from_numpy(best[:, 0])
+    return known[torch.from_numpy(places[:, 0])], torch.from_numpy(best[:, 0])
 
 
 def fit_temperature(similarities: torch.Tensor, targets: torch.Tensor) -> float | None:
     """The temperature at which softmax(similarities / temperature) has the least negative log-likelihood.
 
-    Of n + 2 parts of every image n + 1 count for its own class, and one for the nearest other: Platt's
-    targets, without which a part that is answered without a fault would make every answer a certain one
-    (ours). The loss is convex in 1 / temperature, so a bounded search over its logarithm finds the one
-    minimum, without any chance in it.
+    Of every image (n + 1) / (n + 2) counts for its class and the rest for the nearest other one: Platt's targets,
+    without which n images answered without a fault would make every answer certain (ours). The loss is convex in
+    1 / temperature, so a bounded search over its logarithm finds the one minimum, deterministically.
 
     Args:
         similarities: (N, K), -inf for a class without prototype. targets: (N,) class indices; images of
@@ -76,16 +74,16 @@ def fit_temperature(similarities: torch.Tensor, targets: torch.Tensor) -> float 
     """
     from scipy.optimize import minimize_scalar
 
-    there = similarities.isfinite().all(dim=0)
-    seen = there[targets] if len(targets) else torch.zeros(0, dtype=torch.bool)
-    targets = (there.cumsum(0) - 1)[targets[seen]]
+    known = similarities.isfinite().all(dim=0)
+    used = known[targets] if len(targets) else torch.zeros(0, dtype=torch.bool)
+    targets = (known.cumsum(0) - 1)[targets[used]]
     if len(targets.unique()) < 2:
         return None
-    similarities = similarities[seen][:, there].double()
+    similarities = similarities[used][:, known].double()
     doubt = 1 / (len(targets) + 2)
-    own = F.one_hot(targets, similarities.shape[1])
-    other = F.one_hot(similarities.masked_fill(own.bool(), -math.inf).argmax(dim=1), similarities.shape[1])
-    wanted = (1 - doubt) * own.double() + doubt * other.double()
+    true = F.one_hot(targets, similarities.shape[1])
+    other = F.one_hot(similarities.masked_fill(true.bool(), -math.inf).argmax(dim=1), similarities.shape[1])
+    wanted = (1 - doubt) * true.double() + doubt * other.double()
 
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(similarities / math.exp(log_temperature), wanted))
@@ -129,7 +127,7 @@ class Prototypes(nn.Module):
         return cls(mean_rows(fused, targets, len(region_of)), mean_rows(fused, region_of[targets], n_regions))
 
     def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, C) and (N, R) cosines of (N, D) unit rows; -inf where there is no prototype."""
+        """(N, C) and (N, R) cosines of (N, D) unit rows; -inf without a prototype."""
         return cosines(embeddings, self.classes), cosines(embeddings, self.regions)
 
     def class_probabilities(self, similarities: torch.Tensor) -> torch.Tensor:

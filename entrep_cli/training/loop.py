@@ -1,8 +1,8 @@
 """The training loop: warm-up and cosine, early stopping on validation, checkpoints, metrics.csv.
 
 It knows nothing of methods: they hand in a model, one function that yields an epoch's losses and one
-that scores the validation part. Everything random in an epoch is seeded by (seed, epoch), so a
-training that goes on from a checkpoint ends with the same weights as one that was never stopped.
+that computes validation scores. Everything random in an epoch is seeded by (seed, epoch), so a training
+that resumes from a checkpoint ends with the same weights as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from entrep_cli import console, processes
 from entrep_cli.errors import RunError
 from entrep_cli.recipes.recipe import Section
 from entrep_cli.training.gathering import average_gradients, same_start
-from entrep_cli.training.rates import paces, parameter_groups, rate_factor, thawing
+from entrep_cli.training.rates import gradual_unfreezing, learning_rates, parameter_groups, rate_factor
 from entrep_cli.workspace import CHECKPOINT, METRICS, Run, write_bytes_atomic, write_csv_atomic
 
 CHECKPOINT_SECONDS = 10.0
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class LoopSettings(Section):
@@ -36,15 +36,15 @@ class LoopSettings(Section):
         epochs: at most; `patience` epochs without a better validation score end it sooner (0: never).
         learning_rate, weight_decay: of AdamW; `backbone_learning_rate` for pretrained weights and adapters.
         layer_decay: factor of `backbone_learning_rate` from a block or stage to the one below it (`training.rates`).
-        head_epochs: epochs in which what is pretrained stays as it is and only what is new learns.
-        thaw_epochs: after these, epochs from a block or stage to the one below it; 0 thaws all at once.
+        head_epochs: epochs in which pretrained weights are frozen and only new ones learn.
+        unfreeze_epochs: after these, epochs from a block or stage to the one below it; 0 unfreezes all at once.
         accumulate: batches whose gradients are summed up to one step.
-        warmup: part of all steps in which the rate rises; then it falls as a cosine to zero.
+        warmup: fraction of all steps in which the rate rises; then it falls as a cosine to zero.
         balance: `oversample` draws every class equally often, `weights` weighs the loss, or `none`.
-        average: decay of the exponential moving average of the weights that is validated and kept;
+        average: decay of the exponential moving average of the weights that is validated and saved;
             0 turns it off.
-        keep: the epoch whose weights stay, the `best` on validation or the `last`, at which patience never ends
-            a training. Of a small validation part the best epoch is partly luck.
+        keep: the epoch whose weights are saved, the `best` on validation or the `last`; with `last` patience never ends
+            a training. On a small validation set the best epoch is partly luck.
     """
 
     epochs: PositiveInt = 100
@@ -55,18 +55,18 @@ class LoopSettings(Section):
     backbone_learning_rate: NonNegativeFloat = 1e-4
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     head_epochs: NonNegativeInt = 0
-    thaw_epochs: NonNegativeInt = 0
+    unfreeze_epochs: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 1e-2
-    warmup: Share = 0.05
-    label_smoothing: Share = 0.0
+    warmup: Fraction = 0.05
+    label_smoothing: Fraction = 0.0
     balance: Literal["oversample", "weights", "none"] = "oversample"
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a training came to: the epoch kept and its validation scores, its cost and how many parameters learned."""
+class LoopResult:
+    """The epoch whose weights are in the model, its validation scores, the cost, and how many parameters learned."""
 
     epoch: int
     scores: dict[str, float]
@@ -76,9 +76,17 @@ class Fitted:
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The random numbers of one epoch, the same in all processes; also seeds torch's own, which dropout uses, in each another."""
-    torch.manual_seed(seed * 1_000_003 + epoch + (processes.rank() << 40))
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    """The random numbers of one epoch's batches and augmentations, the same in all processes."""
+    return torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed torch's global generator, from which dropout draws, differently in each process; `fit` does so before each epoch."""
+    torch.manual_seed(_epoch_seed(seed, epoch) + (processes.rank() << 40))
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
 
 
 def fit(
@@ -94,14 +102,14 @@ def fit(
     resume: bool = False,
     pretrained: Collection[str] = (),
     precision: str = "fp32",
-) -> Fitted:
+) -> LoopResult:
     """Fit the trainable parameters of `model` and leave the weights of the epoch in it that `settings.keep` names.
 
     Args:
-        losses: given an epoch number, yields one loss a step; must draw only from `epoch_generator`.
-        validate: scores of a model on the validation part; higher `monitor` is better, equal scores
-            are decided by a lower `val_loss`.
-        resume: go on from the checkpoint in the run folder, if there is one.
+        losses: given an epoch number, yields one loss a step; draws from `epoch_generator`, and dropout from what
+            `seed_epoch` has seeded.
+        validate: validation scores of a model; higher `monitor` is better, equal scores are decided by a lower `val_loss`.
+        resume: go on from the checkpoint in the run folder, if it has one.
         pretrained: names of the parameters that learn at `backbone_learning_rate`.
         precision: in which `losses` computes (and `validate`, of clip-lora and dinov2); for `fp16` the loss is scaled,
             so that small gradients survive.
@@ -116,27 +124,27 @@ def fit(
     started = time.monotonic()
     model.train()
     same_start(model)
-    if not pretrained and (settings.layer_decay != 1 or settings.head_epochs or settings.thaw_epochs):
-        console.warn("layer_decay, head_epochs and thaw_epochs say how pretrained weights learn, and there are none.")
-    pace_of = paces(
+    if not pretrained and (settings.layer_decay != 1 or settings.head_epochs or settings.unfreeze_epochs):
+        console.warn("layer_decay, head_epochs and unfreeze_epochs say how pretrained weights learn, and this training starts without any.")
+    rates = learning_rates(
         [name for name, _ in model.named_parameters()],
         pretrained,
         rate=settings.learning_rate,
         pretrained_rate=settings.backbone_learning_rate,
         decay=settings.layer_decay,
         head_epochs=settings.head_epochs,
-        thaw_epochs=settings.thaw_epochs,
+        unfreeze_epochs=settings.unfreeze_epochs,
     )
-    losses = thawing(losses, model, pace_of)
-    groups = parameter_groups(model, pace_of, settings.weight_decay)
+    losses = gradual_unfreezing(losses, model, rates)
+    groups = parameter_groups(model, rates, settings.weight_decay)
     # Fused: of a small head's step the update is a good part, and this takes a fifth off the whole.
     optimizer = torch.optim.AdamW(groups, fused=True)
     batches = max(steps_per_epoch, 1)
     steps_per_epoch = -(-steps_per_epoch // settings.accumulate)
     total_steps = max(1, settings.epochs * steps_per_epoch)
-    begins = [group["waits"] * steps_per_epoch for group in groups]
+    first_steps = [group["frozen_epochs"] * steps_per_epoch for group in groups]
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [lambda step, begin=begin: rate_factor(step, total_steps, settings.warmup, begin) for begin in begins]
+        optimizer, [lambda step, first=first: rate_factor(step, total_steps, settings.warmup, first) for first in first_steps]
     )
     average = _Average(model, settings.average)
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=precision == "fp16")
@@ -144,7 +152,7 @@ def fit(
     if resume and run.path(CHECKPOINT).is_file():
         state = _load_checkpoint(run, model, optimizer, schedule, average, scaler)
         console.say(f"Going on after epoch {state['epoch']}.")
-    before = state["seconds"]  # of the sittings that were interrupted
+    before = state["seconds"]  # of earlier sessions, which were interrupted
     saved = time.monotonic()
 
     with console.progress("Training", settings.epochs, "epochs") as advance:
@@ -154,6 +162,7 @@ def fit(
             model.train()
             total, n_batches = 0.0, 0
             optimizer.zero_grad(set_to_none=True)
+            seed_epoch(seed, epoch)
             for loss in losses(epoch):
                 if not torch.isfinite(loss):
                     raise RunError(
@@ -185,7 +194,7 @@ def fit(
     model.load_state_dict(state["best_weights"], strict=False)
     model.eval()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Fitted(state["best_epoch"], state["best"], state["epoch"], state["seconds"], trained)
+    return LoopResult(state["best_epoch"], state["best"], state["epoch"], state["seconds"], trained)
 
 
 def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, schedule, average: _Average, model: nn.Module) -> None:
@@ -216,7 +225,7 @@ class _Average:
         self.steps += 1
         # A short training must not stay at its first weights: the decay grows to its value.
         decay = min(self.decay, self.steps / (self.steps + 9))
-        for name, value in _kept(model):
+        for name, value in _trained(model):
             if value.is_floating_point():
                 self.weights[name].lerp_(value, 1 - decay)
             else:
@@ -228,15 +237,15 @@ class _Average:
         if not self.decay:
             yield
             return
-        own = _copy(model)
+        current = _copy(model)
         model.load_state_dict(self.weights, strict=False)
         try:
             yield
         finally:
-            model.load_state_dict(own, strict=False)
+            model.load_state_dict(current, strict=False)
 
 
-def _kept(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _trained(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """What a training changes: parameters that learn, and buffers such as batch statistics."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     for name, value in model.state_dict().items():
@@ -245,7 +254,7 @@ def _kept(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in _kept(model)}
+    return {name: value.clone() for name, value in _trained(model)}
 
 
 def _ended(state: dict[str, Any], settings: LoopSettings) -> bool:
@@ -285,8 +294,7 @@ def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, sc
     try:
         # To the CPU: another machine, or another process of the same training, has not the GPU it was saved from.
         state = torch.load(path, weights_only=True, map_location="cpu")
-        own = {name for name, _ in _kept(model)}
-        if set(state["weights"]) != own:
+        if set(state["weights"]) != {name for name, _ in _trained(model)}:
             raise ValueError("it holds other parameters")
         model.load_state_dict(state.pop("weights"), strict=False)
         optimizer.load_state_dict(state.pop("optimizer"))

@@ -39,8 +39,8 @@ def multi_positive_contrast(
 def clamped_scale(logit_scale: torch.Tensor, maximum: float = 100.0) -> torch.Tensor:
     """The factor of the cosines from CLIP's learned logarithm: min(exp(logit_scale), maximum), a scalar.
 
-    The gradient passes the clamp as if it were not there, so that a scale which has reached the
-    maximum can come down again; CLIP clamps the parameter itself after each step to that end.
+    The gradient passes the clamp unchanged, so that a scale which has reached the maximum can come down
+    again; to that end CLIP clamps the parameter itself after each step.
 
     Source: CLIP (Radford et al. 2021, section 2.5), maximum 100.
     """
@@ -49,7 +49,7 @@ def clamped_scale(logit_scale: torch.Tensor, maximum: float = 100.0) -> torch.Te
 
 
 def _mean_over_positives(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-    log_shares = logits.log_softmax(dim=1)
+    log_p = logits.log_softmax(dim=1)
     counts = positives.sum(dim=1)
-    means = torch.where(positives, log_shares, 0.0).sum(dim=1) / counts.clamp(min=1)
+    means = torch.where(positives, log_p, 0.0).sum(dim=1) / counts.clamp(min=1)
     return -means.sum() / (counts > 0).sum().clamp(min=1)

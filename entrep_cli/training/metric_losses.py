@@ -1,7 +1,7 @@
 """Losses on embeddings, for retrieval: images of a class near each other, those of others apart.
 
 All take (N, D) unit rows and (N,) classes of one batch, compute in float32, and are zero, with a graph,
-where a batch has nothing to teach. Batches must hold several images of a class (`sampling.class_batches`).
+where a batch teaches nothing. Batches must hold several images of a class (`sampling.class_batches`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def metric_loss(embeddings: torch.Tensor, targets: torch.Tensor, proxies: torch.
     """The loss that the settings name, times its weight.
 
     Args:
-        proxies: (C, D) directions of the classes, for `proxy-anchor`; the classifier's own rows serve, so that
-            one set of directions learns from both losses (ours; Kim et al. learn a set of their own).
+        proxies: (C, D) directions of the classes, for `proxy-anchor`: the rows of the classifier, so that one set of
+            directions learns from both losses (ours; Kim et al. learn a separate set).
     """
     embeddings = embeddings.float()
     if settings.kind == "supcon":
@@ -55,10 +55,10 @@ def supervised_contrast(embeddings: torch.Tensor, targets: torch.Tensor, tempera
 
     Source: SupCon (Khosla et al. 2020, eq. 2, L_out), temperature 0.1; there a sum over i.
     """
-    same, own = _pairs(targets)
-    log_shares = (embeddings @ embeddings.T / temperature).masked_fill(own, -torch.inf).log_softmax(dim=1)
+    same, itself = _pairs(targets)
+    log_p = (embeddings @ embeddings.T / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=1)
     n_positives = same.sum(dim=1)
-    means = torch.where(same, log_shares, 0.0).sum(dim=1) / n_positives.clamp(min=1)
+    means = torch.where(same, log_p, 0.0).sum(dim=1) / n_positives.clamp(min=1)
     return -means.sum() / (n_positives > 0).sum().clamp(min=1)
 
 
@@ -75,8 +75,8 @@ def multi_similarity(
 
     Source: Wang et al. 2019, eq. 11, 12 and 15; the base is that of their code (0.5; 1 in the text).
     """
-    same, own = _pairs(targets)
-    other = ~same & ~own
+    same, itself = _pairs(targets)
+    other = ~same & ~itself
     cosines = embeddings @ embeddings.T
     complete = (same.any(dim=1) & other.any(dim=1))[:, None]
     most_alike = cosines.masked_fill(~other, -torch.inf).amax(dim=1, keepdim=True)
@@ -109,11 +109,11 @@ def proxy_anchor(
 
 def _pairs(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, N) bool: pairs of two images of one class, and every image with itself."""
-    own = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    return (targets[:, None] == targets) & ~own, own
+    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    return (targets[:, None] == targets) & ~itself, itself
 
 
 def _log_one_plus(exponents: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """log(1 + sum of exp over the chosen) of each row; 0 where none is."""
+    """log(1 + sum of exp over the chosen) of each row; 0 where none is chosen."""
     terms = exponents.masked_fill(~chosen, -torch.inf)
     return torch.cat([torch.zeros_like(terms[:, :1]), terms], dim=1).logsumexp(dim=1)

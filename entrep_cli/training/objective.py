@@ -18,7 +18,7 @@ class LossSettings(Section):
     """The loss on the logits; at their defaults cross-entropy, with `train.label_smoothing`.
 
     Attributes:
-        focal: gamma of the focal loss: what is already told well counts less. 0 is cross-entropy.
+        focal: gamma of the focal loss: what is classified well already counts less. 0 is cross-entropy.
         region: weight of the cross-entropy over regions, whose probabilities are sums over their classes.
     """
 
@@ -34,7 +34,7 @@ class Objective(nn.Module):
         weights: (C,) of the classes, or None.
 
     Raises:
-        UsageError: a loss over regions where there is but one.
+        UsageError: a loss over regions, and the taxonomy has one.
     """
 
     def __init__(self, taxonomy: Taxonomy, settings: LossSettings, smoothing: float = 0.0, weights: torch.Tensor | None = None) -> None:
@@ -89,6 +89,6 @@ def region_loss(logits: torch.Tensor, targets: torch.Tensor, region_of: torch.Te
         logits: (N, C). targets: (N,) class indices. region_of: (C,) the region of each class.
     """
     region_of = torch.as_tensor(region_of, device=logits.device)
-    own = region_of[targets][:, None] == region_of
+    in_region = region_of[targets][:, None] == region_of
     log_p = logits.log_softmax(dim=1)
-    return -log_p.masked_fill(~own, -torch.inf).logsumexp(dim=1).mean()
+    return -log_p.masked_fill(~in_region, -torch.inf).logsumexp(dim=1).mean()

@@ -1,9 +1,8 @@
-"""How fast each part of a pretrained network learns, and from which epoch on.
+"""Learning rates by layer and gradual unfreezing of a pretrained network.
 
-Fine-tuning is gentle with what is general and late with what is uncertain: a new head learns first, then
-the network is thawed from its top downward, and its lower stages learn more slowly than its upper ones
-(ULMFiT, Howard and Ruder 2018, sections 3.2 and 3.3; layer-wise decay as in BEiT, Bao et al. 2022). All of
-it is read off the names of the parameters, so that it holds for timm's models, open_clip's and adapters.
+A new head learns first, then the network is unfrozen from its top downward, and its lower stages learn more slowly
+than its upper ones (ULMFiT, Howard and Ruder 2018, sections 3.2 and 3.3; layer-wise learning-rate decay as in BEiT,
+Bao et al. 2022).
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ Losses = Callable[[int], Iterator[torch.Tensor]]  # given an epoch, a loss a ste
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How a parameter learns: its learning rate, and the epochs that go before it begins to."""
+class LearningRate:
+    """Of a parameter: its highest rate, and for how many epochs it stays frozen first."""
 
     rate: float
-    waits: int = 0
+    frozen_epochs: int = 0
 
 
-def paces(
+def learning_rates(
     names: Iterable[str],
     pretrained: Collection[str],
     *,
@@ -37,66 +36,67 @@ def paces(
     pretrained_rate: float,
     decay: float = 1.0,
     head_epochs: int = 0,
-    thaw_epochs: int = 0,
-) -> dict[str, Pace]:
-    """The pace of every parameter.
+    unfreeze_epochs: int = 0,
+) -> dict[str, LearningRate]:
+    """The learning rate of every parameter.
 
     A pretrained parameter d stages below the top learns at `pretrained_rate` * decay ** d, after
-    `head_epochs` + d * `thaw_epochs` epochs; one that is not pretrained at `rate`, from the start.
+    `head_epochs` + d * `unfreeze_epochs` epochs; one that is not pretrained at `rate`, from the start.
 
     Args:
         names: of the parameters, in the order in which the model has them.
         pretrained: those of `names` that come from pretrained weights or belong to them, as adapters do.
     """
     names = list(names)
-    depths = depths_from_top([name for name in names if name in pretrained])
-    return {
-        name: Pace(pretrained_rate * decay ** depths[name], head_epochs + depths[name] * thaw_epochs) if name in depths else Pace(rate)
-        for name in names
-    }
+    rates = {name: LearningRate(rate) for name in names}
+    for name, depth in depths_from_top([name for name in names if name in pretrained]).items():
+        rates[name] = LearningRate(pretrained_rate * decay**depth, head_epochs + depth * unfreeze_epochs)
+    return rates
 
 
-def parameter_groups(model: nn.Module, pace_of: dict[str, Pace], weight_decay: float) -> list[dict]:
-    """Parameters for an optimizer, by rate, beginning and decay; weight decay on matrices only.
+def parameter_groups(model: nn.Module, rates: dict[str, LearningRate], weight_decay: float) -> list[dict]:
+    """Parameters for an optimizer, by rate, frozen epochs and decay; weight decay on matrices only.
 
-    Each group has `waits`, as its `Pace`, beside what the optimizer reads.
+    Each group has `frozen_epochs` beside what the optimizer reads.
     """
-    groups: dict[tuple[float, int, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[LearningRate, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((pace_of[name].rate, pace_of[name].waits, decay), []).append(parameter)
-    return [{"params": p, "lr": rate, "waits": waits, "weight_decay": decay} for (rate, waits, decay), p in groups.items()]
+            groups.setdefault((rates[name], weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate.rate, "frozen_epochs": rate.frozen_epochs, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
 
 
-def rate_factor(step: int, total: int, warmup: float, begins: int = 0) -> float:
-    """Factor of a learning rate: a linear warm-up from the step at which it `begins`, under a half cosine to zero.
+def rate_factor(step: int, total: int, warmup: float, first: int = 0) -> float:
+    """Factor of a learning rate: a linear warm-up from step `first` on, under a half cosine to zero.
 
-    The cosine is the same for all, over all steps after the first warm-up: what begins later ends together with the rest.
+    The cosine is the same for all, over all steps after the first warm-up: what starts later ends together with the rest.
     """
     rise = max(1, round(warmup * total))
-    risen = min(1.0, max(0, step - begins + 1) / rise)
+    risen = min(1.0, max(0, step - first + 1) / rise)
     if step < rise:
         return risen
     return risen * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def thawing(losses: Losses, model: nn.Module, pace_of: dict[str, Pace]) -> Losses:
-    """`losses` with every parameter frozen, inside an epoch, that still waits then: no gradient is worked out for it.
+def gradual_unfreezing(losses: Losses, model: nn.Module, rates: dict[str, LearningRate]) -> Losses:
+    """`losses` with the parameters frozen that do not learn yet, inside an epoch: no gradient is computed for them.
 
     Between epochs everything learns again, for a model is copied and checkpointed by what learns.
 
     Raises:
-        UsageError: everything waits, and nothing would learn in the first epochs.
+        UsageError: everything is frozen at first, and nothing would learn.
     """
-    waiting = [(p, pace_of[name].waits) for name, p in model.named_parameters() if p.requires_grad and pace_of[name].waits]
-    if not waiting:
+    late = [(p, rates[name].frozen_epochs) for name, p in model.named_parameters() if p.requires_grad and rates[name].frozen_epochs]
+    if not late:
         return losses
-    if len(waiting) == sum(p.requires_grad for p in model.parameters()):
-        raise UsageError("All that learns is pretrained: there is no head to learn first.", hint="--set train.head_epochs=0")
+    if len(late) == sum(p.requires_grad for p in model.parameters()):
+        raise UsageError("All that learns is pretrained: no head can learn first.", hint="--set train.head_epochs=0")
 
     def inside(epoch: int) -> Iterator[torch.Tensor]:
-        frozen = [p for p, waits in waiting if epoch <= waits]
+        frozen = [p for p, frozen_epochs in late if epoch <= frozen_epochs]
         for p in frozen:
             p.requires_grad_(False)
         try:

@@ -1,4 +1,4 @@
-"""In which order an epoch sees the training images."""
+"""The order of the training images in an epoch."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ def class_batches(targets: torch.Tensor, classes_per_batch: int, images_per_clas
             images, waiting[i] = _draw(members[i], waiting[i], images_per_class, generator)
             drawn.append(images)
         batch = torch.cat(drawn)
-        # Shuffled, so that a part of it, as in gradient accumulation, is not one class.
+        # Shuffled, so that a slice of it, as for one of several processes, is not one class.
         cut.append(batch[torch.randperm(len(batch), generator=generator)])
     return cut
 
 
 def _draw(items: torch.Tensor, waiting: torch.Tensor, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next n of endless shuffled rounds of `items`, and those that still wait from the rounds started."""
+    """The next n of endless shuffled rounds of `items`, and those that remain of the rounds started."""
     while len(waiting) < n:
         fresh = items[torch.randperm(len(items), generator=generator)]
-        # Those still waiting come last in the next round: no item twice in one draw without need.
+        # Those that remain come last in the next round: no item twice in one draw without need.
         again = torch.isin(fresh, waiting)
         waiting = torch.cat([waiting, fresh[~again], fresh[again]])
     return waiting[:n], waiting[n:]

@@ -1,8 +1,8 @@
-"""Distribution shift: where else the features of an image might lie, drawn from those of its neighbours.
+"""Distribution shift: where else the features of an image could lie, drawn from those of its neighbours.
 
 The fine-tuning of MICS (arXiv 2509.17492; "a distribution shift method for multimodal fusion features" in
 its abstract): k-means over pre-trained features makes a dictionary, and the cluster nearest to a sample
-gives a shift vector for each modality. How a vector is drawn is not told; here it is
+gives a shift vector for each modality. The source does not say how a vector is drawn; here it is
 s ~ scale * N(0, S_k) with the covariance S_k of cluster k, shrunk or diagonal (ours).
 """
 
@@ -22,13 +22,13 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ShiftSettings(Section):
-    """The shift dictionary; the source tells none of these figures.
+    """The shift dictionary; the source gives none of these figures.
 
     Attributes:
         clusters: of k-means; fewer where there are fewer different features.
         covariance: `shrunk` (towards its mean variance) or `diagonal`.
-        shrinkage: of `shrunk`: a share from 0 to 1, or `ledoit-wolf`, estimated for each cluster.
-        members: clusters with fewer take the covariance of all features about their own clusters' means.
+        shrinkage: of `shrunk`: a fraction from 0 to 1, or `ledoit-wolf`, estimated for each cluster.
+        members: clusters with fewer take the covariance of all features about the means of their clusters.
         scale: factor of every shift; 1 draws as another image of the cluster might lie, 0 is no shift.
     """
 
@@ -60,7 +60,7 @@ class Spread:
 class ShiftDictionary:
     """The clusters of one modality's pre-trained features, and the shifts drawn from them.
 
-    Only training images may go in, labelled or not. It remembers which did, so that a method can refuse
+    Only training images may go in, labelled or not. Their digests are recorded, so that a method can refuse
     a test image: `assert not dictionary.holds(test.digests)`.
 
     Args:
@@ -79,21 +79,22 @@ class ShiftDictionary:
 
     def __init__(self, features: torch.Tensor, digests: Sequence[str], settings: ShiftSettings, seed: int = 0) -> None:
         if features.ndim != 2 or not len(features) or len(features) != len(digests) or not features.isfinite().all():
-            raise ValueError(f"{tuple(features.shape)} finite features with one digest each are wanted; there are {len(digests)} digests")
+            raise ValueError(f"{tuple(features.shape)} finite features need one digest each, not {len(digests)} digests")
         features = features.detach().double().cpu()
         self.settings = settings
         self.digests = frozenset(digests)
         self.clusters = _k_means(features, settings.clusters, seed)
         members = [features[self.clusters == k] for k in range(int(self.clusters.max()) + 1)]
-        self.means = torch.stack([own.mean(dim=0) for own in members])
-        self.sizes = [len(own) for own in members]
+        self.means = torch.stack([rows.mean(dim=0) for rows in members])
+        self.sizes = [len(rows) for rows in members]
         residuals = features - self.means[self.clusters]
-        # Every cluster is one point: how the points lie about each other is all there is.
+        # Every cluster is one point: only the spread of the points about their mean remains.
         if residuals.abs().max() <= 1e-9 * features.abs().max():
             residuals = features - features.mean(dim=0)
         pooled = _spread(residuals, settings)
         self.spreads = [
-            _spread(own - mean, settings) if len(own) >= settings.members else pooled for own, mean in zip(members, self.means, strict=True)
+            _spread(rows - mean, settings) if len(rows) >= settings.members else pooled
+            for rows, mean in zip(members, self.means, strict=True)
         ]
 
     def holds(self, digests: Collection[str]) -> set[str]:
@@ -116,8 +117,8 @@ class ShiftDictionary:
         shifts = torch.empty(len(clusters), dim, dtype=torch.float64)
         for k in clusters.unique().tolist():
             rows, spread = clusters == k, self.spreads[k]
-            own = normal[rows]
-            shifts[rows] = own[:, : len(spread.factor)] @ spread.factor + own[:, most:] * spread.deviation
+            drawn = normal[rows]
+            shifts[rows] = drawn[:, : len(spread.factor)] @ spread.factor + drawn[:, most:] * spread.deviation
         return (self.settings.scale * shifts).float()
 
     def sample(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -148,7 +149,7 @@ def _spread(residuals: torch.Tensor, settings: ShiftSettings) -> Spread:
     if shrinkage == "ledoit-wolf":
         from sklearn.covariance import ledoit_wolf_shrinkage
 
-        several = len(residuals) > 1  # of one there is nothing to estimate, nor to shrink
+        several = len(residuals) > 1  # of one nothing can be estimated or shrunk
         shrinkage = float(ledoit_wolf_shrinkage((residuals * len(residuals) ** 0.5).numpy(), assume_centered=True)) if several else 0.0
     # The same product in at most D rows.
     factor = torch.linalg.qr(residuals, mode="r").R * (1 - shrinkage) ** 0.5

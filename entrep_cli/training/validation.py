@@ -1,4 +1,4 @@
-"""Scores of the validation part while training, and the batches they are computed in."""
+"""Validation scores while training, and the batches they are computed in."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.machine.caches import KINDS
-from entrep_cli.models.pretrained import HubFile, PublishedWeights
+from entrep_cli.models.pretrained import HubFile, PretrainedWeights
 from tests.tiny import cache_files
 
 SHA = hashlib.sha256(b"weights").hexdigest()
@@ -25,10 +25,10 @@ def hub(tmp_path, monkeypatch):
 
     known, unknown = (HubFile("owner/free", "a.bin", (), 7, SHA),), (HubFile("owner/nc", "b.pth"),)
     entries = [
-        PublishedWeights("free", "Free", "tests", "owner/free", "MIT", True, "https://a.org", known),
-        PublishedWeights("nc", "Not", "tests", "owner/nc", "CC-BY-NC", False, "https://b.org", unknown, start="entrep train {path}"),
+        PretrainedWeights("free", "Free", "tests", "owner/free", "MIT", True, "https://a.org", known),
+        PretrainedWeights("nc", "Not", "tests", "owner/nc", "CC-BY-NC", False, "https://b.org", unknown, start="entrep train {path}"),
     ]
-    monkeypatch.setattr("entrep_cli.models.pretrained.published_weights", lambda: tuple(entries))
+    monkeypatch.setattr("entrep_cli.models.pretrained.pretrained_weights", lambda: tuple(entries))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     return tmp_path / "hub"

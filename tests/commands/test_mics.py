@@ -131,7 +131,7 @@ def test_wrong_usage(split, entrep, tmp_path):
         (["train", "mics", "--label-fraction", 0, *SMALL], 2, "label_fraction"),
         (["train", "mics", "--label-fraction", 1.5, *SMALL], 2, "label_fraction"),
         (["train", "dinov2", "--label-fraction", 0.5], 2, "label_fraction"),
-        (["train", "mics", "--weights", "nowhere", *SMALL], 1, "no such weights file"),
+        (["train", "mics", "--weights", "nowhere", *SMALL], 1, "No such weights file"),
     ):
         done = entrep(*line)
         assert done.code == code and told in " ".join(done.err.split()), (line, done.err)

@@ -70,7 +70,7 @@ def test_everything_from_an_unsplit_dataset_to_the_tables(trained_clip, entrep, 
     assert queries.json["images"] == 42 and run.path("paper", "queries.json").is_file()
 
 
-def test_without_the_published_weights_the_tables_say_so(fresh, entrep, monkeypatch, tmp_path):
+def test_without_the_pretrained_weights_the_tables_say_so(fresh, entrep, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     done = entrep("reproduce", "foregut", "--json")
     assert done.code == 0 and done.json["run"] is None and done.json["ours"] is None

@@ -166,7 +166,7 @@ def test_a_training_that_never_began_forbids_no_other_settings(setting, tmp_path
     root, catalog, split, recipe = setting
     table = rows(recipe)[:1]
     without = build_recipe(ClipLoraRecipe, recipe.model_dump(), {"backbone": {"weights": str(tmp_path / "nowhere.safetensors")}})
-    with pytest.raises(RunError, match="no such weights file"):
+    with pytest.raises(RunError, match="No such weights file"):
         run_ablation("mlcf", catalog, split, table, without, root, seeds=1)
     found, _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32")
     document = json.loads((tmp_path / "runs" / "ablations" / "mlcf" / "table.json").read_text())

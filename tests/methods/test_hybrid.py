@@ -418,7 +418,7 @@ def test_a_hybrid_that_ends_before_anything_is_learned_leaves_nothing(base, tmp_
 def test_a_part_that_fails_at_once_is_taken_away(base, tmp_path, monkeypatch):
     monkeypatch.setenv("ENTREP_RUNS", str(tmp_path / "runs"))
     run = Run(tmp_path / "runs" / "hybrid")
-    with pytest.raises(RunError, match="no such weights file") as caught:
+    with pytest.raises(RunError, match="No such weights file") as caught:
         train(make_catalog(base / "images"), recipe(base / "files", "experts.backbone.weights=nowhere.pth"), run)
     assert "--set experts.backbone.weights=FILE" in caught.value.hint  # --weights is no option of a hybrid's part
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {"prototype", "baseline"}

@@ -455,7 +455,7 @@ def test_a_run_of_mics_and_a_run_of_dinov2_give_theirs_too(data, pretrained):
 @pytest.mark.parametrize(
     ("assignments", "told"),
     [
-        (["backbone.weights=nowhere"], "no such weights file"),
+        (["backbone.weights=nowhere"], "No such weights file"),
         (["backbone.weights=pre", "backbone.name=test_vit2", "image.size=64"], "has the backbone 'test_vit'"),
         (["backbone.weights=pre", "backbone.options={patch_size = 8, depth = 2}"], "tensors differ"),
     ],

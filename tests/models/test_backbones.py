@@ -208,7 +208,7 @@ def test_runs_that_have_no_such_backbone_are_refused():
     make_run({k: v for k, v in of_dinov2().items() if "blocks.0" not in k}, CONFIG.format("test_vit"), "part")
     with pytest.raises(WeightsError, match="tensors differ"):
         create_backbone(settings(weights="part"), 64)
-    with pytest.raises(WeightsError, match="no such weights file"):
+    with pytest.raises(WeightsError, match="No such weights file"):
         create_backbone(settings(weights="nowhere"), 64)
 
 

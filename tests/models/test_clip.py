@@ -81,7 +81,7 @@ def test_weights_of_another_model_are_listed(tmp_path):
     state = {k: v for k, v in source.state_dict().items() if k != "ln_final.weight"} | {"extra": torch.ones(1)}
     with pytest.raises(WeightsError) as caught:
         load_clip_weights(build_clip(Architecture(CLIP), 32), weights(tmp_path, state))
-    assert set(caught.value.faults) == {"missing: ln_final.weight", "not in the model: extra"}
+    assert set(caught.value.faults) == {"missing (1): ln_final.weight", "not in the model (1): extra"}
     with pytest.raises(WeightsError, match="not one of timm"):
         load_clip_weights(build_clip(Architecture(CLIP), 32), weights(tmp_path, {"stem.weight": torch.ones(1)}, "b.safetensors"))
 
@@ -123,7 +123,7 @@ def test_a_model_cached_in_part_says_what_is_there(hub):
     with pytest.raises(WeightsError) as caught:
         load_clip_weights(model, ClipSettings(name="hf-hub:owner/model"))
     assert caught.value.where == "owner/model, file open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
-    assert caught.value.faults == ("what is there of it: open_clip_config.json",)
+    assert caught.value.faults == ("cached of it: open_clip_config.json",)
 
 
 def test_weights_of_another_revision_and_broken_downloads_are_told(hub):

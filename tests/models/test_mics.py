@@ -53,7 +53,7 @@ def model() -> MicsPretraining:
 
 def reconstruction_by_loops(model: MicsPretraining, pixels: tuple, predictions: tuple, masked: tuple) -> float:
     """The mean squared error of the masked patches, number by number."""
-    mean, std = model.white.mean, model.white.std
+    mean, std = model.white.statistics.values()
     errors = []
     for image_set, drawn, hidden in zip(pixels, predictions, masked):
         for i in range(len(image_set)):
@@ -327,7 +327,7 @@ def test_weights_without_the_encoders_are_refused(model, tmp_path):
         ("test_resnet", {}, 32, "no plain ViT"),
         ("test_vit", {"patch_size": 8}, 36, "cannot take images of 36"),
         ("test_vit", {"patch_size": 8, "dynamic_img_pad": True}, 36, "do not divide"),
-        ("test_vit", {"patch_size": 32}, 32, "nothing to mask"),
+        ("test_vit", {"patch_size": 32}, 32, "nothing can be masked"),
     ],
 )
 def test_models_that_cannot_be_masked_are_refused(name, options, size, told):

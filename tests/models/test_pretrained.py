@@ -14,9 +14,8 @@ import pytest
 
 from entrep_cli.errors import EntrepError, UsageError, WeightsError
 from entrep_cli.models import pretrained
-from entrep_cli.models.pretrained import HubFile, PublishedWeights, fetch_commands, find_weights, published_weights, weights_path
-from entrep_cli.models.pretrained_fetch import fetch_file
-from entrep_cli.models.published_check import check_weights
+from entrep_cli.models.pretrained import HubFile, PretrainedWeights, fetch_commands, find_weights, pretrained_weights, weights_path
+from entrep_cli.models.pretrained_fetch import check_weights, fetch_file
 from entrep_cli.recipes.recipe import recipe_names
 from tests.tiny import CLIP, cache_files
 
@@ -42,9 +41,9 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_names_files_and_hashes_are_of_their_form():
-    names = [weights.name for weights in published_weights()]
+    names = [weights.name for weights in pretrained_weights()]
     assert len(set(names)) == len(names)
-    for weights in published_weights():
+    for weights in pretrained_weights():
         assert re.fullmatch(r"[a-z0-9-]+", weights.name) and weights.url.startswith("https://") and weights.size > 1e6
         assert weights.commercial == ("NC" not in weights.licence) and (weights.load or "not loaded by entrep" in weights.note)
         assert weights.revision is None or re.fullmatch(r"[0-9a-f]{40}", weights.revision)
@@ -62,7 +61,7 @@ def test_the_table_agrees_with_open_clip_and_timm():
 
     from entrep_cli.models.clip import _HUB_VOCABULARIES, _HUB_WEIGHTS
 
-    for weights in filter(lambda weights: weights.load, published_weights()):
+    for weights in filter(lambda weights: weights.load, pretrained_weights()):
         how, first = weights.load, weights.files[0]
         if "timm" in how:
             config = timm.get_pretrained_cfg(how["timm"])
@@ -95,7 +94,7 @@ def test_weights_are_named_as_in_the_table(hub, monkeypatch, tmp_path):
     (tmp_path / "mobilenetv2").write_text(CONTENT)  # a file of that name goes before
     assert weights_path("mobilenetv2") == Path("mobilenetv2")
     named = [tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8")).get("backbone", {}).get("weights") for name in recipe_names()]
-    assert set(named) - {None, "none", "hub"} <= {weights.name for weights in published_weights()} and "mobilenetv2" in named
+    assert set(named) - {None, "none", "hub"} <= {weights.name for weights in pretrained_weights()} and "mobilenetv2" in named
 
 
 def test_every_weight_of_the_hub_that_a_recipe_names_is_in_the_table():
@@ -113,17 +112,17 @@ def test_every_weight_of_the_hub_that_a_recipe_names_is_in_the_table():
 
     for name in recipe_names():
         look(tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8")))
-    known = {(w.load.get("clip") or w.load["timm"], w.load.get("tag")) for w in published_weights() if w.load}
+    known = {(w.load.get("clip") or w.load["timm"], w.load.get("tag")) for w in pretrained_weights() if w.load}
     assert len(asked) == 4 and asked <= known
 
 
 def test_the_table_needs_no_torch():
-    code = "import sys, entrep_cli.models.pretrained as p; p.published_weights(); print('torch' in sys.modules)"
+    code = "import sys, entrep_cli.models.pretrained as p; p.pretrained_weights(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(UsageError, match="no weights") as caught:
+    with pytest.raises(UsageError, match="No weights") as caught:
         find_weights("biomed-clip")
     assert "biomedclip" in caught.value.hint
 
@@ -140,8 +139,8 @@ def test_mends_name_our_command_and_files_that_exist():
 # ---------------------------------------------------------------- here, and whole
 
 
-def entry(*files: HubFile, **more) -> PublishedWeights:
-    return PublishedWeights("w", "W", "tests", "owner/model", "MIT", True, "https://example.org", files, **more)
+def entry(*files: HubFile, **more) -> PretrainedWeights:
+    return PretrainedWeights("w", "W", "tests", "owner/model", "MIT", True, "https://example.org", files, **more)
 
 
 def test_state_and_faults(hub):
@@ -149,7 +148,7 @@ def test_state_and_faults(hub):
     weights = entry(FILE, other)
     assert weights.state == "no" and len(check_weights(weights)) == 2
     folder = cache_files(hub, "owner/model", {"a.bin": CONTENT})
-    assert weights.state == "in part" and weights.missing == (other,)
+    assert weights.state == "incomplete" and weights.missing == (other,)
     cache_files(hub, "owner/words", {"vocab.txt": "a"})
     assert weights.state == "here" and check_weights(weights) == []
     for content, fault in (("other", "5 bytes"), ("wXights", "SHA-256"), ("", "empty")):
@@ -256,7 +255,7 @@ def test_what_was_here_before_and_is_still_published_is_left(hub, download):
 
 
 def test_a_full_disk_is_told_before(download):
-    with pytest.raises(EntrepError, match="no room"):
+    with pytest.raises(EntrepError, match="No room"):
         fetch_file(HubFile("owner/model", "a.bin", size=1 << 60))
     assert not download.calls
 
@@ -271,8 +270,8 @@ def test_refusals_say_what_where_and_the_mend(download, monkeypatch):
         (local, "cannot be reached: Name or service not known", "network"),
         (ConnectionError("refused"), "cannot be reached: refused", "hf download owner/model a.bin"),
         (errors.GatedRepoError("x", response=response), "on request", "https://huggingface.co/owner/model"),
-        (errors.RepositoryNotFoundError("x", response=response), "no such repository", "hf auth login"),
-        (errors.EntryNotFoundError("x"), "no such file any more", "page"),
+        (errors.RepositoryNotFoundError("x", response=response), "No such repository", "hf auth login"),
+        (errors.EntryNotFoundError("x"), "does not have this file", "page"),
     ]
     for error, what, hint in cases:
         download.error = error

@@ -11,25 +11,30 @@ from torch import nn
 from entrep_cli.errors import UsageError
 from entrep_cli.training import loop
 from entrep_cli.training.loop import LoopSettings, epoch_generator, fit
-from entrep_cli.training.rates import Pace, paces, parameter_groups, rate_factor, thawing
+from entrep_cli.training.rates import LearningRate, gradual_unfreezing, learning_rates, parameter_groups, rate_factor
 from entrep_cli.workspace import Run
 
 
 def test_what_is_new_learns_at_once_and_fast_what_is_old_by_its_depth():
     names = ["blocks.0.w", "blocks.1.w", "blocks.2.w", "head.w"]
-    found = paces(names, names[:3], rate=1e-2, pretrained_rate=1e-3, decay=0.5, head_epochs=2, thaw_epochs=3)
-    assert found == {names[0]: Pace(2.5e-4, 8), names[1]: Pace(5e-4, 5), names[2]: Pace(1e-3, 2), names[3]: Pace(1e-2, 0)}
+    found = learning_rates(names, names[:3], rate=1e-2, pretrained_rate=1e-3, decay=0.5, head_epochs=2, unfreeze_epochs=3)
+    assert found == {
+        names[0]: LearningRate(2.5e-4, 8),
+        names[1]: LearningRate(5e-4, 5),
+        names[2]: LearningRate(1e-3, 2),
+        names[3]: LearningRate(1e-2, 0),
+    }
 
 
 def test_groups_hold_every_parameter_once_and_decay_matrices_alone():
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     net[0].bias.requires_grad_(False)
-    pace_of = {name: Pace(0.1, int(name[0])) for name, _ in net.named_parameters()}
-    groups = parameter_groups(net, pace_of, 0.3)
+    rates = {name: LearningRate(0.1, int(name[0])) for name, _ in net.named_parameters()}
+    groups = parameter_groups(net, rates, 0.3)
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in net.parameters() if p.requires_grad)
     for group in groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.3}
-    assert sorted({g["waits"] for g in groups}) == [0, 1, 2]
+    assert sorted({g["frozen_epochs"] for g in groups}) == [0, 1, 2]
 
 
 def test_rate_rises_then_falls_to_zero():
@@ -79,7 +84,7 @@ def train(run: Run, settings: LoopSettings, net: Net, *, resume=False, stop_afte
     return fit(net, losses, 4, validate, settings, run, monitor="accuracy", seed=1, resume=resume, pretrained=pretrained)
 
 
-PHASED = LoopSettings(epochs=5, patience=0, learning_rate=0.01, backbone_learning_rate=0.01, head_epochs=1, thaw_epochs=2, keep="last")
+PHASED = LoopSettings(epochs=5, patience=0, learning_rate=0.01, backbone_learning_rate=0.01, head_epochs=1, unfreeze_epochs=2, keep="last")
 
 
 def test_stages_stand_still_until_their_phase(tmp_path):
@@ -114,8 +119,8 @@ def test_a_training_in_phases_that_was_killed_ends_with_the_same_weights(tmp_pat
 
 def test_an_epoch_that_is_cut_short_leaves_nothing_frozen():
     net = Net()
-    pace_of = {name: Pace(1.0, name.startswith("blocks")) for name, _ in net.named_parameters()}
-    inside = thawing(lambda epoch: iter([torch.zeros(())] * 2), net, pace_of)
+    rates = {name: LearningRate(1.0, name.startswith("blocks")) for name, _ in net.named_parameters()}
+    inside = gradual_unfreezing(lambda epoch: iter([torch.zeros(())] * 2), net, rates)
     steps = inside(1)
     next(steps)
     assert [p.requires_grad for p in net.parameters()] == [False] * 4 + [True] * 2
@@ -126,7 +131,7 @@ def test_an_epoch_that_is_cut_short_leaves_nothing_frozen():
 def test_a_training_in_which_nothing_would_learn_at_first_is_refused():
     net = Net()
     with pytest.raises(UsageError, match="no head"):
-        thawing(lambda epoch: iter(()), net, {name: Pace(1.0, 1) for name, _ in net.named_parameters()})
+        gradual_unfreezing(lambda epoch: iter(()), net, {name: LearningRate(1.0, 1) for name, _ in net.named_parameters()})
 
 
 def test_the_last_epoch_is_kept_where_it_is_asked_for(tmp_path):
