@@ -68,7 +68,7 @@ def test_the_choice_and_its_reason(monkeypatch):
 
 def test_a_method_without_such_towers(monkeypatch):
     monkeypatch.setattr(devices, "_bf16_units", lambda: ["amx_bf16"])
-    other = type("Other", (), {"recipe": type("R", (), {"method": "mics"})()})()
+    other = type("Other", (), {"recipe": type("R", (), {"method": "mics"})(), "low_precision": ()})()
     assert choose_inference_precision("auto", CPU, other) == ("fp32", "mics answers in it alone")
     with pytest.raises(UsageError, match="mics answers in fp32 alone"):
         choose_inference_precision("bf16", CPU, other)
