@@ -153,7 +153,7 @@ BOMBS = {  # name: the archive, of the JSON of a right submission and a zip that
     "members": (lambda right, bomb: zipped({f"{n}.json": right for n in range(2000)}), b"too-many-members"),
     "overlap": (lambda right, bomb: overlapping(100_000), b"too-many-members"),
     "beside": (lambda right, bomb: zipped({"a.json": right, "b.bin": GROWS}), b"extra-member"),
-    "values": (lambda right, bomb: zipped({"a.json": '{"a": [' + "[1]," * 300_000 + "0]}"}), b"too-many-values"),
+    "values": (lambda right, bomb: zipped({"a.json": json.dumps({"a": [[n] for n in range(300_000)]})}), b"too-many-values"),
     "large": (lambda right, bomb: bytes(archive.MAX_BYTES + 1), b"too-big"),
 }
 
