@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what is wrong, where, and how to hint it.
+"""The errors a user can meet: each says what is wrong, where, and what to do about it.
 
 Raise one of these for anything that is the user's data, run or command line; an assert or a bare
 exception means a bug in entrep. `app.main` turns them into a message and an exit code.

@@ -44,7 +44,7 @@ class SplitResult(Result):
     def tables(self) -> list[Table]:
         rows = [(name, *row.values(), sum(row.values())) for name, row in self.counts.items()]
         totals = [sum(column) for column in zip(*(row[1:] for row in rows))]
-        subsets = [f"fold {name}" if self.split.folds else name for name in self.split.parts]
+        subsets = [f"fold {name}" if self.split.folds else name for name in self.split.subsets]
         title = f"{len(self.catalog.labelled)} images in {self.n_groups} groups, divided into {self.path}"
         return [Table(title, ["class", *subsets, "total"], [*rows, ("total", *totals)])]
 

@@ -119,7 +119,7 @@ class Catalog:
                 f"The dataset has {len(lines)} fault{'s' * (len(lines) > 1)}.",
                 where=root,
                 faults=lines,
-                hint="hint what is named above; nothing was written",
+                hint="fix what is named above; nothing was written",
             )
         return catalog
 

@@ -41,7 +41,7 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         if not path.is_file():  # opening a named pipe would wait for ever
-            raise ImageError("there is no such file", where=path)
+            raise ImageError("no such file", where=path)
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from error
     return _decoded(path, path)

@@ -302,7 +302,7 @@ def _suspects(
         columns = zip(*(frame[c] for c in ("image", "label", "p_label", "suggested", "p_suggested")))
         lines = tuple(f"{image} is {label} ({given:.2f}), seems {other} ({best:.2f})" for image, label, given, other, best in columns)
         n = counted(len(frame), "suspected label error", "suspected label errors")
-        what = f"{n}, ranked; told by {told_by}, right out of fold in {right:.0%}."
+        what = f"{n}, ranked; judged by {told_by}, right out of fold in {right:.0%}."
         shown = tuple((image,) for image in frame["image"])
         remarks.append(Remark("label suspects", "note", what, "look at the first ones; nothing is changed", lines, shown))
     return frame

@@ -72,7 +72,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
     labels, groups = np.asarray(labels), np.asarray(groups, dtype=str)
     per_class = [len(set(groups[labels == c])) for c in np.unique(labels)]
     if len(per_class) < 2 or len(set(groups)) < 4:
-        raise DataError("There are too few labelled images to judge labels by each other.", hint="leave out --labels")
+        raise DataError("Too few labelled images to judge labels by each other.", hint="leave out --labels")
     folds = int(np.clip(min(per_class), 2, FOLDS))
     probabilities = np.zeros((len(labels), n_classes))
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(features, labels, groups)

@@ -221,9 +221,9 @@ def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tre
             places[relative.parent] = [Names(folder, tree[folder][1]) for folder in there if folder in tree]
         found = next(((file, n) for n in places[relative.parent] if (file := n.find(relative.name))), None)
         if found is None:
-            source.faults.append(f"{where}: there is no image {str(relative)!r}")
+            source.faults.append(f"{where}: no image {str(relative)!r}")
         elif found[0] in seen:
-            source.faults.append(f"{where}: {str(relative)!r} stands there a second time")
+            source.faults.append(f"{where}: {str(relative)!r} is listed a second time")
         else:
             seen[found[0]] = found[1]
             source.rows.append(Row(str(relative), found[0], **row))
@@ -330,7 +330,7 @@ def split_modality(name: str) -> tuple[str, str]:
 def _check_pairs(source: Source, label: str, white: Names, narrow: Names | None) -> None:
     """What a person should know of the two folders of a class; that they share no name at all is a fault."""
     if narrow is None:
-        source.notes.append(f"{_images(len(white.files))} in {white.folder.name}/ without a partner: there is no {label}{NARROW}/")
+        source.notes.append(f"{_images(len(white.files))} in {white.folder.name}/ without a partner: no folder {label}{NARROW}/")
         return
     alone = [name for name in white.files if narrow.find(name) is None]
     left = [name for name in narrow.files if white.find(name) is None]
@@ -397,7 +397,7 @@ def _no_dataset(root: Path, tree: Tree, unread: Sequence[Source]) -> DataError:
     if any((above / name).is_file() for name in ("cls.json", "data.json")):
         hint = f"the folder above has labels: --data {above}"
     return DataError(
-        f"No dataset is to be found: {_images(found)}, but no labels of a known layout.",
+        f"No dataset: {_images(found)}, but no labels of a known layout.",
         where=root,
         faults=[
             "contest: cls.json beside imgs/",

@@ -79,10 +79,10 @@ def counted(n: int, one: str, several: str) -> str:
 # ---------------------------------------------------------------- files and pictures
 
 _FILES = {
-    "sources": ("label files", ("fault", "faults"), "hint the label files, or put the missing images where they are named"),
+    "sources": ("label files", ("fault", "faults"), "fix the label files, or put the missing images where they are named"),
     "unreadable": ("unreadable images", ("image that cannot be read", "images that cannot be read"), "copy them again, or take them out"),
     "names": ("odd names", ("odd name", "odd names"), "rename in the folder and in the label files"),
-    "classes": ("unknown classes", ("fault of classes", "faults of classes"), "hint the labels, or write a taxonomy.toml"),
+    "classes": ("unknown classes", ("fault of classes", "faults of classes"), "fix the labels, or write a taxonomy.toml"),
     "copies": ("contradicting copies", ("contradiction", "contradictions"), "keep the right label or name, or take both pictures out"),
     "labels": ("no labels", ("dataset without labels", "datasets without labels"), "add cls.json, data.json, a CSV or class folders"),
 }
@@ -323,7 +323,7 @@ def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str,
             told = {name: "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items()}
             lines = [f"{name}: {parts}" for name, parts in told.items()]
             shown = tuple(tuple(image for those in parts.values() for image in those) for parts in apart.values())
-            what = f"{counted(len(apart), one, several)} in several parts of the split, which was made with --groups {made['groups']}."
+            what = f"{counted(len(apart), one, several)} in several subsets of the split, which was made with --groups {made['groups']}."
             found.append(Remark(kind, "must fix", what, "split again: `entrep split`", tuple(lines), shown))
     return found
 

@@ -19,16 +19,17 @@ from entrep_cli.data.groups import RULES, GroupRule
 from entrep_cli.errors import DataError, EntrepError, RunError, UsageError
 from entrep_cli.workspace import SPLIT, complete_runs, file_sha256, fingerprint, runs_dir, trained_on, write_csv_atomic, write_json_atomic
 
-PARTS = ("train", "val", "test")
+SUBSETS = ("train", "val", "test")
+SCHEMA = 2  # of split.json; it goes up when a split that was made before cannot be used
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which image stands in which part.
+    """Which image stands in which subset.
 
     Attributes:
-        assignment: part name, or fold number as text, of each image.
-        folds: number of folds; 0 where the parts are train, val and test.
+        assignment: subset name, or fold number as text, of each image.
+        folds: number of folds; 0 where the subsets are train, val and test.
         seed, ratios, group_rule: how it was made.
         catalog: fingerprint of the data it was made from.
         near_duplicates: how many were found and joined to groups; None where they were not looked for.
@@ -45,35 +46,39 @@ class Split:
     small_to_train: bool = False
 
     @property
-    def parts(self) -> list[str]:
-        return [str(i) for i in range(self.folds)] if self.folds else list(PARTS)
+    def subsets(self) -> list[str]:
+        """Names of the subsets: train, val and test, or the numbers of the folds."""
+        return [str(i) for i in range(self.folds)] if self.folds else list(SUBSETS)
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an image stands in another part."""
+        """Changes when an image stands in another subset."""
         return _fingerprint(self.assignment)
 
     def counts(self, catalog: Catalog) -> dict[str, dict[str, int]]:
-        """Images of each class in each part."""
-        found = Counter((label, self.assignment[image]) for image, label in zip(catalog.images, catalog.frame["label"]) if label)
-        return {name: {part: found[name, part] for part in self.parts} for name in catalog.taxonomy.names}
+        """Images of each class in each subset."""
+        counts = Counter((label, self.assignment[image]) for image, label in zip(catalog.images, catalog.frame["label"]) if label)
+        return {name: {subset: counts[name, subset] for subset in self.subsets} for name in catalog.taxonomy.names}
 
-    def images(self, part: str, fold: int | None = None) -> list[str]:
+    def images(self, subset: str, fold: int | None = None) -> list[str]:
         """Image names of train, val or test.
 
-        With folds, fold k is the test part, fold k + 1 (the first after the last) the validation
-        part, and the others train: nothing is chosen on the fold that is scored.
+        With folds, fold k is for testing, fold k + 1 (the first after the last) for validation, and
+        the others are for training: nothing is chosen on the fold that is scored.
+
+        Raises:
+            UsageError: a fold of a split without folds, none of one with folds, or one that it does not have.
         """
         if not self.folds:
             if fold is not None:
                 raise UsageError("--fold needs a split into folds.", hint="`entrep split --folds 5`")
-            return [image for image, p in self.assignment.items() if p == part]
+            return [image for image, assigned in self.assignment.items() if assigned == subset]
         if fold is None:
-            raise UsageError("The split is one of folds.", hint=f"choose one with --fold 0 ... --fold {self.folds - 1}")
+            raise UsageError("The split has folds.", hint=f"choose one with --fold 0 ... --fold {self.folds - 1}")
         if not 0 <= fold < self.folds:
-            raise UsageError(f"There is no fold {fold}.", hint=f"choose one of 0 to {self.folds - 1}")
+            raise UsageError(f"No fold {fold} in a split of {self.folds}.", hint=f"choose one of 0 to {self.folds - 1}")
         role = {str(fold): "test", str((fold + 1) % self.folds): "val"}
-        return [image for image, p in self.assignment.items() if role.get(p, "train") == part]
+        return [image for image, assigned in self.assignment.items() if role.get(assigned, "train") == subset]
 
 
 def make_split(
@@ -86,18 +91,18 @@ def make_split(
 ) -> Split:
     """Divide the labelled images of a catalog.
 
-    How many of a class each part gets is worked out first (`allocate`); then groups, the largest
+    How many of a class each subset gets is worked out first (`allocate`); then groups, the largest
     first, go where their images are wanted most, so that without groups the counts are exact and
-    with groups as near as the groups allow. A part without any image of a class is the last resort.
+    with groups as near as the groups allow. A subset without any image of a class is the last resort.
 
     Args:
         ratios: train, val, test; scaled to their sum.
         folds: make this many equal folds instead.
-        small_to_train: put classes with fewer groups than parts wholly into train, and with them
-            whatever else is in their groups; not with folds, each of which is a test part once.
+        small_to_train: put classes with fewer groups than subsets wholly into train, and with them
+            whatever else is in their groups; not with folds, each of which is tested on once.
 
     Raises:
-        DataError: a class has fewer groups than there are parts; each is named.
+        DataError: a class has fewer groups than the split has subsets; each is named.
         UsageError: ratios or folds that make no sense.
     """
     catalog = catalog.labelled
@@ -115,25 +120,24 @@ def make_split(
     wanted = allocate(counts, [ratios[i] for i in used])
     wanted[1:, small] = 0
     wanted[0, small] = counts[small]
-    component_of = np.array(used)[_assign(targets, catalog.groups, wanted, np.isin(targets, small), seed)]
+    rows = np.array(used)[_assign(targets, catalog.groups, wanted, np.isin(targets, small), seed)]
 
-    names = [str(i) for i in range(folds)] if folds else list(PARTS)
-    assignment = {image: names[p] for image, p in zip(catalog.images, component_of)}
     joined = catalog.near_duplicates
     near = None if joined is None else {"rule": RULE, **joined.as_dict()}
-    shares = tuple(float(r) for r in ratios)
-    return Split(assignment, folds, seed, shares, catalog.fingerprint, catalog.group_rule, near, small_to_train)
+    ratios = tuple(float(r) for r in ratios)
+    split = Split({}, folds, seed, ratios, catalog.fingerprint, catalog.group_rule, near, small_to_train)
+    return replace(split, assignment={image: split.subsets[row] for image, row in zip(catalog.images, rows)})
 
 
 def moved_by_near_duplicates(catalog: Catalog, split: Split, **settings: Any) -> dict[str, int]:
-    """What a split of the same settings, blind to near-duplicates, would have done; {} where there is none.
+    """What a split of the same settings, blind to near-duplicates, would have done; {} where none can be made.
 
     Args:
         settings: as given to `make_split`.
 
     Returns:
-        `straddling`: clusters of near-duplicates that would have stood in several parts, and the images
-        in them, `straddling_images`; `moved`: images that stand in another part now.
+        `straddling`: clusters of near-duplicates that would have stood in several subsets, and the images
+        in them, `straddling_images`; `moved`: images that stand in another subset now.
     """
     if catalog.near_duplicates is None or not catalog.near_duplicates.joining:
         return {}
@@ -143,57 +147,55 @@ def moved_by_near_duplicates(catalog: Catalog, split: Split, **settings: Any) ->
         blind = make_split(replace(catalog, frame=frame, near_duplicates=None), **settings)
     except EntrepError:
         return {}
-    parts = [[blind.assignment[image] for image in cluster if image in blind.assignment] for cluster in catalog.near_duplicates.clusters]
-    apart = [of_cluster for of_cluster in parts if len(set(of_cluster)) > 1]
+    clusters = catalog.near_duplicates.clusters
+    subsets = [[blind.assignment[image] for image in cluster if image in blind.assignment] for cluster in clusters]
+    apart = [of_cluster for of_cluster in subsets if len(set(of_cluster)) > 1]
     return {
         "straddling": len(apart),
         "straddling_images": sum(map(len, apart)),
-        "moved": sum(part != blind.assignment[image] for image, part in split.assignment.items()),
+        "moved": sum(subset != blind.assignment[image] for image, subset in split.assignment.items()),
     }
 
 
 def allocate(counts: Sequence[int], ratios: Sequence[float]) -> np.ndarray:
-    """How many images of each class every part should get: (parts, classes) int64.
+    """How many images of each class every subset should get: (subsets, classes) int64.
 
-    Parts are cut off one after another. Each takes the floor of its share of what is left; within it
+    Subsets are cut off one after another. Each takes the floor of its fraction of what is left; within it
     every class gets the floor of its exact quota, and the images still missing go to the largest
     remainders, between equal ones to the rarer class. With 80/10/10 on the combined classes of
-    *Fusion at the Foregut* (Table 1) this gives its Table 2 to the image. At the end a part that got
-    nothing of a class takes one from the part that has most of it, where that leaves it one.
+    *Fusion at the Foregut* (Table 1) this gives its Table 2 to the image. At the end a subset that got
+    nothing of a class takes one from the subset that has most of it, where that leaves it one.
     """
-    left = np.asarray(counts, dtype=np.int64).copy()
-    parts = []
-    for i, ratio in enumerate(ratios):
-        if i == len(ratios) - 1:
-            parts.append(left)
-            break
+    left = np.asarray(counts, dtype=np.int64)
+    sizes = []
+    for i, ratio in enumerate(ratios[:-1]):
         # The small addition keeps 0.8 * 10 = 8 from becoming 7 by rounding error.
         size = int(np.floor(left.sum() * ratio / sum(ratios[i:]) + 1e-9))
         exact = left * size / max(left.sum(), 1)
-        part = np.floor(exact + 1e-9).astype(np.int64)
-        remainder = np.round(exact - part, 9)
+        whole = np.floor(exact + 1e-9).astype(np.int64)
+        remainder = np.round(exact - whole, 9)
         order = np.lexsort((np.arange(len(left)), left, -remainder))
-        part[order[: size - part.sum()]] += 1
-        parts.append(part)
-        left = left - part
-    wanted = np.stack(parts)
-    for part, label in np.argwhere(wanted == 0):
+        whole[order[: size - whole.sum()]] += 1
+        sizes.append(whole)
+        left = left - whole
+    wanted = np.stack([*sizes, left])
+    for subset, label in np.argwhere(wanted == 0):
         most = wanted[:, label].argmax()
         if wanted[most, label] > 1:
-            wanted[[most, part], label] += (-1, 1)
+            wanted[[most, subset], label] += (-1, 1)
     return wanted
 
 
 def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, pinned: np.ndarray, seed: int) -> np.ndarray:
-    """Part index of each image (N,): groups whole, class counts as near to `wanted` as they allow.
+    """Row of `wanted` for each image (N,): groups whole, class counts as near to `wanted` as they allow.
 
-    The groups of `pinned` images, (N,) bool, stand in the first part.
+    The groups of `pinned` images, (N,) bool, stand in the first subset.
     """
     rng = np.random.default_rng(seed)
     keys, group_of = np.unique(groups.astype(str), return_inverse=True)
     sizes = np.zeros((len(keys), wanted.shape[1]), dtype=np.int64)
     np.add.at(sizes, (group_of, targets), 1)
-    part_of_group = np.zeros(len(keys), dtype=np.int64)
+    row_of_group = np.zeros(len(keys), dtype=np.int64)
     free = np.setdiff1d(np.arange(len(keys)), group_of[pinned])
     got = np.zeros_like(wanted)
     got[0] = sizes.sum(axis=0) - sizes[free].sum(axis=0)
@@ -201,22 +203,20 @@ def _assign(targets: np.ndarray, groups: np.ndarray, wanted: np.ndarray, pinned:
     order = rng.permutation(free)
     for g in order[np.argsort(-sizes[order].sum(axis=1), kind="stable")]:
         change = _cost(got + sizes[g], wanted) - _cost(got, wanted)
-        part_of_group[g] = int(np.argmin(change))
-        got[part_of_group[g]] += sizes[g]
-    _improve(part_of_group, free, sizes, got, wanted, rng)
-    return part_of_group[group_of]
+        row_of_group[g] = int(np.argmin(change))
+        got[row_of_group[g]] += sizes[g]
+    _improve(row_of_group, free, sizes, got, wanted, rng)
+    return row_of_group[group_of]
 
 
-def _improve(
-    component_of: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-) -> None:
+def _improve(rows: np.ndarray, free: np.ndarray, sizes: np.ndarray, got: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> None:
     """Move single groups while that brings the counts nearer, in place; ends at a local optimum."""
-    absent = float(sizes.sum())  # no deviation costs as much as a class that a part lacks
+    absent = float(sizes.sum())  # no deviation costs as much as a class that a subset lacks
     moved = True
     while moved and (got != wanted).any():
         moved = False
         for g in rng.permutation(free):
-            here, size = component_of[g], sizes[g]
+            here, size = rows[g], sizes[g]
             now = _cost(got, wanted, absent)
             change = _cost(got + size, wanted, absent) - now + (_cost(got - size, wanted, absent) - now)[here]
             change[here] = 0.0
@@ -224,25 +224,25 @@ def _improve(
             if change[best] < -1e-9:
                 got[here] -= size
                 got[best] += size
-                component_of[g] = best
+                rows[g] = best
                 moved = True
 
 
 def _cost(got: np.ndarray, wanted: np.ndarray, absent: float = 0.0) -> np.ndarray:
-    """Squared distance of each part, (P, C) to (P,), from its wanted counts; a rare class weighs more."""
+    """Squared distance of each subset, (S, C) to (S,), from its wanted counts; a rare class weighs more."""
     scale = np.maximum(wanted.sum(axis=0), 1)
     return ((got - wanted) ** 2 / scale + absent * ((got == 0) & (wanted > 0))).sum(axis=1)
 
 
-def _small_classes(catalog: Catalog, n_parts: int, folds: int, to_train: bool) -> list[int]:
-    """Indices of the classes with fewer groups than parts; DataError where they may not go to train."""
+def _small_classes(catalog: Catalog, n_subsets: int, folds: int, to_train: bool) -> list[int]:
+    """Indices of the classes with fewer groups than subsets; DataError where they may not go to train."""
     n_groups = catalog.frame.groupby("label")["group"].nunique()
-    small = [name for name in catalog.taxonomy.names if 0 < n_groups.get(name, 0) < n_parts]
+    small = [name for name in catalog.taxonomy.names if 0 < n_groups.get(name, 0) < n_subsets]
     if small and (folds or not to_train):
         counts = catalog.counts()
         hint = f"use fewer folds (the smallest class allows {n_groups.min()})" if folds else "keep it in train only with --small-to-train"
         raise DataError(
-            f"{len(small)} class{'es are' if len(small) > 1 else ' is'} too small to stand in {n_parts} {'folds' if folds else 'parts'}.",
+            f"{len(small)} class{'es are' if len(small) > 1 else ' is'} too small to stand in {n_subsets} {'folds' if folds else 'subsets'}.",
             faults=[
                 f"{name}: {counts[name]} image{'s' * (counts[name] != 1)} in {n_groups[name]} group{'s' * bool(n_groups[name] != 1)}"
                 for name in small
@@ -262,13 +262,14 @@ def split_path() -> Path:
 def write_split(split: Split, data: Path | None = None) -> Path:
     """Write `runs/split.csv` (image, part or fold), then `split.json` that says how it was made.
 
-    With `data`, the dataset folder, the commands that follow find the dataset without being told.
+    With `data`, the dataset folder, the commands that follow find the dataset by themselves.
     """
     path = split_path()
     write_csv_atomic(path, ["image", "fold" if split.folds else "part"], sorted(split.assignment.items()))
     write_json_atomic(
         path.with_name(SPLIT),
         {
+            "schema": SCHEMA,
             "seed": split.seed,
             "ratios": list(split.ratios),
             "folds": split.folds,
@@ -287,12 +288,12 @@ def split_command(made: Mapping[str, Any], data: str | Path | None = None) -> st
     """The command that makes a split again.
 
     Args:
-        made: how it was made, as `split.json` or a run's manifest tells of its split.
+        made: how it was made, as in `split.json` or a run's manifest.
         data: the dataset folder, where it is to be named.
     """
-    shares = "/".join(str(share).removesuffix(".0") for share in made["ratios"])
+    ratios = "/".join(str(ratio).removesuffix(".0") for ratio in made["ratios"])
     options = {
-        **({"folds": made["folds"]} if made["folds"] else {"ratios": shares}),
+        **({"folds": made["folds"]} if made["folds"] else {"ratios": ratios}),
         "seed": made["seed"],
         "groups": None if made.get("groups", "auto") == "auto" else made["groups"],
         "data": data,
@@ -304,19 +305,19 @@ def split_command(made: Mapping[str, Any], data: str | Path | None = None) -> st
 def runs_left_behind(new: Split) -> tuple[list[str], str]:
     """The complete runs made on the split on disk, which `new` is to replace, and the command that makes it again.
 
-    None where the new one puts every image into the same part.
+    None where the new one puts every image into the same subset.
     """
     try:
         made, old = _read_manifest(), _fingerprint(_read_assignment())
         command = split_command(made, made.get("data"))
-    except (RunError, OSError, ValueError, TypeError):  # there is none, or it is damaged
+    except (RunError, OSError, ValueError, TypeError):  # missing or damaged
         return [], ""
     runs = [] if old == new.fingerprint else complete_runs()
     return sorted(run.name for run in runs if trained_on(run.manifest)["split"] == old), command
 
 
 def split_groups(root: Path) -> GroupRule:
-    """How names tell groups in a dataset folder: by the pattern that it was split with, else `auto`."""
+    """The rule of groups for a dataset folder: the pattern that it was split with, else `auto`."""
     try:
         made = _read_manifest()
         of_this = Path(made["data"]).resolve() == root.resolve()
@@ -336,15 +337,15 @@ def read_split(catalog: Catalog) -> Split:
     """The split of this catalog.
 
     Raises:
-        RunError: there is none, it was changed by hand, or it was made from other data.
+        RunError: no split was made, it was changed by hand, or it was made by an older entrep or from other data.
     """
     path, made = split_path(), _read_manifest()
     if file_sha256(path) != made["sha256"]:
         raise RunError("The split was changed after it was made.", where=path, hint="make it again: `entrep split`")
     assignment = _read_assignment()
     if made["catalog"] != catalog.fingerprint:
-        there = set(catalog.labelled.images)
-        gone, new = len(set(assignment) - there), len(there - set(assignment))
+        labelled = set(catalog.labelled.images)
+        gone, new = len(set(assignment) - labelled), len(labelled - set(assignment))
         raise RunError(
             f"The split belongs to other data: {gone} of its images are gone, {new} are new"
             + ("." if gone or new else "; labels, groups or pixels changed."),
@@ -367,25 +368,29 @@ def _read_assignment() -> dict[str, str]:
 def _read_manifest() -> dict:
     path = split_path()
     if not path.is_file() or not path.with_name(SPLIT).is_file():
-        raise RunError("There is no split yet.", where=path, hint="make one: `entrep split`")
+        raise RunError("No split was made yet.", where=path, hint="make one: `entrep split`")
+    place = path.with_name(SPLIT)
     try:
-        made = json.loads(path.with_name(SPLIT).read_text("utf-8"))
-        if {"seed", "ratios", "folds", "groups", "catalog", "sha256"} <= set(made):
-            return made
+        made = json.loads(place.read_text("utf-8"))
+        if not {"seed", "ratios", "folds", "groups", "catalog", "sha256"} <= set(made):
+            raise ValueError
+        again = split_command(made, made.get("data"))
     except (ValueError, TypeError):
-        pass
-    raise RunError("The split's description is damaged.", where=path.with_name(SPLIT), hint="make it again: `entrep split`")
+        raise RunError("The split's description is damaged.", where=place, hint="make it again: `entrep split`") from None
+    if made.get("schema") != SCHEMA:
+        raise RunError("The split was made by an older entrep.", where=place, hint=f"make it again: `{again}`")
+    return made
 
 
 def read_assignment(images: Iterable[str]) -> tuple[dict[str, str], dict] | None:
-    """The part or fold of those of these images that stand in the split, and its description.
+    """The subset or fold of those of these images that stand in the split, and its description.
 
-    However it was made and whatever has changed since; None where there is none, or it is of other images.
+    However it was made and whatever has changed since; None without a split, or where it is of other images.
     """
     try:
         made, assignment = _read_manifest(), _read_assignment()
     except (RunError, OSError, ValueError):
         return None
     known = set(images)
-    found = {image: part for image, part in assignment.items() if image in known}
-    return (found, made) if 2 * len(found) > len(assignment) else None
+    of_these = {image: subset for image, subset in assignment.items() if image in known}
+    return (of_these, made) if 2 * len(of_these) > len(assignment) else None

@@ -135,7 +135,7 @@ class Taxonomy:
         names = {c.name for c in own}
         several = [name for name in self.regions if sum(c.region == name for c in self.classes) > 1]
         if len(own) < 2:
-            what = f"Region {region!r} has one class, {own[0].name!r}: nothing to tell apart." if own else f"There is no region {region!r}."
+            what = f"Region {region!r} has one class, {own[0].name!r}: nothing to tell apart." if own else f"No region named {region!r}."
             known = f"those of several classes are {', '.join(several)}" if several else "none has several classes"
             raise UsageError(what, hint=f"{known}; target=class and target=region take all images")
         return Taxonomy(f"{self.name}, {region}", tuple(c if c.mirror in names else replace(c, mirror=None) for c in own))

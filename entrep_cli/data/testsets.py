@@ -46,7 +46,7 @@ def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
     tree = tree or scan(folder)
     names = image_folder(tree, folder)
     if not names.files:
-        raise DataError("There are no images in the folder.", where=folder, hint="name a folder of images, or of imgs/ and its query files")
+        raise DataError("No images in the folder.", where=folder, hint="name a folder of images, or of imgs/ and its query files")
     if faults := names.clashes() + odd_names(names.files):
         raise DataError("Image names clash.", where=folder, faults=faults, hint="rename one of each")
     files = tree[folder][1]
@@ -57,7 +57,7 @@ def read_test_folder(folder: Path, tree: Tree | None = None) -> TestSet:
 def image_folder(tree: Tree, folder: Path, prefer: Iterable[str] = IMAGE_FOLDERS) -> Names:
     """The images that belong to the label or query files of `folder`: its imgs/ or images/, or itself."""
     if folder not in tree:
-        raise DataError("There is no such folder.", where=folder)
+        raise DataError("No such folder.", where=folder)
     below = {name.lower(): name for name in tree[folder][0]}
     place = next((folder / below[name] for name in prefer if name in below), folder)
     return Names(place, tree[place][1])
@@ -91,7 +91,7 @@ def named_test_set(place: Path, root: Path | None = None) -> TestSet:
         raise DataError("An image is no query file.", where=place, hint="name the folder it lies in, or a file that lists queries")
     if place.is_file():
         return only_test_set(root) if root is not None and lies_alone(place) else read_test_folder(place.parent)
-    raise DataError("There is no such folder or query file.", where=place, hint="--queries FOLDER or --queries FILE.csv")
+    raise DataError("No such folder or query file.", where=place, hint="--queries FOLDER or --queries FILE.csv")
 
 
 def lies_alone(file: Path) -> bool:

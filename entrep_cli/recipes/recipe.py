@@ -46,7 +46,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         path = Path(name)
     if not path.is_file():
         raise UsageError(
-            f"There is no recipe {name!r}.",
+            f"No recipe named {name!r}.",
             hint=f"{_nearest(name, recipe_names())}choose one of {', '.join(recipe_names())}, or give a TOML file",
         )
     try:

@@ -43,7 +43,7 @@ def test_groups_by_a_pattern_stay_so(entrep, contest):
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        (["--groups", "patient"], 2, "no way 'patient' to group"),
+        (["--groups", "patient"], 2, "No way to group images is called 'patient'"),
         (["--groups", "("], 2, "no regular expression"),
         (["--groups", "(nothing)"], 1, "in none of 84 file names"),
         (["--folds", "5", "--ratios", "70/15/15"], 2, "give --folds or --ratios"),

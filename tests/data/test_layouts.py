@@ -209,11 +209,11 @@ def test_every_fault_of_a_csv_is_listed(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     assert faults(tmp_path) == [
         "labels.csv, line 8: 4 cells under a header of 3; quote texts with commas",
-        "labels.csv, line 3: 'b.png' stands there a second time",
+        "labels.csv, line 3: 'b.png' is listed a second time",
         "labels.csv, line 4: '.' is no path inside the dataset folder",
         "labels.csv, line 5: '../b.png' is no path inside the dataset folder",
         f"labels.csv, line 6: '{tmp_path}/b.png' is no path inside the dataset folder",
-        "labels.csv, line 7: there is no image 'gone.png'",
+        "labels.csv, line 7: no image 'gone.png'",
         "A.png and a.png in " + tmp_path.name + "/ differ only in case or unicode form",
     ]
 
@@ -393,7 +393,7 @@ def test_images_without_a_partner_are_counted(tmp_path):
     touch(tmp_path, "polyp_WLI/a.png", "polyp_WLI/b.png", "polyp_NBI/a.png", "polyp_NBI/c.png", "polyp_NBI/d.png", "normal_WLI/a.png")
     assert set(labels(tmp_path)) == {"polyp_WLI/a.png", "polyp_WLI/b.png", "normal_WLI/a.png"} and not faults(tmp_path)
     assert notes(tmp_path) == [
-        "1 image in normal_WLI/ without a partner: there is no normal_NBI/",
+        "1 image in normal_WLI/ without a partner: no folder normal_NBI/",
         "1 image in polyp_WLI/ without a partner in polyp_NBI/",
         "2 images in polyp_NBI/ without a white-light image in polyp_WLI/, left out",
     ]
@@ -577,7 +577,7 @@ def test_labels_beside_test_queries_are_not_read(tmp_path):
 
 def test_a_test_folder_without_images_or_with_names_that_clash(tmp_path):
     (tmp_path / "imgs").mkdir()
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="No images"):
         read_test_folder(tmp_path)
     touch(tmp_path, "imgs/a.png", "imgs/A.png", "imgs/\x1b.png")
     with pytest.raises(DataError) as error:

@@ -185,7 +185,7 @@ def test_a_class_too_small_is_named():
     with pytest.raises(DataError) as error:
         make_split(catalog_of(SMALL))
     assert list(error.value.faults) == ["c: 2 images in 2 groups", "d: 1 image in 1 group"]
-    assert error.value.what == "2 classes are too small to stand in 3 parts." and "--small-to-train" in error.value.hint
+    assert error.value.what == "2 classes are too small to stand in 3 subsets." and "--small-to-train" in error.value.hint
 
 
 def test_what_counts_is_the_groups_not_the_images():
@@ -256,7 +256,7 @@ def test_names_with_commas_quotes_and_formulas_survive_the_disk():
 
 
 def test_no_split_an_edited_one_and_a_damaged_one_are_refused(catalog):
-    with pytest.raises(RunError, match="no split yet"):
+    with pytest.raises(RunError, match="No split was made yet"):
         read_split(catalog)
     write_split(make_split(catalog))
     text = split_path().read_text()
@@ -270,6 +270,17 @@ def test_no_split_an_edited_one_and_a_damaged_one_are_refused(catalog):
             read_split(catalog)
 
 
+def test_a_split_of_an_older_entrep_is_refused_with_the_command_that_makes_it_again(catalog, tmp_path):
+    path = write_split(make_split(catalog, folds=4, seed=3), tmp_path / "data").with_suffix(".json")
+    made = json.loads(path.read_text())
+    assert made.pop("schema") == 2
+    path.write_text(json.dumps(made))
+    for read in (lambda: read_split(catalog), lambda: read_catalog_and_split(tmp_path / "data")):
+        with pytest.raises(RunError, match="was made by an older entrep") as caught:
+            read()
+        assert f"`entrep split --folds 4 --seed 3 --data {tmp_path / 'data'}`" in caught.value.hint
+
+
 def test_a_split_of_other_data_is_refused(catalog, tmp_path):
     write_split(make_split(catalog))
     with pytest.raises(RunError, match="labels, groups or pixels changed"):
@@ -281,7 +292,7 @@ def test_a_split_of_other_data_is_refused(catalog, tmp_path):
 
 def test_parts_and_folds_are_asked_for_rightly(catalog):
     split, folded = make_split(catalog), make_split(catalog, folds=4)
-    assert split.parts == ["train", "val", "test"] and folded.parts == ["0", "1", "2", "3"]
+    assert split.subsets == ["train", "val", "test"] and folded.subsets == ["0", "1", "2", "3"]
     assert folded.images("val", 3) == folded.images("test", 0)
     for wrong in (lambda: split.images("train", 0), lambda: folded.images("train"), lambda: folded.images("train", 4)):
         with pytest.raises(UsageError):

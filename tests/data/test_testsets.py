@@ -32,8 +32,8 @@ def test_what_queries_may_name(tmp_path):
     assert lies_alone(alone) and not lies_alone(made.test / "cls.csv") and not lies_alone(made.test / "imgs" / "new.csv")
     assert set(named_test_set(alone, made.root).images) == images
     for place, said in (
-        (alone, "no images"),
-        (tmp_path / "gone.csv", "no such folder"),
+        (alone, "No images"),
+        (tmp_path / "gone.csv", "No such folder"),
         (made.image("test_throat_000.png"), "An image is no"),
     ):
         with pytest.raises(DataError, match=said):
