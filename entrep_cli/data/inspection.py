@@ -27,6 +27,7 @@ from entrep_cli.data.remarks import (
     Remark,
     chained,
     counted,
+    images_of_groups,
     of_copies,
     of_embeddings,
     of_files,
@@ -53,15 +54,15 @@ class Inspection:
         layouts: "contest in train" and so on.
         notes: on how the files were read, one line each.
         taxonomy: its name.
-        counts: of images: all, labelled, and by class, region, language of the texts, part, size, mode.
+        counts: of images: all, labelled, and by class, region, language of the texts, subset, size, mode.
         groups: number of groups, those with several images, the largest.
         clusters: keys of near-duplicates, exact copies among them, of training and test together.
         mirrored: pairs of keys of which one is the other flipped.
         remarks: those that must be corrected first.
         quality: `quality.quality_frame` of all pictures, with their keys as `image`.
         pictures: by key.
-        suspects: key, label, suggested, p_label, p_suggested, margin; None where they were not looked for.
-        suspects_from: what the suspects were told by.
+        suspects: key, label, suggested, p_label, p_suggested, margin; None unless asked for.
+        suspects_from: the features that the suspects were predicted from.
     """
 
     root: Path
@@ -87,7 +88,7 @@ class Inspection:
         return next((remark for remark in self.remarks if remark.kind == kind), None)
 
     def names(self, private: bool = False) -> dict[str, str]:
-        """How each picture is called: its key, or a number that tells nothing."""
+        """How each picture is called: its key, or a number that says nothing."""
         return {key: f"image {i}" if private else key for i, key in enumerate(self.pictures, 1)}
 
     def as_dict(self, private: bool = False) -> dict[str, Any]:
@@ -95,7 +96,8 @@ class Inspection:
         names = self.names(private)
         counts = dict(self.counts)
         if private:
-            counts["parts"] = {part if part == TRAIN else f"test folder {i}": n for i, (part, n) in enumerate(counts["parts"].items())}
+            subsets = enumerate(counts["subsets"].items())
+            counts["subsets"] = {subset if subset == TRAIN else f"test folder {i}": n for i, (subset, n) in subsets}
         document = {
             "ok": self.ok,
             "data": "" if private else str(self.root),
@@ -145,7 +147,7 @@ def inspect_dataset(
     Args:
         labels: also rank suspected label errors, by predictions out of fold.
         vectors: gives (N, D) unit embeddings of the images of a catalog, and what they are; with them images
-            that are alike by embedding are told too, and `labels` learns on them instead of on pixels.
+            that are alike by embedding are listed too, and `labels` learns on them instead of on pixels.
         read_queries: as `submission.tracks.read_queries`, to check query files by; it lies above this module.
     """
     remarks: list[Remark] = []
@@ -169,17 +171,17 @@ def inspect_dataset(
     clusters = clusters_of(keys, alike.near)
     mirrored = [(keys[a], keys[b]) for a, b in alike.mirrored]
     remarks += of_quality(quality)
-    suspects, told_by = None, ""
+    suspects, basis = None, ""
     if catalog is not None:
         remarks += of_copies(catalog, by_key, clusters, mirrored)
         remarks += of_leaks(root, catalog, test_sets, pictures, alike)
         remarks += of_split(catalog, clusters, mirrored)
         remarks += of_texts(catalog)
-        features, told_by = vectors(catalog) if vectors is not None else (None, "colours and edges of the pixels")
+        features, basis = vectors(catalog) if vectors is not None else (None, "colours and edges of the pixels")
         if features is not None:
-            remarks += of_embeddings(catalog, features, told_by, clusters)
+            remarks += of_embeddings(catalog, features, basis, clusters)
         if labels:
-            suspects = _suspects(catalog, [*clusters, *mirrored], features, told_by, remarks)
+            suspects = _suspects(catalog, [*clusters, *mirrored], features, basis, remarks)
     return Inspection(
         root=root,
         layouts=catalog.layouts if catalog is not None else (),
@@ -193,7 +195,7 @@ def inspect_dataset(
         quality=quality,
         pictures=by_key,
         suspects=suspects,
-        suspects_from=told_by if labels else "",
+        suspects_from=basis if labels else "",
     )
 
 
@@ -203,8 +205,8 @@ def inspect_dataset(
 def _with_unique_names(catalog: Catalog, root: Path) -> Catalog:
     """The catalog in which pictures that share a name, which is a fault, are called by their places in the dataset."""
     frame = catalog.frame
-    shared = frame["image"].duplicated(keep=False)
-    places = [os.path.relpath(path, root) if clash else name for name, path, clash in zip(frame["image"], frame["path"], shared)]
+    clashes = frame["image"].duplicated(keep=False)
+    places = [os.path.relpath(path, root) if clash else name for name, path, clash in zip(frame["image"], frame["path"], clashes)]
     return replace(catalog, frame=frame.assign(image=places))
 
 
@@ -229,11 +231,10 @@ def _test_pictures(root: Path, test_sets: Sequence[TestSet], remarks: list[Remar
         place = place_of(test_set, root)
         probes, unreadable = probe_images(list(test_set.images.values()))
         lines += [f"{place}/{Path(fault.where or '?').name}: {fault.what}" for fault in unreadable]
-        found = zip(test_set.images.items(), probes)
-        pictures += [Picture(f"{place}/{name}", name, place, path, *probe) for (name, path), probe in found if probe]
-    if lines:
-        what = f"{counted(len(lines), 'test image', 'test images')} that cannot be read."
-        remarks.append(Remark("unreadable test images", "must fix", what, "copy them again from the source", tuple(lines)))
+        probed = zip(test_set.images.items(), probes)
+        pictures += [Picture(f"{place}/{name}", name, place, path, *probe) for (name, path), probe in probed if probe]
+    nouns, hint = ("test image that cannot be read", "test images that cannot be read"), "copy them again from the source"
+    remarks += counted("unreadable test images", lines, nouns, hint=hint, severity="must fix")
     return pictures
 
 
@@ -247,14 +248,11 @@ def _of_queries(test_sets: Sequence[TestSet], read_queries: Callable[..., list[s
                 faults += [f"{path.name}: {line}" for line in error.faults or [error.what]]
                 continue
             torn += [f"{query!r} {why}" for query in queries if track == 3 and (why := looks_torn(query))]
-    remarks = []
-    if faults:
-        what = f"{counted(len(faults), 'fault', 'faults')} in query files."
-        remarks.append(Remark("query files", "must fix", what, "one query a line, verbatim, without a header", tuple(faults)))
-    if torn:
-        what = f"{counted(len(torn), 'text query looks', 'text queries look')} like debris of cutting."
-        remarks.append(Remark("debris in queries", "note", what, "answer them as they are: they are keys of the submission", tuple(torn)))
-    return remarks
+    hint, as_is = "one query a line, verbatim, without a header", "answer them as they are: they are keys of the submission"
+    return [
+        *counted("query files", faults, ("fault", "faults"), " in query files.", hint=hint, severity="must fix"),
+        *counted("debris in queries", torn, ("text query looks", "text queries look"), " like debris of cutting.", hint=as_is),
+    ]
 
 
 def _measured(pictures: Sequence[Picture]) -> tuple[Alike, pd.DataFrame]:
@@ -273,38 +271,38 @@ def _measured(pictures: Sequence[Picture]) -> tuple[Alike, pd.DataFrame]:
 
 
 def _suspects(
-    catalog: Catalog, alike: Sequence[Sequence[str]], features: np.ndarray | None, told_by: str, remarks: list[Remark]
+    catalog: Catalog, alike: Sequence[Sequence[str]], features: np.ndarray | None, basis: str, remarks: list[Remark]
 ) -> pd.DataFrame | None:
     """Suspected label errors, by logistic regression out of fold over groups joined by near-duplicates.
 
     Args:
         alike: sets of keys of near-duplicates and mirrored copies.
-        features: of the catalog's images; None for those of the pixels.
+        features: of the catalog's images; None for those of the pixels. basis: what they are, in words.
     """
     rows = np.flatnonzero(catalog.frame["label"].isin(catalog.taxonomy.names))
-    own = catalog.subset(catalog.frame["image"].iloc[rows])
-    groups: dict[str, list[str]] = {}
-    for image, group in zip(catalog.images, catalog.groups):
-        groups.setdefault(group, []).append(image)
-    group_of = {image: c[0] for c in clusters_of(catalog.images, chained(catalog.images, [*alike, *groups.values()])) for image in c}
+    labelled = catalog.subset(catalog.frame["image"].iloc[rows])
+    sets = [*alike, *images_of_groups(catalog).values()]
+    group_of = {image: c[0] for c in clusters_of(catalog.images, chained(catalog.images, sets)) for image in c}
     try:
-        features = measure_images(own.paths, own.digests, [PIXEL_FEATURES])[0] if features is None else np.asarray(features)[rows]
-        p = out_of_fold(features, own.targets, [group_of.get(image, image) for image in own.images], len(own.taxonomy))
+        if features is None:
+            (features,) = measure_images(labelled.paths, labelled.digests, [PIXEL_FEATURES])
+        else:
+            features = np.asarray(features)[rows]
+        groups = [group_of.get(image, image) for image in labelled.images]
+        p = out_of_fold(features, labelled.targets, groups, len(labelled.taxonomy))
     except DataError as error:
         remarks.append(Remark("label suspects", "note", error.what, error.hint or ""))
         return None
-    frame = label_suspects(p, own.targets)
-    frame.insert(0, "image", [own.images[row] for row in frame.pop("row")])
+    frame = label_suspects(p, labelled.targets)
+    frame.insert(0, "image", [labelled.images[row] for row in frame.pop("row")])
     for column in ("label", "suggested"):
-        frame[column] = [own.taxonomy.names[c] for c in frame[column]]
-    if len(frame):
-        right = float((p.argmax(axis=1) == own.targets).mean())
-        columns = zip(*(frame[c] for c in ("image", "label", "p_label", "suggested", "p_suggested")))
-        lines = tuple(f"{image} is {label} ({given:.2f}), seems {other} ({best:.2f})" for image, label, given, other, best in columns)
-        n = counted(len(frame), "suspected label error", "suspected label errors")
-        what = f"{n}, ranked; judged by {told_by}, right out of fold in {right:.0%}."
-        shown = tuple((image,) for image in frame["image"])
-        remarks.append(Remark("label suspects", "note", what, "look at the first ones; nothing is changed", lines, shown))
+        frame[column] = [labelled.taxonomy.names[c] for c in frame[column]]
+    right = float((p.argmax(axis=1) == labelled.targets).mean())
+    columns = zip(*(frame[c] for c in ("image", "label", "p_label", "suggested", "p_suggested")))
+    lines = [f"{image} is {label} ({given:.2f}), seems {other} ({best:.2f})" for image, label, given, other, best in columns]
+    nouns, end = ("suspected label error", "suspected label errors"), f", ranked; judged by {basis}, right out of fold in {right:.0%}."
+    hint = "look at the first ones; nothing is changed"
+    remarks += counted("label suspects", lines, nouns, end, hint=hint, images=frame[["image"]].itertuples(index=False, name=None))
     return frame
 
 
@@ -315,7 +313,7 @@ def _counts(catalog: Catalog | None, pictures: Sequence[Picture], quality: pd.Da
     counts: dict[str, Any] = {
         "images": sum(not p.is_test for p in pictures),
         "labelled": sum(bool(p.label) for p in pictures),
-        "parts": dict(Counter(p.part for p in pictures)),
+        "subsets": dict(Counter(p.subset for p in pictures)),
         "sizes": dict(Counter(f"{p.width} x {p.height}" for p in pictures).most_common()),
     }
     if quality is not None:
@@ -329,8 +327,7 @@ def _counts(catalog: Catalog | None, pictures: Sequence[Picture], quality: pd.Da
         counts["regions"] = {region: int((frame["region"] == region).sum()) for region in catalog.taxonomy.regions}
         languages = {"English": en & ~vi, "Vietnamese": vi & ~en, "both": en & vi, "none": ~en & ~vi}
         counts["texts"] = {name: int(rows.sum()) for name, rows in languages.items()}
-        tied = {key for keys in frame["findings"] for key in keys if not key.startswith("pair:")}
-        counts["findings"] = len(tied)
+        counts["findings"] = len({key for keys in frame["findings"] for key in keys if not key.startswith("pair:")})
     return counts
 
 

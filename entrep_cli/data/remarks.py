@@ -1,12 +1,12 @@
-"""What is said of a dataset: remarks on its files, pictures, copies, leaks and parts.
+"""What is said of a dataset: remarks on its files, pictures, copies, leaks and split.
 
-A remark is what `entrep inspect` found; a finding is what a physician saw. Each function looks at one
+A remark is what `entrep inspect` noticed; a finding is what a physician saw. Each function looks at one
 thing and returns remarks; none raises for what is wrong with the data, and none changes anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Remark:
-    """One kind of thing that was found.
+    """One kind of thing that was noticed.
 
     Attributes:
         kind: a few words, its key.
@@ -53,13 +53,13 @@ class Picture:
     Attributes:
         key: unique in the dataset; the name of a training image, folder and name of a test image.
         name: of the file.
-        part: "train", or the test folder's place in the dataset.
-        label: "" where there is none, and for test images.
+        subset: "train", or the test folder's place in the dataset.
+        label: "" where it has none, and for test images.
     """
 
     key: str
     name: str
-    part: str
+    subset: str
     path: Path
     digest: str
     width: int
@@ -68,12 +68,28 @@ class Picture:
 
     @property
     def is_test(self) -> bool:
-        return self.part != TRAIN
+        return self.subset != TRAIN
 
 
-def counted(n: int, one: str, several: str) -> str:
-    """`1 image` or `3 images`."""
-    return f"{n} {one if n == 1 else several}"
+def counted(
+    kind: str,
+    details: Iterable[str],
+    nouns: tuple[str, str],
+    end: str = ".",
+    *,
+    hint: str,
+    images: Iterable[Sequence[str]] = (),
+    severity: Literal["must fix", "note"] = "note",
+) -> list[Remark]:
+    """A remark whose sentence counts its details, as "1 image ..." or "3 images ..."; none without details.
+
+    Args:
+        nouns: for one and for several.
+        end: the rest of the sentence.
+    """
+    details = tuple(details)
+    what = f"{len(details)} {nouns[len(details) != 1]}{end}"
+    return [Remark(kind, severity, what, hint, details, tuple(map(tuple, images)))] if details else []
 
 
 # ---------------------------------------------------------------- files and pictures
@@ -90,11 +106,11 @@ _FILES = {
 
 def of_files(faults: Mapping[str, Sequence[str]]) -> list[Remark]:
     """The faults of `Catalog.examine`."""
-    return [
-        Remark(_FILES[kind][0], "must fix", f"{counted(len(lines), *_FILES[kind][1])}.", _FILES[kind][2], tuple(lines))
-        for kind, lines in faults.items()
-        if lines
-    ]
+    remarks = []
+    for key, lines in faults.items():
+        kind, nouns, hint = _FILES[key]
+        remarks += counted(kind, lines, nouns, hint=hint, severity="must fix")
+    return remarks
 
 
 _QUALITY = {
@@ -111,19 +127,17 @@ _QUALITY = {
 
 def of_quality(frame: pd.DataFrame) -> list[Remark]:
     """The flags of `quality_frame`; notes, for no threshold knows what a physician needs."""
-    found = []
+    remarks = []
     for flag, (one, several, hint) in _QUALITY.items():
-        keys = tuple(key for key, flags in zip(frame["image"], frame["flags"]) if flag in flags)
-        if keys:
-            found.append(Remark(f"quality: {flag}", "note", f"{counted(len(keys), one, several)}.", hint, keys, (keys,)))
+        keys = [key for key, flags in zip(frame["image"], frame["flags"]) if flag in flags]
+        remarks += counted(f"quality: {flag}", keys, (one, several), hint=hint, images=[keys])
     modes = frame.loc[frame["mode"] != "", ["image", "mode"]]
     # A set that is grey or has a palette throughout is of one kind; a few odd ones are not.
     odd = modes[modes["mode"].map(frame["mode"].value_counts(normalize=True)) < 0.5]
-    if len(odd):
-        lines = tuple(f"{key}: {mode}" for key, mode in zip(odd["image"], odd["mode"]))
-        what = f"{counted(len(odd), 'image', 'images')} of another mode than plain RGB: {', '.join(sorted(set(odd['mode'])))}."
-        found.append(Remark("modes", "note", what, "nothing to do: read as RGB, transparency on black", lines, (tuple(odd["image"]),)))
-    return found
+    lines = [f"{key}: {mode}" for key, mode in zip(odd["image"], odd["mode"])]
+    end = f" of another mode than plain RGB: {', '.join(sorted(set(odd['mode'])))}."
+    hint = "nothing to do: read as RGB, transparency on black"
+    return remarks + counted("modes", lines, ("image", "images"), end, hint=hint, images=[odd["image"]])
 
 
 # ---------------------------------------------------------------- groups and copies
@@ -140,44 +154,42 @@ def of_copies(catalog: Catalog, pictures: Mapping[str, Picture], clusters: Clust
     Args:
         clusters, mirrored: keys, of training and test pictures.
     """
-    found = []
-    if catalog.aliases:
-        what = f"{counted(len(catalog.aliases), 'image copies', 'images copy')} another pixel for pixel, under another name."
-        lines = tuple(f"{name} = {first}" for name, first in sorted(catalog.aliases.items()))
-        found.append(Remark("exact copies", "note", what, "nothing to do: they count once", lines))
+    lines = [f"{name} = {first}" for name, first in sorted((catalog.aliases or {}).items())]
+    nouns, end = ("image copies", "images copy"), " another pixel for pixel, under another name."
+    remarks = counted("exact copies", lines, nouns, end, hint="nothing to do: they count once")
+
     groups = dict(zip(catalog.images, catalog.groups))
-    near = own_sets(clusters, groups)
     labelled = {key: f"{key} ({pictures[key].label or 'no label'})" for key in groups}
-    if near:
-        apart = sum(len({groups[key] for key in cluster}) > 1 for cluster in near)
-        n = counted(len(near), "cluster", "clusters")
-        what = f"{n} of near-duplicates, {sum(map(len, near))} images; {apart} join groups that are apart."
-        hint, lines = "`entrep split` keeps them together", tuple(map(", ".join, near))
-        found.append(Remark("near-duplicates", "note", what, hint, lines, tuple(near)))
+    near = [members for cluster in clusters if len(members := tuple(key for key in cluster if key in groups)) > 1]
+    apart = sum(len({groups[key] for key in cluster}) > 1 for cluster in near)
+    nouns, end = ("cluster", "clusters"), f" of near-duplicates, {sum(map(len, near))} images; {apart} join groups that are apart."
+    remarks += counted("near-duplicates", map(", ".join, near), nouns, end, hint="`entrep split` keeps them together", images=near)
+
     differ = [cluster for cluster in near if len({pictures[key].label for key in cluster} - {""}) > 1]
-    if differ:
-        lines = tuple(", ".join(labelled[key] for key in cluster) for cluster in differ)
-        what = f"{counted(len(differ), 'cluster', 'clusters')} of near-duplicates with different labels."
-        found.append(Remark("near-duplicates of different classes", "note", what, "look at them side by side", lines, tuple(differ)))
+    lines = [", ".join(labelled[key] for key in cluster) for cluster in differ]
+    kind, end = "near-duplicates of different classes", " of near-duplicates with different labels."
+    remarks += counted(kind, lines, nouns, end, hint="look at them side by side", images=differ)
+
     pairs = [pair for pair in mirrored if set(pair) <= set(groups)]
-    if pairs:
-        lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in pairs)
-        what = f"{counted(len(pairs), 'pair', 'pairs')} of images of which one is the other flipped left to right."
-        hint = "let training flip, which knows the sides; `entrep split` keeps them together"
-        found.append(Remark("mirrored copies", "note", what, hint, lines, tuple(pairs)))
+    nouns, end = ("pair", "pairs"), " of images of which one is the other flipped left to right."
+    hint = "let training flip, which knows the sides; `entrep split` keeps them together"
+    remarks += counted("mirrored copies", [f"{labelled[a]} and {labelled[b]}" for a, b in pairs], nouns, end, hint=hint, images=pairs)
+
     mirror = {c.name: c.mirror for c in catalog.taxonomy.classes}
     wrong = [(a, b) for a, b in pairs if (two := pictures[b].label) and (mirror.get(pictures[a].label) or two) != two]
-    if wrong:
-        lines = tuple(f"{labelled[a]} and {labelled[b]}" for a, b in wrong)
-        n = counted(len(wrong), "mirrored copy has", "mirrored copies have")
-        what = f"{n} another class than the mirror class: a flip changes the side."
-        hint = "give the flipped copy the mirror class, or take it out"
-        found.append(Remark("mirrored labels", "must fix", what, hint, lines, tuple(wrong)))
-    return found
+    lines = [f"{labelled[a]} and {labelled[b]}" for a, b in wrong]
+    nouns, end = ("mirrored copy has", "mirrored copies have"), " another class than the mirror class: a flip changes the side."
+    hint = "give the flipped copy the mirror class, or take it out"
+    return remarks + counted("mirrored labels", lines, nouns, end, hint=hint, images=wrong, severity="must fix")
 
 
-def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters: Clusters) -> list[Remark]:
-    """Images that are alike by embedding, (N, D) unit rows of the catalog, and not by their pixels."""
+def of_embeddings(catalog: Catalog, vectors: np.ndarray, features: str, clusters: Clusters) -> list[Remark]:
+    """Images that are alike by embedding, (N, D) unit rows of the catalog, and not by their pixels.
+
+    Args:
+        features: what the vectors are, in words.
+        clusters: keys of near-duplicates by pixels.
+    """
     cluster_of = {key: i for i, cluster in enumerate(clusters) for key in cluster}
     names = catalog.images
 
@@ -185,15 +197,12 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters:
         return a in cluster_of and cluster_of[a] == cluster_of.get(b)
 
     more = clusters_of(names, [(a, b) for a, b in find_alike(vectors) if not known(names[a], names[b])])
-    if not more:
-        return []
     if 2 * sum(map(len, more)) > len(names):
-        what = f"Most images are alike by embedding ({told_by}): it puts whole classes in one place, and tells no copies."
+        what = f"Most images are alike by embedding ({features}): it puts whole classes in one place, and shows no copies."
         return [Remark("alike by embedding", "note", what, "leave out --run, or name one that is not fine-tuned")]
-    n = counted(len(more), "cluster", "clusters")
-    what = f"{n} of images alike by embedding alone ({told_by}), {sum(map(len, more))} images."
-    hint, lines = "look at them: frames of one exam, perhaps", tuple(map(", ".join, more))
-    return [Remark("alike by embedding", "note", what, hint, lines, tuple(more))]
+    end = f" of images alike by embedding alone ({features}), {sum(map(len, more))} images."
+    hint = "look at them: frames of one exam, perhaps"
+    return counted("alike by embedding", map(", ".join, more), ("cluster", "clusters"), end, hint=hint, images=more)
 
 
 # ---------------------------------------------------------------- leaks
@@ -201,7 +210,7 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, told_by: str, clusters:
 
 @dataclass(frozen=True)
 class TestLeaks:
-    """Pairs (training key, test key), each told once, by the surest sign.
+    """Pairs (training key, test key), each counted once, by the surest sign.
 
     Attributes:
         by_pixels: the same pixels, under whatever name.
@@ -218,7 +227,7 @@ class TestLeaks:
 
 
 def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[str, str] = {}) -> TestLeaks:
-    """What training and test folders share.
+    """Training images that are among the test images.
 
     Args:
         alike: over `pictures`, in their order.
@@ -233,99 +242,94 @@ def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[
             pixels.append((by_digest[p.digest], p.key))
         elif p.is_test and casefold(p.name) in by_name:
             names.append((by_name[casefold(p.name)], p.key))
-    told = {*pixels, *names}
+    counted_before = {*pixels, *names}
 
-    def across(pairs) -> list[tuple[str, str]]:
-        found = []
+    def across(pairs: Iterable[tuple[int, int]]) -> list[tuple[str, str]]:
+        leaks = []
         for a, b in pairs:
             one, two = sorted((pictures[a], pictures[b]), key=lambda p: p.is_test)
-            if two.is_test and not one.is_test and (one.key, two.key) not in told and one.digest != two.digest:
-                told.add((one.key, two.key))
-                found.append((one.key, two.key))
-        return found
+            pair = (one.key, two.key)
+            if two.is_test and not one.is_test and pair not in counted_before and one.digest != two.digest:
+                counted_before.add(pair)
+                leaks.append(pair)
+        return leaks
 
     return TestLeaks(pixels, names, across(alike.near), across(alike.mirrored))
 
 
-def query_names(test_set: TestSet) -> dict[int, set[str]]:
-    """For each track that asks of images the names of its queries; a file that cannot be read asks nothing."""
-    found = {}
-    for track, path in test_set.queries.items():
-        if track != 3:
+def _tracks_asking(test_sets: Sequence[TestSet], root: Path) -> dict[str, list[str]]:
+    """For the key of each test image that is a query, its tracks; a file that cannot be read asks nothing."""
+    asking: dict[str, list[str]] = {}
+    for test_set in test_sets:
+        for track, path in test_set.queries.items():
             try:
-                found[track] = {line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines() if line.strip()}
+                lines = path.read_text("utf-8-sig").splitlines() if track != 3 else []
             except (OSError, ValueError):
-                found[track] = set()
-    return found
+                continue
+            for name in {line.strip().strip('"') for line in lines if line.strip()}:
+                asking.setdefault(f"{place_of(test_set, root)}/{name}", []).append(str(track))
+    return asking
 
 
-def straddling(sets: Mapping[str, Sequence[str]], component_of: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
-    """The sets of images that stand in more than one part: their images by part.
+def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], pictures: Sequence[Picture], alike: Alike) -> list[Remark]:
+    """Training images among the test images, by pixels, names and likeness, and which of them are queries."""
+    leaks = find_test_leaks(pictures, alike, catalog.aliases or {})
+    asking = _tracks_asking(test_sets, root)
+    labels = {p.key: p.label or "no label" for p in pictures}
+    ours = " a training and a test image"
+    remarks = []
+    for kind, pairs, severity, one, several, end in (
+        ("pixels", leaks.by_pixels, "must fix", "test image is a training image", "test images are training images", ", pixel for pixel"),
+        ("name", leaks.by_name, "note", "test image has a training image's name", "test images have training images' names", ", and other pixels"),
+        ("near-duplicates", leaks.near, "note", "near-duplicate pair of", "near-duplicate pairs of", ours),
+        ("mirrored copies", leaks.mirrored, "note", "mirrored pair of", "mirrored pairs of", ours),
+    ):  # fmt: skip
+        lines = [f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asking[b])}" if b in asking else "") for a, b in pairs]
+        end += f"; {len({b for _, b in pairs if b in asking})} are queries."
+        hint = "leave them out of training, or say so beside every score"
+        remarks += counted(f"leak by {kind}", lines, (one, several), end, hint=hint, images=pairs, severity=severity)
+    return remarks
+
+
+# ---------------------------------------------------------------- the split
+
+
+def straddling(sets: Mapping[str, Sequence[str]], subset_of: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    """The sets of images that stand in more than one subset: their images by subset.
 
     >>> straddling({"exam 1": ["a", "b"], "exam 2": ["c"]}, {"a": "train", "b": "test", "c": "test"})
     {'exam 1': {'train': ['a'], 'test': ['b']}}
     """
-    found = {}
+    divided: dict[str, dict[str, list[str]]] = {}
     for name, images in sets.items():
-        parts: dict[str, list[str]] = {}
+        subsets: dict[str, list[str]] = {}
         for image in images:
-            if image in component_of:
-                parts.setdefault(component_of[image], []).append(image)
-        if len(parts) > 1:
-            found[name] = parts
-    return found
-
-
-def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], pictures: Sequence[Picture], alike: Alike) -> list[Remark]:
-    """Training images among the test images, by pixels, names and likeness; which of them are asked for is told."""
-    shared = find_test_leaks(pictures, alike, catalog.aliases or {})
-    asked: dict[str, list[str]] = {}
-    for test_set in test_sets:
-        for track, names in query_names(test_set).items():
-            for name in names:
-                asked.setdefault(f"{place_of(test_set, root)}/{name}", []).append(str(track))
-    labels = {p.key: p.label or "no label" for p in pictures}
-    found = []
-    for kind, pairs, severity, one, several in (
-        ("leak by pixels", shared.by_pixels, "must fix", "test image is a training image", "test images are training images"),
-        ("leak by name", shared.by_name, "note", "test image has a training image's name", "test images have training images' names"),
-        ("leak by near-duplicates", shared.near, "note", "near-duplicate pair of", "near-duplicate pairs of"),
-        ("leak by mirrored copies", shared.mirrored, "note", "mirrored pair of", "mirrored pairs of"),
-    ):
-        if pairs:
-            ends = {"leak by pixels": ", pixel for pixel", "leak by name": ", and other pixels"}
-            queries = len({b for _, b in pairs if b in asked})
-            what = f"{counted(len(pairs), one, several)}{ends.get(kind, ' a training and a test image')}; {queries} are queries."
-            hint = "leave them out of training, or say so beside every score"
-            lines = [f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asked[b])}" if b in asked else "") for a, b in pairs]
-            found.append(Remark(kind, severity, what, hint, tuple(lines), tuple(pairs)))
-    return found
+            if image in subset_of:
+                subsets.setdefault(subset_of[image], []).append(image)
+        if len(subsets) > 1:
+            divided[name] = subsets
+    return divided
 
 
 def of_split(catalog: Catalog, clusters: Clusters, mirrored: Sequence[tuple[str, str]]) -> list[Remark]:
-    """Groups and near-duplicates that stand in several parts of the split of these images, if there is one."""
+    """Groups and near-duplicates that stand in several subsets of the split of these images, if it was made."""
     read = read_assignment(catalog.images)
     if read is None:
         return []
-    component_of, made = read
-    groups: dict[str, list[str]] = {}
-    for image, group in zip(catalog.images, catalog.groups):
-        groups.setdefault(group, []).append(image)
+    subset_of, made = read
     near = clusters_of(catalog.images, chained(catalog.images, [*clusters, *mirrored]))
-    found = []
-    kinds = (
-        ("split groups", groups, "group stands", "groups stand"),
-        ("split near-duplicates", {c[0]: c for c in near}, "cluster of near-duplicates stands", "clusters of near-duplicates stand"),
-    )
-    for kind, sets, one, several in kinds:
-        apart = straddling(sets, component_of)
-        if apart:
-            told = {name: "; ".join(f"{part}: {', '.join(those)}" for part, those in parts.items()) for name, parts in apart.items()}
-            lines = [f"{name}: {parts}" for name, parts in told.items()]
-            shown = tuple(tuple(image for those in parts.values() for image in those) for parts in apart.values())
-            what = f"{counted(len(apart), one, several)} in several subsets of the split, which was made with --groups {made['groups']}."
-            found.append(Remark(kind, "must fix", what, "split again: `entrep split`", tuple(lines), shown))
-    return found
+    remarks = []
+    for kind, sets, nouns in (
+        ("split groups", images_of_groups(catalog), ("group stands", "groups stand")),
+        ("split near-duplicates", {c[0]: c for c in near}, ("cluster of near-duplicates stands", "clusters of near-duplicates stand")),
+    ):
+        divided = straddling(sets, subset_of)
+        where = {name: (f"{subset}: {', '.join(those)}" for subset, those in subsets.items()) for name, subsets in divided.items()}
+        lines = [f"{name}: {'; '.join(places)}" for name, places in where.items()]
+        shown = [[image for those in subsets.values() for image in those] for subsets in divided.values()]
+        end = f" in several subsets of the split, which was made with --groups {made['groups']}."
+        remarks += counted(kind, lines, nouns, end, hint="split again: `entrep split`", images=shown, severity="must fix")
+    return remarks
 
 
 def place_of(test_set: TestSet, root: Path) -> str:
@@ -333,14 +337,16 @@ def place_of(test_set: TestSet, root: Path) -> str:
     return test_set.folder.relative_to(root).as_posix() if test_set.folder != root else "."
 
 
-def own_sets(sets: Clusters, own: Mapping[str, object]) -> list[tuple[str, ...]]:
-    """Of each set what is ours, where that is more than one."""
-    kept = (tuple(key for key in those if key in own) for those in sets)
-    return [those for those in kept if len(those) > 1]
+def images_of_groups(catalog: Catalog) -> dict[str, list[str]]:
+    """The images of each group."""
+    images: dict[str, list[str]] = {}
+    for image, group in zip(catalog.images, catalog.groups):
+        images.setdefault(group, []).append(image)
+    return images
 
 
 def chained(names: Sequence[str], sets: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
     """Pairs of rows of `names` that connect the members of each set; what is no name is left out."""
     place = {name: i for i, name in enumerate(names)}
-    own = [[place[key] for key in those if key in place] for those in sets]
-    return [(those[0], row) for those in own for row in those[1:]]
+    rows = [[place[key] for key in those if key in place] for those in sets]
+    return [(those[0], row) for those in rows for row in those[1:]]

@@ -141,38 +141,34 @@ def organs_named(findings: Iterable[str], words: Mapping[str, Sequence[str]]) ->
 
 
 def of_texts(catalog: Catalog) -> list[Remark]:
-    """Remarks on descriptions and on the findings tied to images; none where there are no texts."""
+    """Remarks on descriptions and on the findings tied to images; none without texts."""
     frame = catalog.frame
-    said = [[key for key in keys if not key.startswith("pair:")] for keys in frame["findings"]]
-    rows = list(zip(frame["image"], frame["label"], frame["region"], frame["text_en"], frame["text_vi"], said))
+    findings = [[key for key in keys if not key.startswith("pair:")] for keys in frame["findings"]]
+    rows = list(zip(frame["image"], frame["label"], frame["region"], frame["text_en"], frame["text_vi"], findings))
     has_en, has_vi = any(frame["text_en"]), any(frame["text_vi"])
-    remarks: list[Remark] = []
 
-    def add(kind: str, one: str, several: str, hint: str, lines: Sequence[str], images: Iterable[str] = ()) -> None:
-        if lines:
-            shown = tuple((image,) for image in images)
-            remarks.append(Remark(kind, "note", f"{counted(len(lines), one, several)}.", hint, tuple(lines), shown))
-
-    # The contest ties a text to one image; descriptions are missed where there are some.
+    # The contest ties a text to one image; descriptions are missed only where other images have them.
     empty = [image for image, _, _, en, vi, _ in rows if (has_en or has_vi) and not en and not vi]
-    add("empty texts", "image without a description", "images without a description", "nothing to do: they teach as images alone", empty)
+    nouns, hint = ("image without a description", "images without a description"), "nothing to do: they teach as images alone"
+    remarks = counted("empty texts", empty, nouns, hint=hint)
     half = [image for image, _, _, en, vi, _ in rows if has_en and has_vi and bool(en) != bool(vi)]
-    one, several = "image described in one language alone", "images described in one language alone"
-    add("texts in one language", one, several, "translate them, or leave it so", half)
+    nouns = "image described in one language alone", "images described in one language alone"
+    remarks += counted("texts in one language", half, nouns, hint="translate them, or leave it so")
 
     english = english_words(frame["text_en"], frame["text_vi"])
     columns = {"text_en": "English", "text_vi": "Vietnamese"}
     wrong = [(image, c, en if c == "text_en" else vi) for image, _, _, en, vi, _ in rows for c in wrong_language(en, vi, english)]
     lines = [f"{image}, {columns[column]} column: {text!r}" for image, column, text in wrong]
-    add("wrong language", "text in the column of the other language", "texts in the column of the other language", "exchange them", lines)
+    nouns = "text in the column of the other language", "texts in the column of the other language"
+    remarks += counted("wrong language", lines, nouns, hint="exchange them")
 
     whole: dict[str, str] = {}
     for *_, en, vi, keys in rows:
         whole.update({casefold(finding): finding for text in (en, vi) for finding in split_findings(text)})
         whole.update({key: key for key in keys if key not in whole})
     torn = [f"{text!r} {why}" for _, text in sorted(whole.items()) if (why := looks_torn(text))]
-    one, several = "finding that looks like debris of cutting", "findings that look like debris of cutting"
-    add("debris", one, several, "join them to what they were cut from", torn)
+    nouns = "finding that looks like debris of cutting", "findings that look like debris of cutting"
+    remarks += counted("debris", torn, nouns, hint="join them to what they were cut from")
 
     region_of = {c.name: c.region for c in catalog.taxonomy.classes}
     classes: dict[str, Counter[str]] = {}
@@ -180,24 +176,19 @@ def of_texts(catalog: Catalog) -> list[Remark]:
         for key in keys if label in region_of else ():
             classes.setdefault(key, Counter())[label] += 1
     # Both sides of one organ may well show the same; two organs share little but being normal.
-    many = [key for key, found in classes.items() if len({region_of[label] for label in found}) > 1 and not is_normal(key)]
+    many = [key for key, labels in classes.items() if len({region_of[label] for label in labels}) > 1 and not is_normal(key)]
     many.sort(key=lambda key: (-len(classes[key]), key))
     lines = [f"{key!r}: {', '.join(f'{label} {n}' for label, n in classes[key].most_common())}" for key in many]
-    one, several = "text under several regions", "texts under several regions"
-    add("same text under many classes", one, several, "look whether text or label is wrong", lines)
+    nouns = "text under several regions", "texts under several regions"
+    remarks += counted("same text under many classes", lines, nouns, hint="look whether text or label is wrong")
 
     words = organ_words(catalog.taxonomy)
-    strangers = []
+    lines, images = [], []
     for image, label, region, _, _, keys in rows:
-        named = organs_named(keys, words) if region else []
-        if named and region not in named:
-            strangers.append((image, f"{image} is {label}, its text names {' and '.join(named)}: {'; '.join(keys)!r}"))
-    add(
-        "texts of another organ",
-        "text names another organ than the label",
-        "texts name another organ than the label",
-        "look at the pictures: text or label is wrong",
-        [line for _, line in strangers],
-        [image for image, _ in strangers],
-    )
-    return remarks
+        organs = organs_named(keys, words) if region else []
+        if organs and region not in organs:
+            lines.append(f"{image} is {label}, its text names {' and '.join(organs)}: {'; '.join(keys)!r}")
+            images.append([image])
+    nouns = "text names another organ than the label", "texts name another organ than the label"
+    hint = "look at the pictures: text or label is wrong"
+    return remarks + counted("texts of another organ", lines, nouns, hint=hint, images=images)

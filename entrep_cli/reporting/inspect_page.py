@@ -48,7 +48,7 @@ def page(inspection: Inspection, *, private: bool = False) -> str:
         "Classes": document["counts"].get("classes", {}),
         "Regions": document["counts"].get("regions", {}),
         "Texts by language": document["counts"].get("texts", {}),
-        "Parts": document["counts"].get("parts", {}),
+        "Subsets": document["counts"].get("subsets", {}),
         "Sizes": _first(document["counts"].get("sizes", {})),
         "Modes": document["counts"].get("modes", {}),
     }

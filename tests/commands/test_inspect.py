@@ -38,7 +38,7 @@ def test_a_phantom_needs_no_mending(entrep, fresh):
     done = entrep("inspect", "--labels")
     assert done.code == 0 and "Must be corrected" in done.out and "nothing" in done.out and "Next:" in done.err
     document = entrep("inspect", "--json").json
-    assert document["ok"] and document["counts"]["images"] == 112 and document["counts"]["parts"] == {"train": 112, "test": 42}
+    assert document["ok"] and document["counts"]["images"] == 112 and document["counts"]["subsets"] == {"train": 112, "test": 42}
 
 
 def test_what_must_be_mended_is_exit_1_with_its_page(entrep, copies, tmp_path):

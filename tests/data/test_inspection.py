@@ -131,7 +131,7 @@ def test_a_clean_dataset_has_nothing_to_remark(made):
     write_split(make_split(Catalog.read(root), ratios=(50, 50, 0)), root)
     found = inspect_dataset(root, read_queries=read_queries)
     assert found.remarks == () and found.ok and not found.clusters and not found.mirrored
-    assert found.counts["images"] == found.counts["labelled"] == 28 and found.counts["parts"] == {"train": 28, "test": 6}
+    assert found.counts["images"] == found.counts["labelled"] == 28 and found.counts["subsets"] == {"train": 28, "test": 6}
     assert found.counts["texts"] == {"English": 0, "Vietnamese": 0, "both": 28, "none": 0} and found.counts["sizes"] == {"160 x 120": 34}
     assert found.groups == {"groups": 14, "several_images": 14, "largest": 2} and found.layouts == ("contest in train",)
 
