@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.recipes.recipe import Section
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentSettings(Section):
@@ -22,45 +22,45 @@ class AugmentSettings(Section):
 
     Attributes:
         rotation: largest angle in degrees, about the centre of the view.
-        shift, zoom: largest part of the side moved, and of the scale changed.
+        shift, zoom: largest fraction of the side moved, and of the scale changed.
         brightness, contrast, saturation: factors from 1 - x to 1 + x.
         hue: turns from -x to x.
-        grey: share of images turned grey.
-        blur: share of images blurred, sigma up to `blur_sigma` pixels.
-        flip: share of images flipped left to right, the label going to its mirror class.
+        grey: fraction of images turned grey.
+        blur: fraction of images blurred, sigma up to `blur_sigma` pixels.
+        flip: fraction of images flipped left to right, the label going to its mirror class.
         naive_flip: the label stays as it is instead: a mistake where a class has a side, here to be measured.
-        crop: largest part of an image's area cut away, the rest, anywhere in it, scaled to full size.
-        cutout: share of images with a black square put somewhere (DeVries and Taylor 2017), its side up to
+        crop: largest fraction of an image's area cut away, the rest, anywhere in it, scaled to full size.
+        cutout: fraction of images with a black square put somewhere (DeVries and Taylor 2017), its side up to
             `cutout_side` of the image's.
     """
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
-    shift: Share = 0.05
+    shift: Fraction = 0.05
     zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    brightness: Share = 0.25
-    contrast: Share = 0.25
-    saturation: Share = 0.2
+    brightness: Fraction = 0.25
+    contrast: Fraction = 0.25
+    saturation: Fraction = 0.2
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.03
-    grey: Share = 0.0
-    blur: Share = 0.2
+    grey: Fraction = 0.0
+    blur: Fraction = 0.2
     blur_sigma: Annotated[float, Field(ge=0, le=20)] = 1.5
-    flip: Share = 0.5
+    flip: Fraction = 0.5
     naive_flip: bool = False
     crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    cutout: Share = 0.0
-    cutout_side: Share = 0.4
+    cutout: Fraction = 0.0
+    cutout_side: Fraction = 0.4
 
 
 class MixSettings(Section):
     """Mixing of training images within a class; the ENTRep teams name both, how they are done is ours.
 
     Attributes:
-        mixup: share of images that are blended with another one of their class.
-        mosaic: share of images that are made one quarter of a mosaic of four images of their class.
+        mixup: fraction of images that are blended with another one of their class.
+        mosaic: fraction of images that are made one quarter of a mosaic of four images of their class.
     """
 
-    mixup: Share = 0.0
-    mosaic: Share = 0.0
+    mixup: Fraction = 0.0
+    mosaic: Fraction = 0.0
 
 
 def flip(
@@ -88,11 +88,11 @@ def augment(
     taxonomy: Taxonomy,
     settings: AugmentSettings,
     generator: torch.Generator,
-    part: slice = slice(None),
+    rows: slice = slice(None),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Another view of every image: (N, 3, H, W) uint8 and (N,) targets in, the same out, on the CPU.
 
-    Also (N,) bool, which images were flipped. With a `part` only the views of those images are made, and they
+    Also (N,) bool, which images were flipped. With `rows` only the views of those images are made, and they
     are the same as among all; targets and flips stay those of all.
 
     Everything random comes from `generator`, so a seed gives the same views on every run. The steps
@@ -114,7 +114,7 @@ def augment(
     saturation = saturation.where(~grey, 0.0)
     blurred, sigma = draw(0, 1) < s.blur, draw(0.1, max(s.blur_sigma, 0.1))
 
-    # What is off draws nothing, so that a seed gives the views it gave before there was such a thing.
+    # What is off draws nothing, so that a seed gives the same views with and without the option.
     if s.crop:
         sides = draw(1 - s.crop, 1).sqrt()
         scales = scales / sides
@@ -126,9 +126,9 @@ def augment(
     pixels, targets, flipped = flip(pixels, targets, chosen, taxonomy)
     if s.naive_flip:
         targets = labels
-    views = torch.empty_like(pixels[part])
+    views = torch.empty_like(pixels[rows])
     # A few images at a time stay in the processor's cache, which the steps read and write over and over.
-    for few, made in zip(torch.arange(n)[part].split(8), views.split(8)):
+    for few, made in zip(torch.arange(n)[rows].split(8), views.split(8)):
         view = affine(pixels[few].float().div_(255), angles[few], shifts[few], scales[few])
         view = blend(view, torch.zeros(()), brightness[few])
         view = blend(view, luma(view).mean(dim=(2, 3), keepdim=True), contrast[few])
@@ -170,7 +170,7 @@ def luma(images: torch.Tensor) -> torch.Tensor:
 
 
 def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Shift the hue by a part of the colour circle; value and saturation, as in HSV, stay."""
+    """Shift the hue by a fraction of the colour circle; value and saturation, as in HSV, stay."""
     red, green, blue = images.unbind(dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
@@ -184,7 +184,7 @@ def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def cut_out(images: torch.Tensor, holes: torch.Tensor) -> None:
-    """Blacken a square in each image, in place; (N, 3) holes: the side and the centre's x and y, in parts of the image's sides."""
+    """Blacken a square in each image, in place; (N, 3) holes: the side and the centre's x and y, as fractions of the image's sides."""
     height, width = images.shape[-2:]
     side, x, y = holes.T
     columns = ((torch.arange(width) + 0.5) / width - x[:, None]).abs() < side[:, None] / 2
@@ -210,7 +210,7 @@ def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
 def mix(pixels: torch.Tensor, targets: torch.Tensor, settings: MixSettings, generator: torch.Generator) -> torch.Tensor:
     """A batch with some of its images mixed within their classes: (N, 3, H, W) uint8 in and out, on the CPU.
 
-    An image chosen for both becomes a mosaic of what stood there before either. An image that is alone in
+    An image chosen for both becomes a mosaic of the images before either. An image that is alone in
     its class in the batch stays as it is. Everything random comes from `generator`; nothing is drawn of
     what is off.
     """
@@ -230,31 +230,31 @@ def batch_views(
     augmenting: AugmentSettings,
     mixing: MixSettings,
     generator: torch.Generator,
-    part: slice = slice(None),
+    rows: slice = slice(None),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What is learned from a batch: augmented, then mixed, as by `augment` and `mix`; with a `part`, the views of those images alone."""
+    """What is learned from a batch: augmented, then mixed, as by `augment` and `mix`; with `rows`, the views of those images alone."""
     if mixing == MixSettings():
-        return augment(pixels, targets, taxonomy, augmenting, generator, part)
-    # Partners are drawn among all, and are seen augmented.
+        return augment(pixels, targets, taxonomy, augmenting, generator, rows)
+    # Partners are drawn among all, and are augmented too.
     views, targets, flipped = augment(pixels, targets, taxonomy, augmenting, generator)
-    return mix(views, targets, mixing, generator)[part], targets, flipped
+    return mix(views, targets, mixing, generator)[rows], targets, flipped
 
 
 def mixup(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """t x_i + (1 - t) x_j for the chosen, j another image of the class of i and t uniform in [0.5, 1).
 
-    Source: mixup (Zhang et al. 2018) within a class, as the ENTRep teams did it; there t is of a Beta
+    Source: mixup (Zhang et al. 2018) within a class, as the ENTRep teams did it; in the paper t is of a Beta
     distribution and the labels are mixed too.
 
     Args:
         targets: (N,) classes. chosen: (N,) bool.
     """
-    share = 0.5 + torch.rand(len(pixels), generator=generator) / 2
+    weights = 0.5 + torch.rand(len(pixels), generator=generator) / 2
     partners = _partners(targets, 1, generator)[:, 0]
     rows = (chosen & (partners >= 0)).nonzero().flatten()
     mixed = pixels.clone()
-    own, other = pixels[rows].float(), pixels[partners[rows]].float()
-    mixed[rows] = torch.lerp(other, own, share[rows][:, None, None, None]).round_().to(torch.uint8)
+    chosen_pixels, others = pixels[rows].float(), pixels[partners[rows]].float()
+    mixed[rows] = torch.lerp(others, chosen_pixels, weights[rows][:, None, None, None]).round_().to(torch.uint8)
     return mixed
 
 
@@ -286,7 +286,7 @@ def mosaic(pixels: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, ge
 
 
 def _partners(targets: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
-    """(N, n) for each image others of its class, different ones while there are any, then again; -1 where there is none."""
+    """(N, n) for each image others of its class, different ones as far as they go, then again; -1 where it has none."""
     draws = torch.rand(len(targets), len(targets), generator=generator)
     same = (targets[:, None] == targets).fill_diagonal_(False)
     order = draws.masked_fill(~same, 2.0).argsort(dim=1)

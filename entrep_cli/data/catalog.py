@@ -42,7 +42,7 @@ class NearDuplicates:
 
     Attributes:
         clusters: image names of each set of near-duplicates and mirrored copies.
-        given: group of each image before; from `groups.csv`, names, or the image's own.
+        given: group of each image before; from `groups.csv`, its name, or itself.
     """
 
     clusters: tuple[tuple[str, ...], ...]
@@ -70,11 +70,11 @@ class Catalog:
         frame: one row an image, sorted by `image`:
             image     its name, the key everywhere else
             path      absolute path of the file
-            label     class name, "" where there is none
+            label     class name, "" where it has none
             region    region of the label, ""
             text_en, text_vi   descriptions, ""
-            findings  tuple of keys; images that share one show the same finding
-            group     frames of one exam, patient or duplicate cluster share it; never ""
+            findings  tuple of keys; images with a common one show the same finding
+            group     the same for frames of one exam, patient or duplicate cluster; never ""
             source    the layout it came from
             digest    of its pixels
             width, height   of the file, in pixels
@@ -82,7 +82,7 @@ class Catalog:
         layouts: "contest in data/train" and so on.
         notes: what a person should know, one line each.
         aliases: other names of an image whose pixels stand in the dataset more than once.
-        group_rule: how the groups were found; see `read`.
+        group_rule: how the groups were made; see `read`.
         near_duplicates: what near-duplicates added to the groups; None where they were not looked for.
         root: the dataset folder; None where it was not read from one.
     """
@@ -129,11 +129,11 @@ class Catalog:
     ) -> tuple[Catalog | None, dict[str, list[str]]]:
         """What can be read of a dataset folder, and all its faults by kind; None where not one image can be.
 
-        Kinds: sources, unreadable, names, classes, copies, labels. Near-duplicates are looked for where
-        there is no fault. For the arguments see `read`.
+        Kinds: sources, unreadable, names, classes, copies, labels. Near-duplicates are looked for only
+        without a fault. For the arguments see `read`.
 
         Raises:
-            DataError: nothing of a known layout is there, or `groups` matches none of its names.
+            DataError: nothing of a known layout, or `groups` matches none of its names.
             UsageError: `groups` is no rule, as `group_pattern`.
         """
         pattern = group_pattern(groups)
@@ -218,8 +218,8 @@ class Catalog:
 
     def counts(self) -> dict[str, int]:
         """Images a class, in taxonomy order."""
-        found = Counter(self.frame["label"])
-        return {name: found[name] for name in self.taxonomy.names}
+        counts = Counter(self.frame["label"])
+        return {name: counts[name] for name in self.taxonomy.names}
 
     @property
     def fingerprint(self) -> str:
@@ -232,7 +232,7 @@ class Catalog:
 
 
 def finding_relevance(query_findings: Iterable, gallery_findings: Iterable) -> np.ndarray:
-    """(Q, G) bool: whether query and gallery image share at least one finding."""
+    """(Q, G) bool: whether query and gallery image have at least one finding in common."""
     query_findings, gallery_findings = list(query_findings), list(gallery_findings)
     vocabulary = {key: i for i, key in enumerate(sorted({k for keys in gallery_findings for k in keys}))}
 

@@ -3,11 +3,11 @@
 Two checks find a near-duplicate. A 64-bit perceptual hash says which pairs may be one: the signs of the
 low frequencies of a discrete cosine transform against their median (Zauner, Implementation and
 Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1). The correlation of the fine
-structure inside the lit view then decides (ours): all endoscope pictures share a bright disc, a dark
+structure inside the lit view then decides (ours): all endoscope pictures have a bright disc, a dark
 surround and a reddish middle, which is most of what a hash sees. Both see a grey thumbnail of the view
 alone, so that borders, size, compression and a little brightness change nothing.
 
-Neither is blind to a flip: a mirrored copy shows the other side, and is a finding of its own.
+Neither is blind to a flip: a mirrored copy shows the other side, and is listed apart.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MIRROR_BITS = 10  # stricter: the larynx is nearly symmetric, its frames are not
 MIRROR_CORRELATION = 0.85
 NEAR_COSINE = 0.98  # of two embeddings; on ent-open, by an ImageNet MobileNetV2, 0.96 and more are of one group without exception
 MIN_TEXTURE = 0.5  # grey levels; below it a thumbnail is flat or dark, and flat pictures are all alike
-RULE = "near-1"  # the number goes up when other pairs are found
-_SIGNS_AGREE = 0.7  # share of pixels; pairs of a correlation of 0.75 have more
+RULE = "near-1"  # the number goes up when other pairs come out
+_SIGNS_AGREE = 0.7  # of the pixels; pairs of a correlation of 0.75 have more
 _ZOOM = 0.96  # a crop of 2% at each side
 _BLOCK = 2048  # rows or pairs at a time: tens of MB
 
@@ -82,7 +82,7 @@ THUMBNAIL = Measure("thumbnail-1", (SIDE, SIDE), "u1", thumbnail)
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     """(N, 64, 64) to (N,) uint64: the 8 x 8 lowest frequencies of a cosine transform, above their median or not.
 
-    The constant term says how bright a picture is, and has no part in the median.
+    The constant term says how bright a picture is, and does not count for the median.
     """
     steps = np.arange(SIDE)
     basis = np.cos(np.pi / SIDE * np.arange(8)[:, None] * (steps + 0.5)).astype(np.float32)
@@ -98,7 +98,7 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
 def close_hashes(hashes: np.ndarray, others: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs i < j of which hashes[i] and others[j], (N,) uint64, differ in at most so many bits.
 
-    All pairs are compared, for at a fifth of the bits no table of parts of a hash leaves much out; FAISS takes
+    All pairs are compared, for at a fifth of the bits no table of pieces of a hash leaves much out; FAISS takes
     half a nanosecond or so for one, an eighth of numpy's time.
 
     Returns:
@@ -109,14 +109,14 @@ def close_hashes(hashes: np.ndarray, others: np.ndarray, bits: int) -> tuple[np.
     index = faiss.IndexBinaryFlat(64)
     index.add(np.ascontiguousarray(others).view(np.uint8).reshape(-1, 8))
     codes = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 8)
-    found = []
+    blocks = []
     for start in range(0, len(codes), _BLOCK):
         ends, distances, columns = index.range_search(codes[start : start + _BLOCK], bits + 1)  # less than that
         rows = start + np.repeat(np.arange(len(ends) - 1), np.diff(ends.astype(np.int64)))
         order = np.lexsort((columns, rows))
         order = order[columns[order] > rows[order]]
-        found.append((rows[order], columns[order], distances[order]))
-    return tuple(np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (zip(*found) if found else ((), (), ())))
+        blocks.append((rows[order], columns[order], distances[order]))
+    return tuple(map(np.concatenate, zip(*blocks))) if blocks else (np.zeros(0, np.int64),) * 3
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,21 @@ def find_mirrored(thumbnails: np.ndarray, outlines: Outlines | None = None) -> P
     For the arguments see `find_near`.
     """
     outlines = outlines or Outlines.of(thumbnails)
-    found = _search(thumbnails, outlines, True, MIRROR_BITS, MIRROR_CORRELATION)
-    _, down, right = outlines.agreement(found.first, outlines, found.second)
-    direct = _correlation(thumbnails, found, False, down, right)
-    return found.take(found.likeness > direct + 0.1)
+    pairs = _search(thumbnails, outlines, True, MIRROR_BITS, MIRROR_CORRELATION)
+    _, down, right = outlines.agreement(pairs.first, outlines, pairs.second)
+    direct = _correlation(thumbnails, pairs, False, down, right)
+    return pairs.take(pairs.likeness > direct + 0.1)
 
 
 def find_alike(vectors: np.ndarray, *, cosine: float = NEAR_COSINE) -> Pairs:
     """Pairs of embeddings, (N, D) unit rows, of at least this cosine; `bits` are 0."""
     vectors = np.asarray(vectors, np.float32)
-    found = []
+    blocks = []
     for start in range(0, len(vectors), _BLOCK):
         block = vectors[start : start + _BLOCK] @ vectors[start:].T
         rows, columns = np.nonzero(np.triu(block, 1) >= cosine)
-        found.append((rows + start, columns + start, np.zeros(len(rows)), block[rows, columns]))
-    return _pairs(found)
+        blocks.append((rows + start, columns + start, np.zeros(len(rows)), block[rows, columns]))
+    return _pairs(blocks)
 
 
 def _search(thumbnails: np.ndarray, outlines: Outlines, mirrored: bool, bits: int, correlation: float) -> Pairs:
@@ -191,8 +191,8 @@ def _search(thumbnails: np.ndarray, outlines: Outlines, mirrored: bool, bits: in
     others = perceptual_hashes(thumbnails[:, :, ::-1])[textured] if mirrored else hashes
     rows, columns, distance = close_hashes(hashes, others, bits)
     pairs = _pairs([(textured[rows], textured[columns], distance, np.zeros(len(rows)))])
-    share, down, right = outlines.agreement(pairs.first, outlines.mirrored if mirrored else outlines, pairs.second)
-    keep = share >= _SIGNS_AGREE
+    agreeing, down, right = outlines.agreement(pairs.first, outlines.mirrored if mirrored else outlines, pairs.second)
+    keep = agreeing >= _SIGNS_AGREE
     pairs, down, right = pairs.take(keep), down[keep], right[keep]
     likeness = _correlation(thumbnails, pairs, mirrored, down, right)
     again = np.flatnonzero((likeness < correlation) & (likeness >= correlation - 0.25))
@@ -207,50 +207,50 @@ def _search(thumbnails: np.ndarray, outlines: Outlines, mirrored: bool, bits: in
 def _correlation(thumbnails: np.ndarray, pairs: Pairs, mirrored: bool, down: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(P,) correlation of the pairs, the second flipped if `mirrored` and moved by so many pixels.
 
-    The structure is worked out again for the pictures of some pairs at a time: kept of all pictures it would be most of the memory.
+    The structure is worked out again for the pictures of some pairs at a time: of all pictures it would take most of the memory.
     """
-    found = np.zeros(len(pairs), np.float32)
+    correlations = np.zeros(len(pairs), np.float32)
     for start in range(0, len(pairs), _BLOCK):
         some = slice(start, start + _BLOCK)
         first, rows = _chosen(thumbnails, pairs.first[some], False, False)
         second, columns = _chosen(thumbnails, pairs.second[some], False, mirrored)
-        found[some] = first.correlation(rows, second, columns, down[some], right[some])
-    return found
+        correlations[some] = first.correlation(rows, second, columns, down[some], right[some])
+    return correlations
 
 
 def _chosen(thumbnails: np.ndarray, rows: np.ndarray, enlarge: bool, mirrored: bool) -> tuple[FineStructure, np.ndarray]:
     """The structure of these rows alone, at will of their middle enlarged or flipped; and where each row is in it."""
     unique, place = np.unique(rows, return_inverse=True)
-    seen = thumbnails[unique].astype(np.float32)
+    pictures = thumbnails[unique].astype(np.float32)
     if enlarge:
         grid = (np.arange(SIDE) + 0.5 - SIDE / 2) * _ZOOM + SIDE / 2 - 0.5
         low = np.floor(grid).astype(int)
         lens = np.zeros((SIDE, SIDE), np.float32)
         lens[np.arange(SIDE), low] = 1 - (grid - low)
         lens[np.arange(SIDE), low + 1] = grid - low
-        seen = lens @ seen @ lens.T
-    return FineStructure.of(seen[:, :, ::-1] if mirrored else seen), place
+        pictures = lens @ pictures @ lens.T
+    return FineStructure.of(pictures[:, :, ::-1] if mirrored else pictures), place
 
 
 def _pairs(blocks: list[tuple[np.ndarray, ...]]) -> Pairs:
     dtypes = (np.int64, np.int64, np.uint8, np.float32)
     columns = zip(*blocks) if blocks else [()] * 4
-    return Pairs(*(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype) for parts, dtype in zip(columns, dtypes)))
+    return Pairs(*(np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype) for arrays, dtype in zip(columns, dtypes)))
 
 
-# ---------------------------------------------------------------- of files, kept
+# ---------------------------------------------------------------- of files, cached
 
 
 @dataclass(frozen=True)
 class Alike:
-    """What was found among some images: near-duplicates, and pairs of which one is the other mirrored."""
+    """The near-duplicates among some images, and the pairs of which one is the other mirrored."""
 
     near: Pairs
     mirrored: Pairs
 
 
 def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "images") -> Alike:
-    """Near-duplicates and mirrored copies among images; thumbnails and result are kept by the pixels' digests.
+    """Near-duplicates and mirrored copies among images; thumbnails and result are cached by the pixels' digests.
 
     Images of equal digest are near-duplicates of each other.
 
@@ -259,15 +259,15 @@ def find_duplicates(paths: Sequence[Path], digests: Sequence[str], what: str = "
     """
     path = cache_dir(MEASURES) / f"{RULE}-{fingerprint(list(digests))}.json"
     try:
-        kept = json.loads(path.read_text("utf-8"))
-        tables = [[tuple(map(np.array, zip(*kept[key])))] if kept[key] else [] for key in ("near", "mirrored")]
+        cached = json.loads(path.read_text("utf-8"))
+        tables = [[tuple(map(np.array, zip(*cached[key])))] if cached[key] else [] for key in ("near", "mirrored")]
         return Alike(*map(_pairs, tables))
     except (OSError, ValueError, TypeError, KeyError):
         pass
     (thumbnails,) = measure_images(paths, digests, [THUMBNAIL], what)
     outlines = Outlines.of(thumbnails, f"Comparing {what}")
-    found = Alike(find_near(thumbnails, outlines), find_mirrored(thumbnails, outlines))
-    rows = {f.name: list(zip(*(column.tolist() for column in astuple(getattr(found, f.name))))) for f in fields(found)}
+    alike = Alike(find_near(thumbnails, outlines), find_mirrored(thumbnails, outlines))
+    rows = {f.name: list(zip(*(column.tolist() for column in astuple(getattr(alike, f.name))))) for f in fields(alike)}
     with contextlib.suppress(OSError):
         write_text_atomic(path, json.dumps(rows))
-    return found
+    return alike

@@ -29,7 +29,7 @@ def scan(root: Path) -> Tree:
     """Folders below `root` with their sub-folders and files.
 
     Left out: hidden names and junk of archives, links back to a folder above, and the runs folder,
-    whose own tables and pictures are no data.
+    whose tables and pictures are no data.
 
     Raises:
         DataError: `root` or a folder below it cannot be read.
@@ -151,7 +151,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV, its delimiter (comma, semicolon, tab) told by the header; missing cells are "".
+    """Read a CSV, its delimiter (comma, semicolon, tab) as in the header; missing cells are "".
 
     Raises:
         DataError: not UTF-8, or quotes that do not close.

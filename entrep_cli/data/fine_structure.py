@@ -1,4 +1,4 @@
-"""The fine structure of pictures inside their lit view, which tells copies apart from pictures that share disc and shading (ours).
+"""The fine structure of pictures inside their lit view, which tells copies from pictures of the same disc and shading (ours).
 
 Dense for some pictures at a time (`FineStructure`), and as a bit a pixel for all of them (`Outlines`).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import minimum_filter
 
 from entrep_cli import console
 
@@ -35,12 +36,8 @@ class FineStructure:
     @classmethod
     def of(cls, thumbnails: np.ndarray) -> FineStructure:
         """Band-pass of Gaussians of 0.7 and 2.5 pixels, weighted by the view, over its local contrast."""
-        shape = thumbnails.shape
-        made = cls(np.empty(shape, np.float32), np.empty(shape, bool), np.empty(len(thumbnails), np.float32))
-        for start in range(0, len(thumbnails), _CACHED):
-            rows = slice(start, start + _CACHED)
-            made.values[rows], made.inside[rows], made.texture[rows] = cls._block(thumbnails[rows])
-        return made
+        blocks = [cls._block(thumbnails[start : start + _CACHED]) for start in range(0, max(len(thumbnails), 1), _CACHED)]
+        return cls(*map(np.concatenate, zip(*blocks)))
 
     @staticmethod
     def _block(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,7 +48,8 @@ class FineStructure:
             kernel = _blur(sigma)
             return (kernel @ (values * weights) @ kernel.T) / np.maximum(kernel @ weights @ kernel.T, 1e-3)
 
-        inside = _eroded(lit, 3)
+        # All pixels within three are lit; what lies beyond the edge is as the edge.
+        inside = minimum_filter(lit, size=(1, 7, 7), mode="nearest")
         area = np.maximum(inside.sum((1, 2)), 1)
         values = (smooth(grey, lit, 0.7) - smooth(grey, lit, 2.5)) * inside
         texture = np.sqrt((values**2).sum((1, 2)) / area)
@@ -63,19 +61,19 @@ class FineStructure:
 
     def correlation(self, rows: np.ndarray, other: FineStructure, columns: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
         """(P,) correlation of pairs where both are inside, the second moved by so many pixels."""
-        found = np.zeros(len(rows), np.float32)
+        correlations = np.zeros(len(rows), np.float32)
         pad = ((0, 0), (_SHIFT, _SHIFT), (_SHIFT, _SHIFT))
         for start in range(0, len(rows), _BLOCK // 8):
-            part = slice(start, start + _BLOCK // 8)
-            one, one_in = self.values[rows[part]], self.inside[rows[part]]
-            two, two_in = np.pad(other.values[columns[part]], pad), np.pad(other.inside[columns[part]], pad)
-            y = (down[part] + _SHIFT)[:, None] + np.arange(SIDE)
-            x = (right[part] + _SHIFT)[:, None] + np.arange(SIDE)
+            some = slice(start, start + _BLOCK // 8)
+            one, one_in = self.values[rows[some]], self.inside[rows[some]]
+            two, two_in = np.pad(other.values[columns[some]], pad), np.pad(other.inside[columns[some]], pad)
+            y = (down[some] + _SHIFT)[:, None] + np.arange(SIDE)
+            x = (right[some] + _SHIFT)[:, None] + np.arange(SIDE)
             place = np.arange(len(one))[:, None, None], y[:, :, None], x[:, None, :]
             two, two_in = two[place], two_in[place]
             power = ((one * two_in) ** 2).sum((1, 2)) * ((two * one_in) ** 2).sum((1, 2))
-            found[part] = (one * two).sum((1, 2)) / np.sqrt(np.maximum(power, 1e-12))
-        return found
+            correlations[some] = (one * two).sum((1, 2)) / np.sqrt(np.maximum(power, 1e-12))
+        return correlations
 
 
 @dataclass(frozen=True)
@@ -95,25 +93,17 @@ class Outlines:
     @classmethod
     def of(cls, thumbnails: np.ndarray, what: str = "") -> Outlines:
         """Of (N, 64, 64) thumbnails; `what` is shown as progress, nothing without it."""
-        n = len(thumbnails)
-        made = cls(np.empty((n, SIDE), np.uint64), np.empty((n, SIDE), np.uint64), np.empty(n, np.float32))
+        n, blocks = len(thumbnails), []
         with console.progress(what, n if what else 0) as advance:
-            for start in range(0, n, _CACHED):
-                rows = slice(start, min(start + _CACHED, n))
-                made._set(rows, FineStructure.of(thumbnails[rows]))
-                advance(rows.stop - start)
-        return made
+            for start in range(0, max(n, 1), _CACHED):
+                block = cls.of_structure(FineStructure.of(thumbnails[start : start + _CACHED]))
+                blocks.append((block.signs, block.inside, block.texture))
+                advance(len(block.texture))
+        return cls(*map(np.concatenate, zip(*blocks)))
 
     @classmethod
     def of_structure(cls, structure: FineStructure) -> Outlines:
-        n = len(structure.texture)
-        made = cls(np.empty((n, SIDE), np.uint64), np.empty((n, SIDE), np.uint64), np.empty(n, np.float32))
-        made._set(slice(n), structure)
-        return made
-
-    def _set(self, rows: slice, structure: FineStructure) -> None:
-        self.signs[rows], self.inside[rows] = _bits(structure.values > 0), _bits(structure.inside)
-        self.texture[rows] = structure.texture
+        return cls(_bits(structure.values > 0), _bits(structure.inside), structure.texture)
 
     @property
     def mirrored(self) -> Outlines:
@@ -125,10 +115,10 @@ class Outlines:
         A pair of which less than half of the smaller view overlaps has 0.
 
         Returns:
-            (P,) share of the overlapping pixels with the same sign, and the shift (P,), (P,) in pixels.
+            (P,) fraction of the overlapping pixels with the same sign, and the shift (P,), (P,) in pixels.
         """
         n = len(rows)
-        share, best = np.zeros(n, np.float32), np.zeros(n, np.int64)
+        agreeing, best = np.zeros(n, np.float32), np.zeros(n, np.int64)
         order = np.argsort(columns, kind="stable")  # pairs of one picture side by side: it is shifted once
         for start in range(0, n, _BLOCK):
             pairs = order[start : start + _BLOCK]
@@ -142,10 +132,10 @@ class Outlines:
                 both = inside[left_of] & others_in[right_of, k]
                 overlap = np.bitwise_count(both).sum(1, dtype=np.int32)
                 differ = np.bitwise_count((signs[left_of] ^ others[right_of, k]) & both).sum(1, dtype=np.int32)
-                found = np.where((overlap >= least) & (overlap > 0), 1 - differ / np.maximum(overlap, 1), 0)
-                better = found > share[pairs]
-                share[pairs[better]], best[pairs[better]] = found[better], k
-        return share, *np.array(_SHIFTS)[best].reshape(-1, 2).T
+                agree = np.where((overlap >= least) & (overlap > 0), 1 - differ / np.maximum(overlap, 1), 0)
+                better = agree > agreeing[pairs]
+                agreeing[pairs[better]], best[pairs[better]] = agree[better], k
+        return agreeing, *np.array(_SHIFTS)[best].reshape(-1, 2).T
 
 
 _SHIFTS = [(y, x) for y in range(-_SHIFT, _SHIFT + 1) for x in range(-_SHIFT, _SHIFT + 1)]
@@ -181,11 +171,3 @@ def _blur(sigma: float) -> np.ndarray:
     kernel /= kernel.sum(axis=1, keepdims=True)
     # Tails too small for a float32 to hold in full make a product a hundred times as slow.
     return np.where(kernel < 1e-10, 0, kernel).astype(np.float32)
-
-
-def _eroded(lit: np.ndarray, radius: int) -> np.ndarray:
-    """1 where all pixels within `radius` are lit; what lies beyond the edge is as the edge."""
-    for axis in (1, 2):
-        wide = np.pad(lit, [(radius, radius) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        lit = np.min([np.take(wide, range(k, k + SIDE), axis) for k in range(2 * radius + 1)], axis=0)
-    return lit

@@ -37,7 +37,7 @@ def read_image(path: Path) -> Image.Image:
     """Decode an image file to RGB as a person would see it: EXIF orientation applied, 8 bit a channel.
 
     Raises:
-        ImageError: not there, unknown format, more than `MAX_PIXELS`, truncated or damaged.
+        ImageError: missing, unknown format, more than `MAX_PIXELS`, truncated or damaged.
     """
     try:
         if not path.is_file():  # opening a named pipe would wait for ever
@@ -120,7 +120,7 @@ class Preprocess:
             `crop` scales the short side and cuts the middle out. Both keep the aspect ratio; `squash`
             scales each side to `size` by itself.
         field_of_view: cut to the lit circle first, so that black borders take no pixels.
-        mean, std: a channel's, for the model's own normalisation of pixels in [0, 1].
+        mean, std: of each channel, for the model's normalisation of pixels in [0, 1].
     """
 
     size: int
@@ -163,7 +163,7 @@ class Preprocess:
 
 
 def raise_image_faults(faults: Sequence[ImageError], folder: Path) -> None:
-    """One DataError for all images that cannot be used; nothing where there are none."""
+    """One DataError for all images that cannot be used; nothing without any."""
     if faults:
         raise DataError(
             f"{len(faults)} image{'s' * (len(faults) > 1)} cannot be read.",

@@ -108,14 +108,11 @@ class Inspection:
             "groups": self.groups,
             "remarks": [
                 {
-                    "kind": f.kind,
-                    "severity": f.severity,
-                    "what": f.what,
-                    "hint": f.hint,
-                    "details": [] if private else list(f.details),
-                    "images": [[names[key] for key in those] for those in f.images],
+                    **vars(remark),
+                    "details": [] if private else list(remark.details),
+                    "images": [[names[key] for key in keys] for keys in remark.images],
                 }
-                for f in self.remarks
+                for remark in self.remarks
             ],
             "near_duplicates": [[names[key] for key in cluster] for cluster in self.clusters],
             "mirrored": [[names[key] for key in pair] for pair in self.mirrored],
@@ -203,7 +200,7 @@ def inspect_dataset(
 
 
 def _with_unique_names(catalog: Catalog, root: Path) -> Catalog:
-    """The catalog in which pictures that share a name, which is a fault, are called by their places in the dataset."""
+    """The catalog in which pictures of the same name, which is a fault, are called by their places in the dataset."""
     frame = catalog.frame
     clashes = frame["image"].duplicated(keep=False)
     places = [os.path.relpath(path, root) if clash else name for name, path, clash in zip(frame["image"], frame["path"], clashes)]

@@ -21,11 +21,11 @@ def label_suspects(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFram
 
     Confident learning (Northcutt, Jiang and Chuang, JAIR 70, 2021, section 3.1): the threshold of a class is
     the mean probability of it among the images labelled so. An image is a suspect where another class
-    reaches its own threshold, and more is said for it than for the label. Ranked by the normalized margin
+    reaches its own threshold, and is more probable than the label. Ranked by the normalized margin
     p(label) - max p(other) (their section 3.2).
 
     Args:
-        probabilities: (N, C) out of fold: of a model that has not seen the image, nor its group.
+        probabilities: (N, C) out of fold: of a model that was not trained on the image, nor on its group.
         labels: (N,) class indices.
 
     Returns:
@@ -62,7 +62,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
         labels: (N,) class indices. groups: (N,).
 
     Raises:
-        DataError: fewer than four groups, or a single class: there is nothing to learn from.
+        DataError: fewer than four groups, or a single class: nothing to learn from.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -81,7 +81,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
         if len(classes) < 2:
             probabilities[np.ix_(test, classes)] = 1
             continue
-        # Strong shrinkage: a model that is sure of everything makes suspects of its own mistakes.
+        # Strong shrinkage: a model that is sure of everything makes suspects of its mistakes.
         strength = 2.0 / features.shape[1]
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000)).fit(features[train], labels[train])
         probabilities[np.ix_(test, classes)] = model.predict_proba(features[test])
@@ -92,7 +92,7 @@ def pixel_features(image: Image.Image) -> np.ndarray:
     """(704,) float32: colour of 8 x 8 cells of the lit view, and where edges run in them (ours).
 
     Eight signed directions of the gradient, by strength, as in histograms of oriented gradients (Dalal and
-    Triggs, CVPR 2005), square roots of each cell's shares. What is left is not what is right.
+    Triggs, CVPR 2005), square roots of each cell's fractions. What is left is not what is right.
     """
     times = max(1, min(image.size) // 200)
     small = image.reduce(times)

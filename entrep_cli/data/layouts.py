@@ -34,7 +34,7 @@ COLUMNS = {
 
 @dataclass
 class Row:
-    """One image as a source tells of it; `findings` are texts tied to this image alone."""
+    """One image as a source lists it; `findings` are texts tied to this image alone."""
 
     image: str
     path: Path
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class Source:
-    """What one layout found in one folder (or, of a CSV, in one file)."""
+    """The images of one layout in one folder (or, of a CSV, in one file)."""
 
     layout: str
     folder: Path
@@ -60,11 +60,11 @@ def read_sources(root: Path) -> list[Source]:
     """Every labelled source below `root`, whatever its layout.
 
     Raises:
-        DataError: nothing of a known layout is there.
+        DataError: nothing of a known layout.
     """
     tree = scan(root)
     sources: list[Source] = []
-    taken: set[Path] = set()  # folders whose images have been told of
+    taken: set[Path] = set()  # folders whose images a source lists
     unread: list[Source] = []
     for folder, (_, files) in tree.items():
         for marker, reader, prefer in (
@@ -109,18 +109,18 @@ def taxonomy_of(root: Path, sources: Sequence[Source]) -> Taxonomy:
     Raises:
         DataError: a `taxonomy.toml` that does not hold.
     """
-    told = [source for source in sources if source.layout != CLASS_FOLDERS and _labels([source])] or sources
-    return choose_taxonomy(_labels(told), taxonomy_folder(root, told))
+    listed = [source for source in sources if source.layout != CLASS_FOLDERS and _labels([source])] or sources
+    return choose_taxonomy(_labels(listed), taxonomy_folder(root, listed))
 
 
 def taxonomy_folder(root: Path, sources: Sequence[Source]) -> Path | None:
-    """Where `taxonomy.toml` lies: in the dataset folder, else beside the labels; None where there is none."""
+    """Where `taxonomy.toml` lies: in the dataset folder, else beside the labels; None where it has none."""
     places = (root, *(source.folder for source in sources))
     return next((place for place in places if (place / "taxonomy.toml").is_file()), None)
 
 
 def known_images(root: Path) -> tuple[dict[str, str], Taxonomy | None]:
-    """The label ("" where there is none) of each image of the label files by its name, and the classes.
+    """The label ("" where it has none) of each image of the label files by its name, and the classes.
 
     Without labels the classes are those of a `taxonomy.toml`, or None.
 
@@ -143,10 +143,10 @@ def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
     source = Source("contest", folder, faults=names.clashes())
 
     def table(name: str) -> dict[str, str]:
-        found = read_json(folder / name, dict, source.faults) if name in files else {}
-        odd = {key: value for key, value in found.items() if not isinstance(value, str)}
+        content = read_json(folder / name, dict, source.faults) if name in files else {}
+        odd = {key: value for key, value in content.items() if not isinstance(value, str)}
         source.faults += [f"{name}: {key!r} stands for {value!r:.60}, not for a text" for key, value in odd.items()]
-        return {key: value for key, value in found.items() if key not in odd}
+        return {key: value for key, value in content.items() if key not in odd}
 
     rows: dict[str, Row] = {}
     for name, label in table("cls.json").items():
@@ -205,10 +205,10 @@ def _read_release(folder: Path, names: Names, files: list[str]) -> Source:
 
 def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tree: Tree) -> Source:
     source = Source("CSV", path, faults=list(table.faults))
-    # Paths are told from the CSV's own folder, its image folder, or the dataset folder.
+    # Paths start at the CSV's folder, its image folder, or the dataset folder.
     bases = [base / sub for base in dict.fromkeys((path.parent, root)) for sub in ("", *IMAGE_FOLDERS)]
     places: dict[PurePosixPath, list[Names]] = {}
-    seen: dict[Path, Names] = {}
+    listed: dict[Path, Names] = {}
     for line, cells in table.rows:
         row = {key: cells[column] for key, column in columns.items()}
         relative = PurePosixPath(row.pop("image").replace("\\", "/"))
@@ -217,17 +217,17 @@ def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tre
             source.faults.append(f"{where}: {str(relative)!r} is no path inside the dataset folder")
             continue
         if relative.parent not in places:
-            there = (base / relative.parent for base in bases)
-            places[relative.parent] = [Names(folder, tree[folder][1]) for folder in there if folder in tree]
-        found = next(((file, n) for n in places[relative.parent] if (file := n.find(relative.name))), None)
-        if found is None:
+            folders = (base / relative.parent for base in bases)
+            places[relative.parent] = [Names(folder, tree[folder][1]) for folder in folders if folder in tree]
+        file, names = next(((file, n) for n in places[relative.parent] if (file := n.find(relative.name))), (None, None))
+        if file is None:
             source.faults.append(f"{where}: no image {str(relative)!r}")
-        elif found[0] in seen:
+        elif file in listed:
             source.faults.append(f"{where}: {str(relative)!r} is listed a second time")
         else:
-            seen[found[0]] = found[1]
-            source.rows.append(Row(str(relative), found[0], **row))
-    for names in dict.fromkeys(seen.values()):
+            listed[file] = names
+            source.rows.append(Row(str(relative), file, **row))
+    for names in dict.fromkeys(listed.values()):
         source.faults += names.clashes()
     return source
 
@@ -235,7 +235,7 @@ def _read_csv(root: Path, path: Path, table: Table, columns: dict[str, str], tre
 def _read_class_folders(root: Path, tree: Tree, taken: set[Path], beside: Sequence[Source]) -> Iterable[Source]:
     """One class a folder; of `<class>_WLI/` and `<class>_NBI/` the white-light images are the rows.
 
-    Their partners are found again by `data.modalities`. Narrow-band folders without any white light in
+    `data.modalities` looks up their partners. Narrow-band folders without any white light in
     the dataset are classes like others. Beside label files, the sources `beside`, a folder that is named after
     none of their classes is left out, and they note it.
     """
@@ -274,7 +274,7 @@ def _read_class_folders(root: Path, tree: Tree, taken: set[Path], beside: Sequen
     return sources.values()
 
 
-# ---------------------------------------------------------------- parts of the readers
+# ---------------------------------------------------------------- steps of the readers
 
 
 def _label_columns(table: Table) -> dict[str, str]:
@@ -328,7 +328,7 @@ def split_modality(name: str) -> tuple[str, str]:
 
 
 def _check_pairs(source: Source, label: str, white: Names, narrow: Names | None) -> None:
-    """What a person should know of the two folders of a class; that they share no name at all is a fault."""
+    """What a person should know of the two folders of a class; that no name is in both is a fault."""
     if narrow is None:
         source.notes.append(f"{_images(len(white.files))} in {white.folder.name}/ without a partner: no folder {label}{NARROW}/")
         return
@@ -352,7 +352,7 @@ def _leave_out_held_out(sources: list[Source], root: Path) -> None:
 
 
 def _held_out(source: Source, root: Path) -> bool:
-    return any(part.lower().removesuffix(".csv") in HELD_OUT for part in source.folder.relative_to(root).parts)
+    return any(name.lower().removesuffix(".csv") in HELD_OUT for name in source.folder.relative_to(root).parts)
 
 
 def _apply_groups_file(source: Source, root: Path) -> None:
@@ -391,13 +391,13 @@ def _apply_groups_file(source: Source, root: Path) -> None:
 
 
 def _no_dataset(root: Path, tree: Tree, unread: Sequence[Source]) -> DataError:
-    found = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
+    images = sum(f.lower().endswith(SUFFIXES) for _, files in tree.values() for f in files)
     hint = "name the folder that holds one of these with --data; `entrep synth phantom` makes one to try"
     above = root.absolute().parent
     if any((above / name).is_file() for name in ("cls.json", "data.json")):
         hint = f"the folder above has labels: --data {above}"
     return DataError(
-        f"No dataset: {_images(found)}, but no labels of a known layout.",
+        f"No dataset: {_images(images)}, but no labels of a known layout.",
         where=root,
         faults=[
             "contest: cls.json beside imgs/",

@@ -1,6 +1,6 @@
 """Two modalities of one view: white light, and narrow-band imaging (NBI), real or pseudo-NBI.
 
-Real narrow-band images are found beside the white-light ones: `polyp_NBI/a.png` belongs to
+Real narrow-band images lie beside the white-light ones: `polyp_NBI/a.png` belongs to
 `polyp_WLI/a.png`. Where an image has none, `pseudo_nbi` makes a second view out of its green and blue
 channels. That is a drawing of what narrow-band optics show, not a measurement; it is called pseudo-NBI
 wherever it is named, and never NBI.
@@ -54,31 +54,25 @@ def pseudo_nbi(pixels: torch.Tensor, contrast: float = 1.0) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     rows, columns = (_gaussian(side, max(min(height, width) * _SIGMA, 0.5)).to(pixels.device) for side in (height, width))
     # A few images at a time stay in the processor's cache.
-    for part in torch.arange(len(pixels)).split(8):
-        image = pixels[part].float().div_(255)
+    for few in torch.arange(len(pixels)).split(8):
+        image = pixels[few].float().div_(255)
         bands = image[:, [1, 2, 2]]
         luminance = 0.2989 * bands[:, :1] + 0.701 * bands[:, 1:2]
         lit = (image.amax(dim=1, keepdim=True) > _LIT).float()
         around = (rows @ (luminance * lit) @ columns) / (rows @ lit @ columns).clamp_min(1e-6)
         gain = 1 + contrast * lit * (luminance - around) / luminance.clamp_min(1 / 255)
-        views[part] = bands.mul_(gain).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+        views[few] = bands.mul_(gain).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return views
 
 
 def narrow_paths(paths: Sequence[Path]) -> list[Path | None]:
-    """The real narrow-band image of each white-light image, None where there is none.
+    """The real narrow-band image of each white-light image, None where the dataset has none.
 
     `<class>_WLI/NAME` has its partner in `<class>_NBI/NAME` beside that folder, by names alone and without
     regard to case, as `layouts` reads them; nothing is decoded.
     """
-    partners: dict[Path, Names | None] = {}
-    found = []
-    for path in paths:
-        if path.parent not in partners:
-            partners[path.parent] = _partner(path.parent)
-        names = partners[path.parent]
-        found.append(names.find(path.name) if names else None)
-    return found
+    partners = {folder: _partner(folder) for folder in dict.fromkeys(path.parent for path in paths)}
+    return [names.find(path.name) if (names := partners[path.parent]) else None for path in paths]
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class NarrowBand:
     Attributes:
         real: (N,) bool, which images have a real one.
         pixels: (n, 3, size, size) uint8 of the real ones, n of them; a read-only memory map.
-        place: (N,) where in `pixels` that of an image stands, -1 where there is none.
+        place: (N,) where in `pixels` that of an image stands, -1 where it has none.
     """
 
     real: np.ndarray
@@ -97,18 +91,18 @@ class NarrowBand:
 
     @classmethod
     def read(cls, catalog: Catalog, preprocess: Preprocess) -> NarrowBand:
-        """Find and decode the real ones; kept in the pixel cache under digests of their own.
+        """Find and decode the real ones; the pixel cache holds them under their digests.
 
         Raises:
             DataError: names every one that cannot be read.
         """
         paths = narrow_paths(catalog.paths)
-        there = [path for path in paths if path]
-        probes, faults = probe_images(there)
-        raise_image_faults(faults, there[0].parent.parent if there else Path())
+        available = [path for path in paths if path]
+        probes, faults = probe_images(available)
+        raise_image_faults(faults, available[0].parent.parent if available else Path())
         shape = (0, 3, preprocess.size, preprocess.size)
         digests = [probe[0] for probe in probes if probe]
-        pixels = load_pixels(there, digests, preprocess, "narrow-band images") if there else np.zeros(shape, np.uint8)
+        pixels = load_pixels(available, digests, preprocess, "narrow-band images") if available else np.zeros(shape, np.uint8)
         real = np.array([path is not None for path in paths], dtype=bool)
         return cls(real, pixels, np.where(real, np.cumsum(real) - 1, -1))
 

@@ -28,19 +28,19 @@ MEASURES = "measures"  # folder of the cache
 def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | None], list[ImageError]]:
     """Decode every image once: (pixel digest, width, height) each, and the faults.
 
-    What was found is kept by path, size and time of change, so the second time costs a stat each.
+    The result is cached by path, size and time of change, so the second time costs a stat each.
 
     Returns:
         a list as long as `paths`, None where the image cannot be read; and the errors.
     """
-    cache_file = cache_dir("images") / "probe-1.json"  # the number goes up when what is kept changes
+    cache_file = cache_dir("images") / "probe-1.json"  # the number goes up when what is cached changes
     try:
         known = dict(json.loads(cache_file.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         known = {}
     keys = [_stat_key(path) for path in paths]
-    found = [tuple(known[key]) if key in known else None for key in keys]
-    missing = [i for i, value in enumerate(found) if value is None]
+    probes = [tuple(known[key]) if key in known else None for key in keys]
+    missing = [i for i, value in enumerate(probes) if value is None]
     faults = []
 
     def probe(path: Path) -> tuple[str, int, int]:
@@ -53,12 +53,12 @@ def probe_images(paths: Sequence[Path]) -> tuple[list[tuple[str, int, int] | Non
             if isinstance(result, ImageError):
                 faults.append(result)
             else:
-                found[i] = result
+                probes[i] = result
                 known[keys[i]] = result
     if len(missing) > len(faults):
         with contextlib.suppress(OSError):  # looking at a dataset must not need a place to write
             write_text_atomic(cache_file, json.dumps(known))
-    return found, faults
+    return probes, faults
 
 
 class Spent(Protocol):
@@ -70,7 +70,7 @@ class Spent(Protocol):
 
 
 def decode_images(paths: Sequence[Path], preprocess: Preprocess, spent: Spent | None = None) -> Iterator[np.ndarray]:
-    """Yield (3, size, size) uint8 in order, decoding ahead in threads; `spent` is told how long that took them.
+    """Yield (3, size, size) uint8 in order, decoding ahead in threads; the time that takes them is added to `spent`.
 
     Raises:
         DataError: after the last image, naming every one that could not be read.
@@ -98,49 +98,49 @@ def decode_images(paths: Sequence[Path], preprocess: Preprocess, spent: Spent | 
 
 
 def load_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess, what: str) -> np.ndarray:
-    """(N, 3, size, size) uint8 of a set of images, as a read-only memory map that is kept.
+    """(N, 3, size, size) uint8 of a set of images, as a read-only memory map of the cache.
 
     The cache is keyed by the pixels (`digests`) and by the preprocessing, not by names or places.
     """
-    path, shape = _kept_place(digests, preprocess)
-    if (kept := _map(path, shape)) is not None:
-        return kept
+    path, shape = _cache_place(digests, preprocess)
+    if (cached := _map(path, shape)) is not None:
+        return cached
     with console.progress(f"Decoding {what}", len(paths)) as advance:
-        for _ in _decode_and_keep(paths, preprocess, path, shape):
+        for _ in _decode_and_cache(paths, preprocess, path, shape):
             advance()
     return _map(path, shape)
 
 
-def kept_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess) -> np.ndarray | None:
-    """What `load_pixels` would give, where it is kept already; None where images would have to be decoded."""
-    return _map(*_kept_place(digests, preprocess)) if paths and all(digests) else None
+def cached_pixels(paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess) -> np.ndarray | None:
+    """What `load_pixels` would give, where it is cached already; None where images would have to be decoded."""
+    return _map(*_cache_place(digests, preprocess)) if paths and all(digests) else None
 
 
 def stream_pixels(
     paths: Sequence[Path], digests: Sequence[str], preprocess: Preprocess, *, rows: Sequence[int] | None = None, spent: Spent | None = None
 ) -> Iterator[np.ndarray]:
-    """Yield (3, size, size) uint8 of a set of images, in order: those that are kept, or decoded ahead in threads.
+    """Yield (3, size, size) uint8 of a set of images, in order: from the cache, or decoded ahead in threads.
 
-    A whole set is kept as it goes by, for the next run or precision, where it takes little of the disk that is free.
+    A whole set is cached as it goes by, for the next run or precision, where it takes little of the disk that is free.
 
     Args:
-        digests: of the pixels, by which they are kept; with "" among them nothing is.
-        rows: the images of which the pixels are wanted, in order; None for all, and only then are they kept.
+        digests: of the pixels, by which they are cached; with "" among them nothing is.
+        rows: the images of which the pixels are wanted, in order; None for all, and only then are they cached.
 
     Raises:
         DataError: after the last image, naming every one that could not be read.
     """
-    if (kept := kept_pixels(paths, digests, preprocess)) is not None:
-        yield from (kept[i] for i in (range(len(paths)) if rows is None else rows))
+    if (cached := cached_pixels(paths, digests, preprocess)) is not None:
+        yield from (cached[i] for i in (range(len(paths)) if rows is None else rows))
         return
-    path, shape = _kept_place(digests, preprocess)
+    path, shape = _cache_place(digests, preprocess)
     if rows is None and paths and all(digests) and _is_little(path, shape):
-        yield from _decode_and_keep(paths, preprocess, path, shape, spent)
+        yield from _decode_and_cache(paths, preprocess, path, shape, spent)
     else:
         yield from decode_images(paths if rows is None else [paths[i] for i in rows], preprocess, spent)
 
 
-def _decode_and_keep(
+def _decode_and_cache(
     paths: Sequence[Path], preprocess: Preprocess, path: Path, shape: tuple[int, ...], spent: Spent | None = None
 ) -> Iterator[np.ndarray]:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -151,23 +151,23 @@ def _decode_and_keep(
             yield pixels
 
 
-def _kept_place(digests: Sequence[str], preprocess: Preprocess) -> tuple[Path, tuple[int, ...]]:
+def _cache_place(digests: Sequence[str], preprocess: Preprocess) -> tuple[Path, tuple[int, ...]]:
     key = fingerprint([preprocess.fingerprint, *digests])
     return cache_dir("pixels") / f"{key}.npy", (len(digests), 3, preprocess.size, preprocess.size)
 
 
 def _is_little(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether pixels of this shape take at most a tenth of what is free where they would be kept."""
-    there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
-    return there is not None and os.access(there, os.W_OK) and 10 * math.prod(shape) <= shutil.disk_usage(there).free
+    """Whether pixels of this shape take at most a tenth of what is free where they would be cached."""
+    above = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return above is not None and os.access(above, os.W_OK) and 10 * math.prod(shape) <= shutil.disk_usage(above).free
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A kept array as a memory map; None where there is none, or a damaged one, which is removed."""
+    """A cached array as a memory map; None where it is missing, or damaged, and then it is removed."""
     try:
-        kept = np.load(path, mmap_mode="r", allow_pickle=False)
-        if kept.shape == shape:
-            return kept
+        cached = np.load(path, mmap_mode="r", allow_pickle=False)
+        if cached.shape == shape:
+            return cached
     except FileNotFoundError:
         return None
     except (ValueError, EOFError):
@@ -189,7 +189,7 @@ def _stat_key(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """Something computed from the decoded pixels of an image and kept by their digest.
+    """Something computed from the decoded pixels of an image and cached by their digest.
 
     Attributes:
         name: of the cache file; carries a number that goes up when what is computed changes.
@@ -204,13 +204,13 @@ class Measure:
 
 
 def measure_images(paths: Sequence[Path], digests: Sequence[str], measures: Sequence[Measure], what: str = "images") -> list[np.ndarray]:
-    """(N, *shape) of each measure: an image is decoded once for all measures that are not kept of it yet.
+    """(N, *shape) of each measure: an image is decoded once for all measures that are not cached of it yet.
 
     Raises:
         DataError: names every image that cannot be read.
     """
-    kept = [_read_kept(measure) for measure in measures]
-    missing = {digest: path for digest, path in zip(digests, paths) if any(digest not in k for k in kept)}
+    cached = [_read_measure(measure) for measure in measures]
+    missing = {digest: path for digest, path in zip(digests, paths) if any(digest not in known for known in cached)}
 
     def compute(image: Image.Image) -> list[np.ndarray]:
         return [np.asarray(measure.compute(image), measure.dtype).reshape(measure.shape) for measure in measures]
@@ -218,22 +218,22 @@ def measure_images(paths: Sequence[Path], digests: Sequence[str], measures: Sequ
     if missing:
         with console.progress(f"Looking at {what}", len(missing)) as advance:
             for digest, values in zip(missing, decode_images(list(missing.values()), compute)):
-                for known, value in zip(kept, values):
+                for known, value in zip(cached, values):
                     known[digest] = value
                 advance()
-        for measure, known in zip(measures, kept):
-            _keep(measure, known)
-    return [np.stack([k[d] for d in digests]) if len(digests) else np.zeros((0, *m.shape), m.dtype) for m, k in zip(measures, kept)]
+        for measure, known in zip(measures, cached):
+            _write_measure(measure, known)
+    return [np.stack([k[d] for d in digests]) if len(digests) else np.zeros((0, *m.shape), m.dtype) for m, k in zip(measures, cached)]
 
 
-def _kept_path(measure: Measure) -> Path:
+def _measure_path(measure: Measure) -> Path:
     return cache_dir(MEASURES) / f"{measure.name}.npz"
 
 
-def _read_kept(measure: Measure) -> dict[str, np.ndarray]:
-    """By digest; empty where nothing is kept, or what is kept is damaged."""
+def _read_measure(measure: Measure) -> dict[str, np.ndarray]:
+    """By digest; empty where nothing is cached, or what is cached is damaged."""
     try:
-        with np.load(_kept_path(measure), allow_pickle=False) as file:
+        with np.load(_measure_path(measure), allow_pickle=False) as file:
             digests, values = file["digests"], file["values"]
         if values.shape == (len(digests), *measure.shape) and values.dtype == np.dtype(measure.dtype):
             return dict(zip(digests.astype(str).tolist(), values))
@@ -242,9 +242,8 @@ def _read_kept(measure: Measure) -> dict[str, np.ndarray]:
     return {}
 
 
-def _keep(measure: Measure, known: dict[str, np.ndarray]) -> None:
-    path = _kept_path(measure)
-    with contextlib.suppress(OSError), atomic_path(path) as temporary, open(temporary, "wb") as file:
+def _write_measure(measure: Measure, known: dict[str, np.ndarray]) -> None:
+    with contextlib.suppress(OSError), atomic_path(_measure_path(measure)) as temporary, open(temporary, "wb") as file:
         # As in `probe_images`: looking at a dataset must not need a place to write.
         np.savez(file, digests=np.array(list(known), dtype="S16"), values=np.stack(list(known.values())))
 

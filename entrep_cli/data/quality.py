@@ -16,15 +16,15 @@ from entrep_cli.data.frames import pd
 from entrep_cli.data.images import FORMATS, field_of_view
 from entrep_cli.data.pixels import Measure
 
-DARK = 25.0  # mean grey level of 255 inside the view: shapes are no longer told apart on a screen
-GLARE = 0.3  # share of the view at 250 and more; a wet mucosa in good light reflects from some 5%
+DARK = 25.0  # mean grey level of 255 inside the view: shapes cannot be told apart on a screen
+GLARE = 0.3  # fraction of the view at 250 and more; a wet mucosa in good light reflects from some 5%
 BLURRED = 4.5  # variance of the Laplacian at 256 pixels; under a blur of 2% of the width at most 4 is left
 EMPTY = 3.5  # bits of entropy of the grey levels in the view, of 8; tissue has 5 to 7.5
-SMALL_VIEW = 0.35  # share of the picture that the view takes
+SMALL_VIEW = 0.35  # fraction of the picture that the view takes
 TINY = 64  # pixels of the short side
 OTHER_SIZE = 4.0  # times more or fewer pixels than the median image, and
 OTHER_SHAPE = 1.5  # times wider or narrower than it, and
-RARE = 0.05  # share of the images of about that size or shape: a second camera is no outlier
+RARE = 0.05  # fraction of the images of about that size or shape: a second camera is no outlier
 _SIDE = 256  # blur is measured at one size, for the same blur has fewer pixels in a small copy
 _MEASURED = ("brightness", "glare", "sharpness", "entropy", "view", "colour")
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette", "PA": "palette with alpha", "RGBA": "alpha"}
@@ -35,7 +35,7 @@ def measure_quality(image: Image.Image) -> np.ndarray:
     times = max(1, min(image.size) // 200)
     box = tuple(times * edge for edge in field_of_view(np.asarray(image.reduce(times))))
     view = image.crop((*box[:2], min(box[2], image.width), min(box[3], image.height)))
-    share = view.width * view.height / (image.width * image.height)
+    fraction = view.width * view.height / (image.width * image.height)
     if max(view.size) > _SIDE:
         scale = _SIDE / max(view.size)
         view = view.resize(tuple(max(1, round(side * scale)) for side in view.size), Image.Resampling.BOX)
@@ -53,7 +53,7 @@ def measure_quality(image: Image.Image) -> np.ndarray:
         sharpness = float(laplacian[deep].var()) if deep.any() else 0.0
     channels = np.asarray(view.resize((32, 32), Image.Resampling.BOX), np.float32)
     colour = np.ptp(channels, axis=2).mean()
-    return np.array([grey[lit].mean(), (grey[lit] >= 250).mean(), sharpness, entropy, share, colour], np.float32)
+    return np.array([grey[lit].mean(), (grey[lit] >= 250).mean(), sharpness, entropy, fraction, colour], np.float32)
 
 
 QUALITY = Measure("quality-1", (len(_MEASURED),), "f4", measure_quality)
@@ -63,14 +63,14 @@ def file_mode(path: Path) -> str:
     """How a file holds its pixels where that is not plain RGB; from its header. "" for plain RGB."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            parts = [_MODES.get(image.mode, "" if image.mode == "RGB" else f"mode {image.mode}")]
+            remarks = [_MODES.get(image.mode, "" if image.mode == "RGB" else f"mode {image.mode}")]
             if image.mode in ("P", "RGB", "L") and image.has_transparency_data:
-                parts.append("transparency")
+                remarks.append("transparency")
             if getattr(image, "n_frames", 1) > 1:
-                parts.append(f"{image.n_frames} frames, of which the first is read")
+                remarks.append(f"{image.n_frames} frames, of which the first is read")
             if image.getexif().get(0x0112, 1) != 1:
-                parts.append("turned by EXIF")
-            return ", ".join(part for part in parts if part)
+                remarks.append("turned by EXIF")
+            return ", ".join(filter(None, remarks))
     except Exception:
         return ""
 
@@ -84,8 +84,8 @@ def quality_frame(names: Sequence[str], sizes: Sequence[tuple[int, int]], modes:
         measured: (N, 6) as from `measure_quality`.
 
     Returns:
-        image, width, height, mode, brightness (mean grey level inside the view), glare (share of
-        the view at 250 and more), sharpness (variance of the Laplacian), entropy (bits), view (share of the
+        image, width, height, mode, brightness (mean grey level inside the view), glare (fraction of
+        the view at 250 and more), sharpness (variance of the Laplacian), entropy (bits), view (fraction of the
         picture), colour (mean spread of the channels), flags (of dark, overexposed, blurred, empty, small
         view, tiny, other size, other shape).
     """

@@ -32,7 +32,7 @@ class Split:
         folds: number of folds; 0 where the subsets are train, val and test.
         seed, ratios, group_rule: how it was made.
         catalog: fingerprint of the data it was made from.
-        near_duplicates: how many were found and joined to groups; None where they were not looked for.
+        near_duplicates: how many joined groups; None where they were not looked for.
         small_to_train: as for `make_split`.
     """
 

@@ -18,7 +18,7 @@ from entrep_cli.errors import DataError, UsageError
 
 _WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+")  # `NoseLeft`, `nose_left` and `LEFT nose` have two words
 _SIDES = {"left": "right", "right": "left", "trái": "phải", "phải": "trái"}
-_OTHER_SIDE = {**_SIDES, "l": "r", "r": "l"}  # one letter is a side only where both sides are there
+_OTHER_SIDE = {**_SIDES, "l": "r", "r": "l"}  # one letter is a side only where both sides occur
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,10 @@ class Taxonomy:
             return None if more or other is None or mirrored[other] != {region} else other
 
         def prompts(region: str) -> dict[str, tuple[str, ...]]:
-            own = [c.prompts for c in self.classes if c.region == region]
-            languages = dict.fromkeys(language for texts in own for language in texts)
-            return {language: tuple(dict.fromkeys(t for texts in own for t in texts.get(language, ()))) for language in languages}
+            merged: dict[str, dict[str, None]] = {}
+            for language, texts in (item for c in self.classes if c.region == region for item in c.prompts.items()):
+                merged.setdefault(language, {}).update(dict.fromkeys(texts))
+            return {language: tuple(texts) for language, texts in merged.items()}
 
         classes = tuple(ClassInfo(region, i, region, mirror(region), prompts(region)) for i, region in enumerate(regions))
         return Taxonomy(f"{self.name}, regions", classes)
@@ -131,20 +132,24 @@ class Taxonomy:
         Raises:
             UsageError: no such region, or one of a single class, in which nothing is to be told apart.
         """
-        own = [c for c in self.classes if c.region == region]
-        names = {c.name for c in own}
+        classes = [c for c in self.classes if c.region == region]
+        names = {c.name for c in classes}
         several = [name for name in self.regions if sum(c.region == name for c in self.classes) > 1]
-        if len(own) < 2:
-            what = f"Region {region!r} has one class, {own[0].name!r}: nothing to tell apart." if own else f"No region named {region!r}."
+        if len(classes) < 2:
+            what = (
+                f"Region {region!r} has one class, {classes[0].name!r}: nothing to tell apart."
+                if classes
+                else f"No region named {region!r}."
+            )
             known = f"those of several classes are {', '.join(several)}" if several else "none has several classes"
             raise UsageError(what, hint=f"{known}; target=class and target=region take all images")
-        return Taxonomy(f"{self.name}, {region}", tuple(c if c.mirror in names else replace(c, mirror=None) for c in own))
+        return Taxonomy(f"{self.name}, {region}", tuple(c if c.mirror in names else replace(c, mirror=None) for c in classes))
 
     def of_target(self, target: str) -> Taxonomy:
         """The taxonomy of what a model tells apart: `class`, `region`, or the classes of the region of that name.
 
         Raises:
-            UsageError: as `of_region`; or `region`, where there is but one.
+            UsageError: as `of_region`; or `region`, of a taxonomy with one region.
         """
         if target == "class":
             return self
@@ -230,7 +235,7 @@ class Taxonomy:
 
     @classmethod
     def entrep(cls) -> Taxonomy:
-        """The challenge's own seven classes."""
+        """The seven classes of the challenge."""
         return cls.read(Path(__file__).with_name("entrep.toml"))
 
     @classmethod
@@ -238,9 +243,9 @@ class Taxonomy:
         """A taxonomy from nothing but labels (ours).
 
         Ids follow the sorted names. The region is the text before the first `-`, where another class
-        shares it, else the name itself. If any label says left or right (trái or phải), or two differ
+        has the same, else the name itself. If any label says left or right (trái or phải), or two differ
         only in l and r, the set knows sides: labels that differ only in the side are mirrors, and a
-        class without a counterpart has no known mirror. If none does, every class is its own mirror.
+        class without a counterpart has no known mirror. If none does, every class is the mirror of itself.
         """
         known = set(labels)
         names = sorted(known)
@@ -269,7 +274,7 @@ class Taxonomy:
 
 
 def _other_side(name: str) -> str:
-    """`name` with left and right exchanged, each word in its own case; itself where it has no side."""
+    """`name` with left and right exchanged, each word in its case; itself where it has no side."""
 
     def exchange(match: re.Match[str]) -> str:
         word = match[0]
@@ -283,7 +288,7 @@ def choose_taxonomy(labels: Iterable[str], folder: Path | None = None) -> Taxono
     """The taxonomy of a dataset from its labels (one an image) and its folder.
 
     `taxonomy.toml` wins; then ENTRep's where most images carry its labels, so that a typing mistake
-    is found as an unknown class instead of making a class of its own; else derived. Without any
+    is an unknown class instead of a further class; else derived. Without any
     label it is ENTRep's.
     """
     if folder is not None and (folder / "taxonomy.toml").is_file():

@@ -68,16 +68,16 @@ def is_test_folder(tree: Tree, folder: Path) -> bool:
 
 
 def only_test_set(root: Path) -> TestSet:
-    """The test folder of a dataset; DataError where there is none or where there are several."""
-    found = find_test_sets(root)
-    if len(found) != 1:
+    """The test folder of a dataset; DataError where it has none or several."""
+    test_sets = find_test_sets(root)
+    if len(test_sets) != 1:
         raise DataError(
-            "The dataset has no test folder." if not found else f"The dataset has {len(found)} test folders.",
+            f"The dataset has {len(test_sets) or 'no'} test folder{'s' * (len(test_sets) > 1)}.",
             where=root,
-            faults=[str(t.folder) for t in found],
+            faults=[str(t.folder) for t in test_sets],
             hint="name one with --queries FOLDER (images, or imgs/ beside cls.csv, i2i.csv or t2i.csv)",
         )
-    return found[0]
+    return test_sets[0]
 
 
 def named_test_set(place: Path, root: Path | None = None) -> TestSet:

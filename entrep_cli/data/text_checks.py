@@ -1,6 +1,6 @@
 """What can be wrong with texts: the wrong language, debris of cutting, an organ that the label does not name.
 
-All of it is a suspicion, told with the text; nothing is ever changed.
+All of it is a suspicion, shown with the text; nothing is ever changed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.remarks import Remark, counted
@@ -86,9 +87,9 @@ def looks_torn(finding: str) -> str:
 
 def english_words(texts_en: Iterable[str], texts_vi: Iterable[str]) -> frozenset[str]:
     """Words that stand in English texts and in no Vietnamese one, and the commonest of clinical English."""
-    seen = {word for text in texts_en if not is_vietnamese(text) for word in _WORDS.findall(casefold(text))}
+    english = {word for text in texts_en if not is_vietnamese(text) for word in _WORDS.findall(casefold(text))}
     other = {word for text in texts_vi if is_vietnamese(text) for word in _WORDS.findall(casefold(text))}
-    return (_ENGLISH | seen) - other
+    return (_ENGLISH | english) - other
 
 
 def wrong_language(text_en: str, text_vi: str, english: frozenset[str]) -> list[str]:
@@ -96,23 +97,24 @@ def wrong_language(text_en: str, text_vi: str, english: frozenset[str]) -> list[
 
     Vietnamese shows by its diacritics; English where at least half of the words are English ones.
     """
-    found = ["text_en"] if text_en and is_vietnamese(text_en) else []
+    columns = ["text_en"] if text_en and is_vietnamese(text_en) else []
     words = _WORDS.findall(casefold(text_vi))
     if len(words) > 1 and not is_vietnamese(text_vi) and 2 * sum(word in english for word in words) >= len(words):
-        found.append("text_vi")
-    return found
+        columns.append("text_vi")
+    return columns
 
 
 def organ_words(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
     """For each region the words and phrases that name it, and no other region, in both languages.
 
     From the regions, class names and prompts of the taxonomy: where those name an organ of ENT
-    endoscopy, the words of that organ's findings are added; words that several regions share are left out.
+    endoscopy, the words of that organ's findings are added; words of several regions are left out.
     """
     words: dict[str, set[str]] = {}
     for region in taxonomy.regions:
-        own = [c for c in taxonomy.classes if c.region == region]
-        texts = [casefold(region), *(casefold(t) for c in own for t in (c.name, *(text for texts in c.prompts.values() for text in texts)))]
+        classes = [c for c in taxonomy.classes if c.region == region]
+        texts = [region, *(text for c in classes for text in (c.name, *chain.from_iterable(c.prompts.values())))]
+        texts = [casefold(text) for text in texts]
         said = {word for text in texts for word in _WORDS.findall(text.replace("_", " "))}
         organs = [(names, more, phrases) for names, more, phrases in _ORGANS.values() if said & set(names.split())]
         if len(organs) == 1:
@@ -123,21 +125,21 @@ def organ_words(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
             plain = [t for t in texts if not is_vietnamese(t)]
             words[region] = {w for t in plain for w in _WORDS.findall(t) if len(w) > 3} - _GENERAL
     return {
-        region: tuple(sorted(own - {word for other, those in words.items() if other != region for word in those}))
-        for region, own in words.items()
+        region: tuple(sorted(of_region - {word for other, those in words.items() if other != region for word in those}))
+        for region, of_region in words.items()
     }
 
 
 def organs_named(findings: Iterable[str], words: Mapping[str, Sequence[str]]) -> list[str]:
     """The regions that findings name without denying it: `no nasal discharge` names none."""
-    found = dict.fromkeys(
+    regions = dict.fromkeys(
         region
         for finding in map(casefold, findings)
-        for region, own in words.items()
-        for word in own
+        for region, of_region in words.items()
+        for word in of_region
         if (match := re.search(rf"(?<!\w){re.escape(word)}(?!\w)", finding)) and not _NEGATED.search(finding[: match.start()])
     )
-    return list(found)
+    return list(regions)
 
 
 def of_texts(catalog: Catalog) -> list[Remark]:
@@ -175,7 +177,7 @@ def of_texts(catalog: Catalog) -> list[Remark]:
     for _, label, _, _, _, keys in rows:
         for key in keys if label in region_of else ():
             classes.setdefault(key, Counter())[label] += 1
-    # Both sides of one organ may well show the same; two organs share little but being normal.
+    # Both sides of one organ may well show the same; two organs have little in common but being normal.
     many = [key for key, labels in classes.items() if len({region_of[label] for label in labels}) > 1 and not is_normal(key)]
     many.sort(key=lambda key: (-len(classes[key]), key))
     lines = [f"{key!r}: {', '.join(f'{label} {n}' for label, n in classes[key].most_common())}" for key in many]

@@ -14,7 +14,7 @@ _SIDES = re.compile(r"\b(left|right|trái|phải)\b")
 _CUTS = re.compile(r"[\r\n，]+|,(?!(?<=\d,)\d)")
 # Of the decomposed text: đ, and the horn, hook, dot below and breve, which Western names do not have.
 _VIETNAMESE_MARKS = frozenset("đ\u031b\u0309\u0323\u0306")
-# Grave, acute, tilde and circumflex they have as well: there the whole word must be one Vietnamese syllable.
+# Grave, acute, tilde and circumflex they have as well: then the whole word must be one Vietnamese syllable.
 _SHARED_MARKS = re.compile("(?<=[aeiouy])[\u0300\u0301\u0302\u0303]+")
 _SYLLABLE = re.compile(r"(?:ngh?|nh|ch|gh?|gi|kh?|ph?|qu|th?|tr|[bcdhlmnrsvx])?[aeiouy]{1,3}(?:ng?|nh|ch?|[mpt])?")
 
@@ -61,8 +61,8 @@ def has_control(text: str) -> bool:
 
 def clean_text(text: str) -> str:
     """One line of text: Unicode NFC, invisible characters dropped, all kinds of blanks as single spaces."""
-    seen = (c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in ("Cf", "Cs"))
-    return " ".join("".join(seen).split())
+    visible = (c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in ("Cf", "Cs"))
+    return " ".join("".join(visible).split())
 
 
 def split_findings(text: str) -> list[str]:
@@ -72,10 +72,9 @@ def split_findings(text: str) -> list[str]:
     ['Septal spur', 'watery discharge of 1,5 ml']
     """
     findings = {}
-    for part in _CUTS.split(text):
-        part = clean_text(part).strip(" .;")
-        if part:
-            findings.setdefault(casefold(part), part)
+    for piece in _CUTS.split(text):
+        if finding := clean_text(piece).strip(" .;"):
+            findings.setdefault(casefold(finding), finding)
     return list(findings.values())
 
 

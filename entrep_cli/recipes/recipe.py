@@ -19,7 +19,7 @@ from entrep_cli.errors import UsageError
 
 
 class Section(BaseModel):
-    """A part of a recipe: typed, immutable, unknown keys and numbers that are none refused."""
+    """A section of a recipe: typed and immutable; unknown keys and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -95,7 +95,7 @@ def build_recipe(kind: type[R], *tables: dict[str, Any]) -> R:
     Raises:
         UsageError: unknown keys (with the nearest known one) and wrong values, all at once.
     """
-    # The method's own defaults lie under the tables: a section given in part keeps its other defaults.
+    # The method's own defaults lie under the tables: a section given incompletely keeps its other defaults.
     merged = kind().model_dump()
     for table in tables:
         merged = _merge(merged, table)
@@ -135,7 +135,7 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    # A bare "dropout" means "head.dropout": try the whole key first, then its last part.
+    # A bare "dropout" means "head.dropout": try the whole key first, then its last component.
     match = difflib.get_close_matches(name, known, 1) or [
         key for key in known if difflib.get_close_matches(name.split(".")[-1], [key.split(".")[-1]], 1)
     ]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrep_cli import console, processes
-from entrep_cli.data.pixels import kept_pixels, stream_pixels
+from entrep_cli.data.pixels import cached_pixels, stream_pixels
 from entrep_cli.data.texts import clean_text
 from entrep_cli.errors import UsageError
 from entrep_cli.limits import cgroup_memory, total_memory
@@ -109,7 +109,7 @@ def answers(
     batches = [slice(first, min(first + size, len(files))) for first in range(0, len(files), size)][processes.rank() :: processes.size()]
     rows = [i for batch in batches for i in range(batch.start, batch.stop)]
     stages.images, stages.batch_size, stages.processes = len(files), size, processes.size()
-    stages.cached = kept_pixels(files, digests, model.preprocess) is not None
+    stages.cached = cached_pixels(files, digests, model.preprocess) is not None
     pixels = stream_pixels(files, digests, model.preprocess, rows=rows if processes.size() > 1 else None, spent=stages)
     answered: list[list[np.ndarray]] = []
 

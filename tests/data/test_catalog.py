@@ -44,20 +44,8 @@ def test_the_frame(tmp_path):
     made = make_contest(tmp_path, per_class={"vc-open": 2, "nose-left": 3}, groups=2, tests=1)
     catalog = Catalog.read(tmp_path)
     frame = catalog.frame
-    assert list(frame.columns) == [
-        "image",
-        "path",
-        "label",
-        "region",
-        "text_en",
-        "text_vi",
-        "findings",
-        "group",
-        "source",
-        "digest",
-        "width",
-        "height",
-    ]
+    columns = "image path label region text_en text_vi findings group source digest width height"
+    assert list(frame.columns) == columns.split()
     assert catalog.images == sorted(made.labels) and list(frame["label"]) == [made.labels[name] for name in catalog.images]
     assert set(frame["region"]) == {"nose", "vc"} and set(frame["source"]) == {"contest"}
     assert [str(path) for path in catalog.paths] == [str(made.image(name).absolute()) for name in catalog.images]
@@ -164,9 +152,8 @@ def test_what_is_no_way_to_group(tmp_path, rule, said):
 def test_that_groups_are_not_known_is_noted(tmp_path):
     made = make_contest(tmp_path, per_class={"throat": 4})
     put(made.train / "imgs" / "unlabelled.png", seed=9)
-    unknown = (
-        "no exam or patient is known of {} of 4 labelled images: frames of one may stand in two subsets, and intervals are over images"
-    )
+    unknown = "no exam or patient is known of {} of 4 labelled images: frames of one may stand in two subsets, "
+    unknown += "and intervals are over images"
 
     def told(groups: str = "auto") -> list[str]:
         return [note.split(";")[0] for note in Catalog.read(tmp_path, groups=groups).notes if "is known of" in note]
@@ -380,20 +367,9 @@ def test_findings_are_shared_by_texts_of_either_language_and_by_pairs(tmp_path):
 
 
 def test_chains_of_copies_make_one_group():
-    records = [
-        {
-            "image": f"{i}",
-            "path": f"{i}",
-            "digest": digest,
-            "label": "",
-            "region": "",
-            "text_en": "",
-            "text_vi": "",
-            "group": group,
-            "findings": (),
-        }
-        for i, (digest, group) in enumerate([("p", "a"), ("p", "b"), ("q", "b"), ("q", "c"), ("r", "c"), ("s", "d")])
-    ]
+    blank = {**dict.fromkeys(("label", "region", "text_en", "text_vi"), ""), "findings": ()}
+    made = [("p", "a"), ("p", "b"), ("q", "b"), ("q", "c"), ("r", "c"), ("s", "d")]
+    records = [{**blank, "image": f"{i}", "path": f"{i}", "digest": digest, "group": group} for i, (digest, group) in enumerate(made)]
     merged, aliases, _, contradictions = catalog_module._merge(records)
     assert [(r["digest"], r["group"]) for r in merged] == [("p", "a"), ("q", "a"), ("r", "a"), ("s", "d")]
     assert aliases == {"1": "0", "3": "2"} and not contradictions

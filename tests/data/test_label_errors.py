@@ -53,7 +53,7 @@ def test_no_image_is_judged_by_its_own_group():
 
 def test_too_few_images_to_judge():
     for labels, groups in (([0, 0, 0, 0], "abcd"), ([0, 1, 0, 1], "aabc")):
-        with pytest.raises(DataError, match="too few"):
+        with pytest.raises(DataError, match="Too few"):
             out_of_fold(np.zeros((4, 2)), np.array(labels), list(groups), 2)
 
 

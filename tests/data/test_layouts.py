@@ -101,17 +101,8 @@ def test_every_fault_of_a_contest_folder_is_listed(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"null",
-        b"3",
-        b"[]",
-        b'{"a.png": ["x"]}',
-        b"{" * 100_000,
-        b'{"a.png": ' + b"9" * 5000 + b"}",
-        '{"é": "x"}'.encode("latin-1"),
-        '{"a.png": "x"}'.encode("utf-16"),
-    ],
+    [b"", b"null", b"3", b"[]", b'{"a.png": ["x"]}', b"{" * 100_000, b'{"a.png": ' + b"9" * 5000 + b"}"]
+    + ['{"é": "x"}'.encode("latin-1"), '{"a.png": "x"}'.encode("utf-16")],
 )
 def test_odd_json_is_a_fault(tmp_path, content):
     contest(tmp_path, {}, "a.png")
@@ -195,18 +186,8 @@ def test_csv_in_a_folder_of_its_own_names_paths_from_the_root(tmp_path):
 
 def test_every_fault_of_a_csv_is_listed(tmp_path):
     touch(tmp_path, "a.png", "A.png", "b.png")
-    lines = [
-        "image,label,text",
-        "b.png,x,",
-        "b.png,y",
-        ",x",
-        "../b.png,x",
-        f"{tmp_path}/b.png,x",
-        "gone.png,x",
-        "a.png,x,scar, mucus",
-        "A.png,x",
-    ]
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    lines = ["image,label,text", "b.png,x,", "b.png,y", ",x", "../b.png,x", f"{tmp_path}/b.png,x", "gone.png,x", "a.png,x,scar, mucus"]
+    (tmp_path / "labels.csv").write_text("\n".join([*lines, "A.png,x"]))
     assert faults(tmp_path) == [
         "labels.csv, line 8: 4 cells under a header of 3; quote texts with commas",
         "labels.csv, line 3: 'b.png' is listed a second time",
@@ -220,15 +201,7 @@ def test_every_fault_of_a_csv_is_listed(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"\n\n",
-        b"a,b\n1,2\n",
-        b"image\na.png\n",
-        b"\x89PNG\0\0",
-        "name,age\né,7".encode("latin-1"),
-        "name,age\nx,7".encode("utf-16"),
-    ],
+    [b"", b"\n\n", b"a,b\n1,2\n", b"image\na.png\n", b"\x89PNG\0\0", "name,age\né,7".encode("latin-1"), "name,age\nx,7".encode("utf-16")],
 )
 def test_a_csv_that_is_no_list_of_labels_is_passed_over(tmp_path, content):
     contest(tmp_path, {"a.png": "x"})
@@ -339,16 +312,7 @@ def test_class_folders_beside_the_labels_of_held_out_images_are_all_classes(tmp_
 
 # ---------------------------------------------------------------- Kvasir
 
-KVASIR = (
-    "dyed-lifted-polyps",
-    "dyed-resection-margins",
-    "esophagitis",
-    "normal-cecum",
-    "normal-pylorus",
-    "normal-z-line",
-    "polyps",
-    "ulcerative-colitis",
-)
+KVASIR = "dyed-lifted-polyps dyed-resection-margins esophagitis normal-cecum normal-pylorus normal-z-line polyps ulcerative-colitis".split()
 
 
 @pytest.mark.parametrize("inside", ["", "kvasir-dataset/", "kvasir-dataset-v2/"])

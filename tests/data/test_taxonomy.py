@@ -144,7 +144,8 @@ def test_the_classes_of_a_region_keep_ids_and_what_stays_inside():
 
 
 @pytest.mark.parametrize(
-    ("target", "why"), [("nosse", "no region 'nosse'"), ("throat", "one class, 'throat'"), ("", "no region ''"), ("ear-left", "no region")]
+    ("target", "why"),
+    [("nosse", "No region named 'nosse'"), ("throat", "one class, 'throat'"), ("", "No region named ''"), ("ear-left", "No region")],
 )
 def test_a_target_that_is_none_says_why(target, why):
     with pytest.raises(UsageError, match=why) as caught:

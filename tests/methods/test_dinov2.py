@@ -203,7 +203,7 @@ def test_targets_that_cannot_be_trained(catalog, tmp_path):
     def only(*labels):
         return catalog.subset([i for i, label in zip(catalog.images, catalog.frame["label"]) if label in labels])
 
-    error(UsageError, "no region 'x'", "x")
+    error(UsageError, "No region named 'x'", "x")
     error(UsageError, "one class, 'top'", "s")
     error(RunError, "train part of the split has no image of left, right", "r", only("top"))
     error(RunError, "val part of the split has no image of left, right", "r", catalog, only("top"))
