@@ -1,5 +1,6 @@
 # make demo   set up and do the whole job on phantom data
 # make test   set up and run the tests
+# make lint   format, lint, the order of imports, the types of the public API
 # make foregut   a whole paper, small and from scratch, on the demo's data; its tables beside ours
 # make best DATA=FOLDER   the best recipe that was measured: three seeds together, submissions of tracks 1 and 2
 #                         (WEIGHTS=FILE where `entrep weights fetch mobilenetv2` cannot be)
@@ -13,7 +14,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test foregut best figures bench clean
+.PHONY: demo test lint foregut best figures bench clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
@@ -23,6 +24,12 @@ test: $(INSTALLED)
 	# One thread a worker: two that share the cores by threads are slower than one after the other.
 	# Bytecode is kept even where the environment says no: else each of the many processes compiles all of it.
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 foregut: $(INSTALLED)
 	test -d $(DEMO)/data || $(BIN)/entrep synth $(DEMO)/data --images 700 --test-images 210
@@ -61,7 +68,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	# torch first and alone: its exact version keeps the CPU build where one is at hand.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
 clean:

@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from entrep_cli.api.cache import cache_clear as cache_clear
     from entrep_cli.api.cache import cache_list as cache_list
     from entrep_cli.api.doctor import doctor as doctor
+    from entrep_cli.api.ensemble import ensemble as ensemble
+    from entrep_cli.api.inspect import inspect as inspect
+    from entrep_cli.api.pretrain import pretrain as pretrain
+    from entrep_cli.api.pretrain import pretraining_recipe as pretraining_recipe
     from entrep_cli.api.split import split as split
     from entrep_cli.api.synth import synth as synth
+    from entrep_cli.api.train import effective_recipe as effective_recipe
+    from entrep_cli.api.train import train as train
     from entrep_cli.api.weights import weights_check as weights_check
     from entrep_cli.api.weights import weights_fetch as weights_fetch
     from entrep_cli.api.weights import weights_list as weights_list
 
 # Function -> its module below `entrep_cli.api`.
 _FUNCTIONS = {
-    **{name: name for name in ("doctor", "split", "synth")},
+    **{name: name for name in ("doctor", "ensemble", "inspect", "pretrain", "split", "synth", "train")},
+    "effective_recipe": "train",
+    "pretraining_recipe": "pretrain",
     **{f"weights_{word}": "weights" for word in ("list", "check", "fetch")},
     **{f"cache_{word}": "cache" for word in ("list", "clear")},
 }

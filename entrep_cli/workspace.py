@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,9 +69,22 @@ def _default_data_dir(of_split: bool = True) -> Path:
     return Path("data")
 
 
+_runs: ContextVar[Path | None] = ContextVar("runs", default=None)
+
+
 def runs_dir() -> Path:
-    """Where everything is written: `ENTREP_RUNS`, else `runs`."""
-    return Path(os.environ.get("ENTREP_RUNS") or "runs")
+    """Where everything is written: what `writing_to` names, else `ENTREP_RUNS`, else `runs`."""
+    return _runs.get() or Path(os.environ.get("ENTREP_RUNS") or "runs")
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Inside the block everything is written to this folder."""
+    token = _runs.set(folder)
+    try:
+        yield
+    finally:
+        _runs.reset(token)
 
 
 def cache_dir(kind: str) -> Path:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from entrep_cli import console
 from entrep_cli.api.common import say_catalog, say_selection  # noqa: F401 - until every verb has its function
 from entrep_cli.console import flags  # noqa: F401
 from entrep_cli.errors import UsageError
 from entrep_cli.recipes.recipe import short_settings  # noqa: F401
+
+if TYPE_CHECKING:
+    from entrep_cli.recipes.recipe import Recipe
 
 Data = Annotated[
     Path | None,
@@ -113,3 +117,17 @@ def check_class_aware(mode: str, weight: float | None) -> None:
         raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", hint="--class-aware soft, or leave it out")
     if not math.isfinite(weight):
         raise UsageError(f"The class weight must be a number, not {weight}.", hint="--class-weight 0.05")
+
+
+def show_recipe(recipe: Recipe, resume: bool) -> dict[str, Any]:
+    """Print the complete settings of a training as TOML; the same for JSON.
+
+    Raises:
+        UsageError: together with `--resume`.
+    """
+    if resume:
+        raise UsageError("--show-recipe trains nothing.", hint="the recipe of a run is its config.toml: --recipe runs/NAME/config.toml")
+    from entrep_cli.recipes.recipe import recipe_toml
+
+    console.plain(recipe_toml(recipe))
+    return {"recipe": recipe.model_dump(mode="json", exclude_none=True)}

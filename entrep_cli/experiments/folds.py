@@ -90,10 +90,14 @@ def fold_run(run: Run, fold: int) -> Run:
     return Run(run.path(f"fold-{fold}"))
 
 
-def check_folds(split: Split) -> None:
-    """UsageError where a split has no folds."""
+def check_folds(split: Split, folds: int | None = None) -> None:
+    """UsageError where a split has no folds, or not as many."""
     if not split.folds:
-        raise UsageError("--folds needs a split into folds.", hint="`entrep split --folds 5`")
+        raise UsageError("--folds needs a split into folds.", hint=f"`entrep split --folds {folds or 5}`")
+    if folds not in (None, split.folds):
+        raise UsageError(
+            f"The split has {split.folds} folds, not {folds}.", hint=f"--folds {split.folds}, or `entrep split --folds {folds}`"
+        )
 
 
 def train_folds(
