@@ -25,7 +25,7 @@ from entrep_cli.models.lora import LoraSettings, add_lora, lora_parameters, merg
 cli = parser(__doc__)
 cli.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration")
 cli.add_argument("--batch", type=int, default=8, help="images, and texts, a pass")
-cli.add_argument("--threads", type=int, help="1 is the steadiest on a machine that others use too; default: torch's own choice")
+cli.add_argument("--threads", type=int, help="1 is the steadiest on a machine that others use too; default: torch's choice")
 args = cli.parse_args()
 if args.threads:
     torch.set_num_threads(args.threads)

@@ -39,7 +39,7 @@ from entrep_cli.retrieval.pipeline import Stages, choose_batch
 from entrep_cli.workspace import CONFIG, MODEL, Run, cache_dir, file_sha256
 
 parser = harness.parser(__doc__)
-parser.add_argument("--images", type=int, default=16, help="500 for figures that are told")
+parser.add_argument("--images", type=int, default=16, help="500 for the figures of benchmarks/README.md")
 parser.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration of one tower for images")
 parser.add_argument("--timm", default="vit_base_patch16_clip_quickgelu_224", help="the same model as timm has it")
 parser.add_argument("--precision", default="auto", help="of ours: auto, fp32, bf16, fp16")
@@ -150,7 +150,7 @@ def clip_retrieval_structure():
 ways = {
     "bare forward pass": bare,
     "ours": ours,
-    "ours, pixels kept": lambda: ours(keep_pixels=True),
+    "ours, pixels cached": lambda: ours(keep_pixels=True),
     "ours, second time": again,
     "open_clip loop": lambda: loop(stock.encode_image, transform),
     "timm loop": lambda: loop(of_timm, timm_transform),
@@ -173,7 +173,7 @@ for name, (seconds, result) in found.items():
     results[name] = {"seconds": seconds, "images/s": args.images / seconds, "share": base / seconds, "ratio": seconds / mine}
     if isinstance(result, dict):
         results[name]["stages"] = result
-    told = f"{args.images / seconds:.1f} images/s, share {base / seconds:.2f}, ratio {seconds / mine:.3g}"
+    told = f"{args.images / seconds:.1f} images/s, fraction {base / seconds:.2f}, ratio {seconds / mine:.3g}"
     print(f"{name}: {told}")
 results["chosen"] = {
     "device": f"{device} ({device_reason})",

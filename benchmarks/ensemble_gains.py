@@ -93,7 +93,7 @@ def main() -> None:
                 measures = [key for key, value in found.items() if isinstance(value, tuple)]
                 reliable += [(label if key == measures[0] else "", key, *found[key]) for key in measures]
                 own_t = f"{found['of_the_scored_images']:.3f}"
-                reliable.append(("", "T", f"{found['temperature']:.3f}", f"its own would be {own_t}", f"NLL {found['NLL_at_that']:.3f}"))
+                reliable.append(("", "T", f"{found['temperature']:.3f}", f"on these images {own_t}", f"NLL {found['NLL_at_that']:.3f}"))
                 told["calibration"] = {k: [i.as_dict() for i in v] if isinstance(v, tuple) else v for k, v in found.items()}
             document[label] = told
     console.table(f"On {given.part}, with 95% intervals", ["run", *SCORES], rows)

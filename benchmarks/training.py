@@ -42,7 +42,7 @@ from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
 from entrep_cli.workspace import Run
 
 parser = harness.parser(__doc__)
-parser.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration of open_clip's own towers")
+parser.add_argument("--model", default="ViT-B-16-quickgelu", help="any open_clip configuration with towers of open_clip")
 parser.add_argument("--levels", type=int, nargs="+", default=[3, 6, 9, 12], help="blocks that are fused")
 parser.add_argument("--batch", type=int, default=8, help="images a step; 32 is CLIP-LoRA's")
 parser.add_argument("--precision", default="auto", help="of both: auto, fp32, bf16, fp16")
