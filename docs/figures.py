@@ -25,7 +25,8 @@ from entrep_cli.commands.explain import explain
 from entrep_cli.commands.report import report
 from entrep_cli.commands.search import search
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.reporting.embedding_map import map_png, tsne
+from entrep_cli.reporting.drawing import embedding_map
+from entrep_cli.reporting.embedding_map import tsne
 from entrep_cli.retrieval.search import Finder, find_cases, gallery_query, open_finder
 from entrep_cli.workspace import open_run
 
@@ -53,13 +54,12 @@ def main(demo: Path, out: Path) -> None:
         rows = np.flatnonzero(labels != "")
         taxonomy: Taxonomy = finder.model.taxonomy
         region = {c.name: c.region for c in taxonomy.classes}
-        map_png(
+        embedding_map(
             tsne(np.asarray(finder.gallery.vectors[rows])),
             [("regions", [region[label] for label in labels[rows]]), ("classes", list(labels[rows]))],
-            drawn,
             f"t-SNE of the embeddings, {len(rows)} phantom images",
             order=[*taxonomy.names, *taxonomy.regions],
-        )
+        ).png(drawn)
         keep(drawn, out / "map.png")
         if browser := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome"):
             with served(finder) as address:

@@ -1,6 +1,9 @@
 """entrep: from a folder of ENT endoscopy images to validated challenge submissions.
 
-The verbs of the command line are functions here, with the same names and keywords, loaded on first use:
+The verbs of the command line are functions here, with the same names and keywords, loaded on first use. Each returns a
+`Result` with `tables()`, `frame()`, `to_dict()` and `to_latex()`. Nothing is printed: notes go to the logger `entrep_cli`,
+warnings to the `warnings` module, and errors are `entrep_cli.errors.EntrepError`. (`entrep_cli.app` is the command line; what
+`entrep app` serves is `entrep_cli.api.app.app`.)
 
     import entrep_cli as entrep
 
@@ -19,8 +22,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from entrep_cli.api.cache import cache_clear as cache_clear
     from entrep_cli.api.cache import cache_list as cache_list
+    from entrep_cli.api.compare import compare as compare
     from entrep_cli.api.doctor import doctor as doctor
+    from entrep_cli.api.embed import embed as embed
     from entrep_cli.api.ensemble import ensemble as ensemble
+    from entrep_cli.api.export import export as export
+    from entrep_cli.api.index import index as index
     from entrep_cli.api.inspect import inspect as inspect
     from entrep_cli.api.pretrain import pretrain as pretrain
     from entrep_cli.api.pretrain import pretraining_recipe as pretraining_recipe
@@ -28,13 +35,30 @@ if TYPE_CHECKING:
     from entrep_cli.api.synth import synth as synth
     from entrep_cli.api.train import effective_recipe as effective_recipe
     from entrep_cli.api.train import train as train
+    from entrep_cli.api.validate import validate as validate
     from entrep_cli.api.weights import weights_check as weights_check
     from entrep_cli.api.weights import weights_fetch as weights_fetch
     from entrep_cli.api.weights import weights_list as weights_list
 
 # Function -> its module below `entrep_cli.api`.
 _FUNCTIONS = {
-    **{name: name for name in ("doctor", "ensemble", "inspect", "pretrain", "split", "synth", "train")},
+    **{
+        name: name
+        for name in (
+            "compare",
+            "doctor",
+            "embed",
+            "ensemble",
+            "export",
+            "index",
+            "inspect",
+            "pretrain",
+            "split",
+            "synth",
+            "train",
+            "validate",
+        )
+    },
     "effective_recipe": "train",
     "pretraining_recipe": "pretrain",
     **{f"weights_{word}": "weights" for word in ("list", "check", "fetch")},

@@ -8,6 +8,7 @@ import functools
 import inspect
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,12 +42,14 @@ from entrep_cli.commands import (
     weights,
 )
 from entrep_cli.commands import app as search_page  # and the command line as a whole is `app`
-from entrep_cli.commands import inspect as inspection  # the library's `inspect` is at work here too
-from entrep_cli.errors import EntrepError, Interrupted
+from entrep_cli.commands import inspect as inspection  # the standard library's `inspect` is used here too
+from entrep_cli.errors import EntrepError, Interrupted, UsageError
+from entrep_cli.results import Result
 
+Command = Callable[..., Result | dict[str, Any] | None]
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command
 # imports what it needs when it runs, so that `entrep --help` stays fast.
-PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
+PANELS: dict[str, list[tuple[Command, str]]] = {
     "Data": [
         (synth.synth, "Draw a phantom dataset to try things on: entrep synth phantom"),
         (inspection.inspect, "What is wrong with a dataset, before training: entrep inspect"),
@@ -82,10 +85,10 @@ PANELS: dict[str, list[tuple[Callable[..., dict[str, Any]], str]]] = {
     ],
 }
 # Commands of two words: the first -> its panel, what its help says, and the second words. They come last in their panel.
-GROUPS: dict[str, tuple[str, str, dict[str, tuple[Callable[..., dict[str, Any]], str]]]] = {
+GROUPS: dict[str, tuple[str, str, dict[str, tuple[Command, str]]]] = {
     "weights": (
         "Machine",
-        "Published weights, here or not: entrep weights list",
+        "Pretrained weights, cached or not: entrep weights list",
         {
             "list": (weights.list_, "All that recipes need: entrep weights list"),
             "check": (weights.check, "Whole, and of their model: entrep weights check"),
@@ -96,11 +99,12 @@ GROUPS: dict[str, tuple[str, str, dict[str, tuple[Callable[..., dict[str, Any]],
         "Machine",
         "What can be computed again: entrep cache list",
         {
-            "list": (cache.list_, "How much there is, by kind: entrep cache list"),
+            "list": (cache.list_, "How much is cached, by kind: entrep cache list"),
             "clear": (cache.clear, "Free the disk of it: entrep cache clear"),
         },
     ),
 }
+_WRONG_USAGE = typer.BadParameter.__mro__[2]  # the base of typer's errors, which it does not name
 GLOBAL_FLAGS = ("--json", "--quiet", "-q")
 
 
@@ -118,7 +122,19 @@ class _Help:
         return params
 
 
-class _Command(_Help, typer.core.TyperCommand): ...
+class _Command(_Help, typer.core.TyperCommand):
+    """Wrong usage names the option that is meant, where another command or program calls it otherwise."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        options = {name for param in self.params for name in param.opts}
+        for typed in {"--part", "--on"}.intersection(args):
+            if "--split" in options and typed not in options:
+                raise UsageError(f"No option {typed}.", hint="--split names the images that are scored")
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            hint = f"--run {shlex.quote(ctx.args[0])}" if "--run" in options else f"see `entrep {self.name} --help`"
+            raise UsageError(f"Unexpected argument {ctx.args[0]!r}.", hint=hint)
+        return rest
 
 
 class _Group(_Help, typer.core.TyperGroup): ...
@@ -153,28 +169,30 @@ def _options(
     # `main` has set the mode from the flags: an error in the command line itself must keep to it too.
 
 
-def _register(
-    function: Callable[..., dict[str, Any]], panel: str | None, short: str, group: typer.Typer | None = None, name: str | None = None
-) -> None:
+def _register(function: Command, panel: str | None, short: str, group: typer.Typer | None = None, name: str | None = None) -> None:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
         processes.check_distributed(function.__name__)
         result = function(*args, **kwargs)
-        if result:
-            console.document(result)
-        if result.get("ok") is False:
-            raise typer.Exit(1)
+        document = result.to_dict() if isinstance(result, Result) else result
+        if document:
+            console.document(document)
+            if document.get("ok") is False:
+                raise typer.Exit(1)
 
     # The lines of a docstring are not those of a terminal; its paragraphs are.
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(function) or "").split("\n\n"))
-    (app if group is None else group).command(name, cls=_Command, help=text, short_help=short, rich_help_panel=panel)(command)
+    settings = {"allow_extra_args": True}  # which `_Command` refuses
+    (app if group is None else group).command(
+        name, cls=_Command, help=text, short_help=short, rich_help_panel=panel, context_settings=settings
+    )(command)
 
 
 for _panel, _commands in PANELS.items():
     for _function, _short in _commands:
         _register(_function, _panel, _short)
 for _first, (_panel, _help, _words) in GROUPS.items():
-    # Without its second word a command is wrong usage, in --json too; help that nobody asked for would be no document.
+    # Without its second word a command is wrong usage, in --json too, where a help text would be no document.
     _group = typer.Typer(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
     for _second, (_function, _short) in _words.items():
         _register(_function, None, _short, _group, _second)
@@ -186,9 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 data or run at fault, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # `entrep split --json` means the same as `entrep --json split`; what follows `--` is no option.
-    own = arguments.index("--") if "--" in arguments else len(arguments)
-    flags = [a for a in arguments[:own] if a in GLOBAL_FLAGS]
-    arguments = flags + [a for i, a in enumerate(arguments) if i >= own or a not in GLOBAL_FLAGS]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [a for a in arguments[:end] if a in GLOBAL_FLAGS]
+    arguments = flags + [a for i, a in enumerate(arguments) if i >= end or a not in GLOBAL_FLAGS]
     console.set_mode("json" if "--json" in flags else "quiet" if flags else "human")
     if not processes.is_main():
         console.set_mode("silent")
@@ -198,19 +216,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             setattr(sys, name, open(os.devnull, "w"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not end a command on an ASCII terminal
-    with contextlib.suppress(ValueError):  # not in the main thread: a caller's own business
+    with contextlib.suppress(ValueError):  # not in the main thread, where the caller decides
         signal.signal(signal.SIGTERM, _terminated)
     try:
         app(arguments, prog_name="entrep")
     except SystemExit as error:
         if error.code == 130:
-            _fail(Interrupted("Interrupted. Nothing half written was kept."))
+            _fail(Interrupted("Interrupted. No partial files were left."))
         if isinstance(error.__context__, BrokenPipeError):  # `entrep ... | head -1`: nothing is at fault
             raise SystemExit(141) from None  # as of any tool that SIGPIPE ends
-        # typer has told a person what is wrong with the command line; a program is told here.
-        told = getattr(error.__context__, "format_message", None)
-        if told:
-            console.document(_error_document(EntrepError(told(), hint="see the command's --help")))
+        # typer has shown a person what is wrong with the command line; a program reads it here.
+        if isinstance(error.__context__, _WRONG_USAGE):
+            console.document(_error_document(EntrepError(error.__context__.format_message(), hint="see the command's --help")))
         raise
     except Exception as error:
         if os.environ.get("ENTREP_DEBUG") == "1":
@@ -219,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _terminated(*_: object) -> None:
-    """`kill` ends a command as an interrupt does: what was started is taken away on the way out."""
+    """`kill` ends a command as an interrupt does: partial files are removed on the way out."""
     raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -232,7 +249,7 @@ def _explained(error: Exception) -> EntrepError:
     # By its name, for torch may never have been imported.
     if type(error).__name__ == "OutOfMemoryError":
         hint = "smaller batches (train: --set train.batch_size=16, or --set checkpointing=true; embed: --batch-size 32), or --device cpu"
-        return EntrepError("The GPU's memory is full.", hint=f"{hint}; `nvidia-smi` shows who else is on it")
+        return EntrepError("The GPU's memory is full.", hint=f"{hint}; `nvidia-smi` shows what else runs on it")
     if isinstance(error, MemoryError):
         return EntrepError("The memory is full.", hint="smaller batches (--set train.batch_size=8; embed: --batch-size 8)")
     return EntrepError(f"{type(error).__name__}: {error}", hint="this is a bug in entrep; ENTREP_DEBUG=1 shows where it happened")
@@ -252,7 +269,7 @@ def _error_document(error: EntrepError) -> dict[str, Any]:
 def _from_os(error: OSError) -> EntrepError:
     """An error of the file system as a sentence and its hint."""
     hints = {
-        errno.ENOSPC: ("The disk is full.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER; nothing half written was kept"),
+        errno.ENOSPC: ("The disk is full.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER; no partial files were left"),
         errno.EDQUOT: ("Your disk quota is used up.", "free some space, or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EFBIG: (
             "The file is larger than is allowed here.",
@@ -262,7 +279,7 @@ def _from_os(error: OSError) -> EntrepError:
         errno.EACCES: ("Permission denied.", "check who owns the file, or write elsewhere with ENTREP_RUNS=FOLDER"),
         errno.EEXIST: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),
         errno.ENOTDIR: ("A file is in the way of a folder.", "name another folder with ENTREP_RUNS=FOLDER, or move the file"),
-        errno.ENOENT: ("There is no such file or folder.", "check the path"),
+        errno.ENOENT: ("No such file or folder.", "check the path"),
     }
     what, hint = hints.get(error.errno or 0, (f"{error.strerror or error}.", None))
     return EntrepError(what, where=error.filename, hint=hint)

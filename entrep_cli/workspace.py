@@ -35,7 +35,7 @@ SPLIT = "split.json"
 # ---------------------------------------------------------------- places
 
 
-def data_dir(option: Path | None = None, *, of_split: bool = True) -> Path:
+def data_dir(option: str | Path | None = None, *, of_split: bool = True) -> Path:
     """The dataset folder: the option, else `ENTREP_DATA`, else the one that was split, else `data`.
 
     Args:
@@ -44,7 +44,7 @@ def data_dir(option: Path | None = None, *, of_split: bool = True) -> Path:
     Raises:
         DataError: there is no such folder.
     """
-    folder = option or _default_data_dir(of_split)
+    folder = Path(option) if option else _default_data_dir(of_split)
     if not folder.is_dir():
         what = "The dataset folder is a file." if folder.exists() else "There is no dataset folder."
         raise DataError(

@@ -1,19 +1,30 @@
-"""What several verbs do alike: say what was read, and leave a training that was interrupted in order."""
+"""What several verbs do alike: check options, say what was read, and leave a training that was interrupted in order."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from entrep_cli import console, processes
-from entrep_cli.errors import Interrupted
+from entrep_cli.errors import Interrupted, UsageError
 from entrep_cli.workspace import CHECKPOINT
 
 if TYPE_CHECKING:
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.evaluation.selection import Selection
     from entrep_cli.workspace import Run
+
+
+def check_class_aware(mode: str, weight: float | None) -> None:
+    """UsageError for a class weight that nothing would use, or that is not finite; before anything heavy is imported."""
+    if weight is None:
+        return
+    if mode != "soft":
+        raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", hint="--class-aware soft, or leave it out")
+    if not math.isfinite(weight):
+        raise UsageError(f"The class weight must be a number, not {weight}.", hint="--class-weight 0.05")
 
 
 def say_catalog(catalog: Catalog) -> None:

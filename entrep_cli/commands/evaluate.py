@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,7 +130,7 @@ def _evaluate_part(
     own = options.flags(run=opened.reference, data=data)
     page = options.flags(part=part if part in ("val", "queries") else None, fold=fold, data=data)
     console.next_commands(
-        f"entrep report {shlex.quote(opened.reference)}{page}", f"entrep predict --track {1 if model.target == 'class' else 2}{own}"
+        f"entrep report{options.flags(run=opened.reference)}{page}", f"entrep predict --track {1 if model.target == 'class' else 2}{own}"
     )
     return document
 
@@ -211,7 +210,7 @@ def _evaluate_submission(submission: Path, truth: Path, track: int, data: Path |
         title, folder / "evaluation" / submission.stem, taxonomy, scores.classification, scores.retrieval, None, scores.notes, scores.chance
     )
     if folder == own.folder:
-        console.next_commands(f"entrep report {shlex.quote(own.reference)}{options.flags(data=data)}")
+        console.next_commands(f"entrep report{options.flags(run=own.reference, data=data)}")
     return document
 
 
@@ -230,10 +229,10 @@ def _show(
     """All numbers as JSON and the confusion matrix as PNG, at `stem`; then tables."""
     document: dict[str, Any] = {"title": title, "notes": notes, **({"chance": chance} if chance else {}), **(more or {})}
     if classification is not None:
-        from entrep_cli.reporting.figures import confusion_png
+        from entrep_cli.reporting.drawing import confusion
 
         table = classification.as_dict()
-        picture = confusion_png(classification.confusion, classification.class_names, stem.with_name(f"{stem.name}.png"), title)
+        picture = confusion(classification.confusion, classification.class_names, title).png(stem.with_name(f"{stem.name}.png"))
         document |= {"classification": table, "figure": str(picture)}
     document["retrieval"] = {name: scores.as_dict() for name, scores in retrieval.items()}
     path = stem.with_name(f"{stem.name}.json")

@@ -1,15 +1,14 @@
-"""Options that several commands share, with one wording each."""
+"""Options of several commands, with one wording each."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from entrep_cli import console
-from entrep_cli.api.common import say_catalog, say_selection  # noqa: F401 - until every verb has its function
+from entrep_cli.api.common import check_class_aware, say_catalog, say_selection  # noqa: F401 - until every verb has its function
 from entrep_cli.console import flags  # noqa: F401
 from entrep_cli.errors import UsageError
 from entrep_cli.recipes.recipe import short_settings  # noqa: F401
@@ -38,7 +37,7 @@ Groups = Annotated[
     ),
 ]
 MaskGroups = Annotated[
-    bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's own group are left out of the answers.")
+    bool, typer.Option("--mask-groups/--no-mask-groups", help="Whether frames of the query's group are left out of the answers.")
 ]
 _RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.toml"))
 RecipeName = Annotated[
@@ -62,15 +61,19 @@ Weights = Annotated[
 Tune = Annotated[str | None, typer.Option(help="What is learned: head, lora or full.", show_default=False)]
 LabelFraction = Annotated[
     float | None,
-    typer.Option("--label-fraction", help="Of mics: the share of each class's training images that keep their label.", show_default=False),
+    typer.Option(
+        "--label-fraction", help="Of mics: the fraction of each class's training images that keep their label.", show_default=False
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="At most this many epochs.", min=1, show_default=False)]
 RecipeSeed = Annotated[int | None, typer.Option("--seed", help="Same seed, same run.", min=0, show_default=False)]
 Precision = Annotated[str, typer.Option(help="Number format of the towers in training: auto (the fastest here), fp32, bf16 or fp16.")]
 On = Annotated[str, typer.Option("--split", help="Scored on test or val of the split, or on queries: the test folder and its truth.")]
-Fold = Annotated[int | None, typer.Option(help="The fold kept for testing, of a split into folds.", min=0, show_default=False)]
+ScoredSplit = Annotated[str, typer.Option("--split", help="test or val; queries: the test folder and its truth.")]
+OtherFold = Annotated[int | None, typer.Option("--fold", help="Another fold than that of the run.", min=0, show_default=False)]
+Fold = Annotated[int | None, typer.Option(help="The fold held out for testing, of a split into folds.", min=0, show_default=False)]
 Tta = Annotated[
-    bool, typer.Option("--tta", help="Test-time augmentation: look at each image and its flip; sides are kept right.", show_default=False)
+    bool, typer.Option("--tta", help="Test-time augmentation: look at each image and its flip; sides stay right.", show_default=False)
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many answers to a query.")]
 ClassMode = Literal["off", "hard", "soft"]
@@ -107,16 +110,6 @@ Refine = Annotated[
         show_default=False,
     ),
 ]
-
-
-def check_class_aware(mode: str, weight: float | None) -> None:
-    """UsageError for a weight that nothing would use, or that is none; before anything heavy begins."""
-    if weight is None:
-        return
-    if mode != "soft":
-        raise UsageError(f"--class-weight goes with --class-aware soft, not with {mode}.", hint="--class-aware soft, or leave it out")
-    if not math.isfinite(weight):
-        raise UsageError(f"The class weight must be a number, not {weight}.", hint="--class-weight 0.05")
 
 
 def show_recipe(recipe: Recipe, resume: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from entrep_cli import console
+from entrep_cli.api import common
 from entrep_cli.commands import options
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.workspace import data_dir, data_dir_exists, open_run
@@ -77,7 +78,7 @@ def predict(
     gallery, top_k = gallery or "test", top_k or 10
     if track == 1 and class_aware != "off":
         raise UsageError("--class-aware ranks a gallery; it is for tracks 2 and 3.", hint="leave it out")
-    options.check_class_aware(class_aware, class_weight)
+    common.check_class_aware(class_aware, class_weight)
     if refine is not None and (track != 2 or class_aware != "off"):
         raise UsageError("--refine is for the image queries of track 2, by the cosine alone.", hint="leave it or --class-aware out")
     if template is not None and track != 3:

@@ -14,8 +14,8 @@ from entrep_cli.workspace import data_dir
 
 
 def report(
-    run: Annotated[str | None, typer.Argument(help="Name or folder (default: the one that completed last).", show_default=False)] = None,
     data: options.Data = None,
+    run: options.RunName = None,
     part: Annotated[str, typer.Option("--split", help="test or val of the split; queries: the test folder and its truth.")] = "test",
     fold: Annotated[int | None, typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
     private: Annotated[bool, typer.Option("--private", help="Leave out file names, texts, places and pictures.")] = False,
@@ -49,7 +49,7 @@ def report(
     console.next_commands(*content.next_commands)
     return {
         "run": scored.run.name,
-        "part": content.part,
+        "part": content.split,
         "images": content.n_images,
         "page": str(path),
         "bytes": size,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entrep_cli import console
+from entrep_cli.api import common
 from entrep_cli.commands import options
 from entrep_cli.workspace import fingerprint, open_run
 
@@ -54,7 +55,7 @@ def search(
         raise UsageError(f"The sheet cannot be {str(save)!r}.", hint="name a new file that ends in .png with --save")
     if save is not None and not sheet:
         raise UsageError("--save names a sheet, and --no-sheet draws none.", hint="leave one of them out")
-    options.check_class_aware(class_aware, class_weight)
+    common.check_class_aware(class_aware, class_weight)
     check_template(template)
     if template is not None and is_file:
         raise UsageError(f"--template is for text queries; {query!r} is a file.", hint="leave it out")
@@ -94,7 +95,7 @@ def search(
 
 def _draw(result: SearchResult, image: Path | None, save: Path | None, folder: Path, settings: list[Any]) -> Path | None:
     """The sheet, where it was asked for or under a name that the query and its settings make; None where that folder is not ours."""
-    from entrep_cli.reporting.figures import Tile, contact_sheet
+    from entrep_cli.reporting.contact_sheets import Tile, contact_sheet
     from entrep_cli.retrieval import search as retrieval
 
     tiles = [Tile(image, f"query\n{result.query.label}", "query")] if image else []

@@ -23,7 +23,8 @@ from entrep_cli.methods.base import Decisions
 from entrep_cli.methods.hybrid import NONE_ACCEPTED, Hybrid
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.methods.runs import load_model
-from entrep_cli.reporting.embedding_map import map_png, tsne
+from entrep_cli.reporting.drawing import embedding_map
+from entrep_cli.reporting.embedding_map import tsne
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.workspace import Run, write_json_atomic
@@ -165,10 +166,9 @@ def _map(run: Run, seen: Embeddings, part: Catalog, on: str) -> Path | None:
         return None
     labels = part.frame["label"].tolist()
     region = {c.name: c.region for c in part.taxonomy.classes}
-    return map_png(
+    return embedding_map(
         tsne(np.asarray(seen.vectors)),
         [("regions", [region[label] for label in labels]), ("classes", labels)],
-        run.path("paper", f"{on}-map.png"),
         f"t-SNE of the prototypes' visual embeddings, run {run.name}, {on}: {len(part)} images",
         order=[*part.taxonomy.names, *part.taxonomy.regions],
-    )
+    ).png(run.path("paper", f"{on}-map.png"))

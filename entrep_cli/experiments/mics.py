@@ -29,7 +29,8 @@ from entrep_cli.methods.mics_pretraining import LOSSES, MicsPretrainingRecipe, g
 from entrep_cli.models.backbones import Backbone
 from entrep_cli.models.device import choose_device
 from entrep_cli.models.mics import LossWeights
-from entrep_cli.reporting.figures import curves_png, picture_grid
+from entrep_cli.reporting.contact_sheets import picture_grid
+from entrep_cli.reporting.drawing import curves
 from entrep_cli.training.validation import batched
 from entrep_cli.workspace import METRICS, Run
 
@@ -67,7 +68,7 @@ class RunPictures:
         history = _history(self.run)
         for heading, part, column in _LINES:
             panels.setdefault(heading, {})[part] = [row[column] for row in history]
-        curves_png(panels, self.run.path("losses.png"), f"Losses of {self.run.name}", kept=kept)
+        curves(panels, f"Losses of {self.run.name}", best_epoch=kept).png(self.run.path("losses.png"))
 
 
 def _history(run: Run) -> list[dict[str, float]]:

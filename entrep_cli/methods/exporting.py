@@ -118,7 +118,7 @@ def open_exported(run: Run) -> ExportedModel:
     """
     _require("onnxruntime")
     folder = run.path(_FOLDER)
-    hint = f"`entrep export {run.reference}`"
+    hint = f"`entrep export --run {run.reference}`"
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         hashes = manifest["sha256"]

@@ -1,7 +1,7 @@
-"""What a report says, before it is drawn: plain values, from a run's scores on one part.
+"""What a report says, before it is drawn: plain values, from a run's scores on one split.
 
-Everything that could tell a name, a text or a picture of the data has gone through `Pictures` by then, so
-that a private report holds none of them anywhere.
+Every name, text and picture of the data has gone through `Pictures` by then, so that a private report holds
+none of them anywhere.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.evaluation.calibration import Reliability
 from entrep_cli.evaluation.intervals import Interval
 from entrep_cli.evaluation.subsets import SubsetScores
-from entrep_cli.reporting.embedding_map import places
-from entrep_cli.reporting.pictures import Pictures, sprite
+from entrep_cli.reporting.embedding_map import EmbeddingMap
 
 Kind = Literal["query", "hit", "miss", "truth"]
 
@@ -38,11 +36,11 @@ class Sheet:
 
     Attributes:
         heading: what the query is, for a text the text itself.
-        told: how well it was answered.
+        summary: how well it was answered.
     """
 
     heading: str
-    told: str
+    summary: str
     tiles: tuple[Tile, ...]
 
 
@@ -70,7 +68,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The most confident wrong answers; `by` tells what the attention maps are, `reason` why there are none."""
+    """The most confident wrong answers; `by` names the method of the attention maps, `reason` says why they are missing."""
 
     shown: tuple[Mistake, ...]
     n: int
@@ -83,50 +81,31 @@ class Calibration:
     """How far confidences can be trusted, as they are and at a temperature fitted on validation images.
 
     Attributes:
-        ece: of the answers as they are, with its interval.
-        tempered, temperature: None where there was nothing to fit one on.
-        n_fitted: images it was fitted on; `same_part`: they are the ones that are scored here.
+        scores: every metric of calibration with its interval, by its key.
+        tempered, tempered_scores, temperature: None where there was nothing to fit one on.
+        n_fitted: images it was fitted on; `same_images`: they are the ones that are scored here.
     """
 
     plain: Reliability
-    ece: Interval
+    scores: Mapping[str, Interval]
     tempered: Reliability | None = None
+    tempered_scores: Mapping[str, Interval] | None = None
     temperature: float | None = None
     n_fitted: int = 0
-    same_part: bool = False
+    same_images: bool = False
+
+    @property
+    def ece(self) -> Interval:
+        return self.scores["ECE"]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Learning curves: heading -> line -> a value an epoch; `kept` is the epoch whose weights are kept, 0 for none."""
+    """Learning curves: heading -> line -> a value an epoch; `best_epoch` is that of the run's weights, 0 for none."""
 
     epochs: tuple[int, ...]
     panels: Mapping[str, Mapping[str, tuple[float, ...]]]
-    kept: int
-
-
-@dataclass(frozen=True)
-class EmbeddingMap:
-    """A map of the part.
-
-    Attributes:
-        places: (N, 2). classes, regions: (N,) indices into their names.
-        captions: name and class of each.
-        sprite: the thumbnails in one picture, `columns` in a row; "" where there are none.
-        how: t-SNE or PCA.
-        n_part: images of the part, of which N are drawn.
-    """
-
-    places: np.ndarray
-    classes: np.ndarray
-    regions: np.ndarray
-    class_names: tuple[str, ...]
-    region_names: tuple[str, ...]
-    captions: tuple[str, ...]
-    sprite: str
-    columns: int
-    how: str
-    n_part: int
+    best_epoch: int
 
 
 @dataclass(frozen=True)
@@ -147,13 +126,13 @@ class Content:
     Attributes:
         facts: heading -> name -> value, of the run.
         recipe: its effective configuration as TOML; "" where that is private.
-        commands: what made it, and what to do next.
+        commands: that make the run again; `next_commands`: what to do with it.
         stages: of a hybrid, as `Hybrid.stage_counts` gives them.
         published: tables of papers beside ours.
     """
 
     run: str
-    part: str
+    split: str
     n_images: int
     n_groups: int
     data: str
@@ -161,7 +140,6 @@ class Content:
     recipe: str
     commands: tuple[str, ...]
     next_commands: tuple[str, ...]
-    taxonomy: Taxonomy
     scores: SubsetScores
     calibration: Calibration
     curves: Curves | None
@@ -175,40 +153,6 @@ class Content:
     made: str = ""
 
 
-MAX_POINTS = 6000  # of a map; more would be a page that no phone opens
-MAX_THUMBNAILS = 2000
-
-
-def embedding_map(
-    vectors: np.ndarray, targets: np.ndarray, taxonomy: Taxonomy, pictures: Pictures, *, seed: int = 0
-) -> EmbeddingMap | None:
-    """The map of a part's (N, D) embeddings; None for fewer than four images, of which no map can be made.
-
-    Of more than `MAX_POINTS` images an even sample is drawn, and pictures are kept for `MAX_THUMBNAILS`.
-    """
-    n = len(vectors)
-    if n < 4:
-        return None
-    chosen = np.arange(n) if n <= MAX_POINTS else np.linspace(0, n - 1, MAX_POINTS).round().astype(int)
-    where, how = places(np.asarray(vectors)[chosen], seed=seed)
-    regions = taxonomy.regions
-    region_of = np.array([regions.index(c.region) for c in taxonomy.classes])
-    columns = max(int(np.ceil(np.sqrt(min(len(chosen), MAX_THUMBNAILS)))), 1)
-    shown = [] if pictures.private else [pictures.paths[i] for i in chosen[:: -(-len(chosen) // MAX_THUMBNAILS)]]
-    return EmbeddingMap(
-        places=where,
-        classes=targets[chosen],
-        regions=region_of[targets[chosen]],
-        class_names=tuple(taxonomy.names),
-        region_names=tuple(regions),
-        captions=tuple(pictures.name(i) for i in chosen),
-        sprite=sprite(shown, columns),
-        columns=columns,
-        how=how,
-        n_part=n,
-    )
-
-
 def worst_mistakes(probabilities: np.ndarray, targets: np.ndarray, n: int) -> np.ndarray:
     """Numbers of the n most confident wrong answers, the most confident first; ties in the order of the images."""
     answers = probabilities.argmax(axis=1)
@@ -219,7 +163,7 @@ def worst_mistakes(probabilities: np.ndarray, targets: np.ndarray, n: int) -> np
 _MEASURES = {"loss": "Loss", "accuracy": "Accuracy", "macro_f1": "Macro F1"}
 
 
-def learning_curves(rows: Sequence[Mapping[str, str]], kept: int) -> Curves | None:
+def learning_curves(rows: Sequence[Mapping[str, str]], best_epoch: int) -> Curves | None:
     """The rows of a `metrics.csv` as curves, those of one measure in one panel; None without epochs or numbers.
 
     What is neither a loss nor a known score goes into a panel of its own name.
@@ -237,7 +181,7 @@ def learning_curves(rows: Sequence[Mapping[str, str]], kept: int) -> Curves | No
         epochs = tuple(int(float(row["epoch"])) for row in rows)
     except ValueError:
         return None
-    return Curves(epochs, panels, kept) if panels else None
+    return Curves(epochs, panels, best_epoch) if panels else None
 
 
 def _float(cell: str | None) -> float:

@@ -1,19 +1,17 @@
-"""A map of embeddings: t-SNE in the plane, coloured and marked by region and by class (Foregut paper, figure 2)."""
+"""A map of embeddings: their places in the plane, and what a page shows of each image."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from entrep_cli.workspace import atomic_path
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.reporting.pictures import Pictures, sprite
 
-# Okabe and Ito's colours, told apart by colour-blind people, from dark to light; the marks tell apart
-# what colours cannot in grey. Every further eight classes begin the colours anew with other marks.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#B5A900")
-_MARKS = "osD^vPX*<>hd"
+MAX_TSNE = 2000  # images; its time grows faster than their number, and a report must not take minutes
+MAX_POINTS = 6000  # of a map; more would be a page that no phone opens
+MAX_THUMBNAILS = 2000
 
 
 def tsne(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -34,62 +32,66 @@ def tsne(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
 
 
-def pca(vectors: np.ndarray) -> np.ndarray:
-    """(N, D) rows to (N, 2), on their two principal axes; of both directions of an axis the one in which its largest part is positive."""
-    centred = np.asarray(vectors, np.float64)
-    centred = centred - centred.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
-    return centred @ axes
-
-
-MAX_TSNE = 2000  # images; its time grows faster than their number, and a report must not take minutes
-
-
 def places(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:
     """(N, 2) for N >= 4 rows, and how: `t-SNE` up to `MAX_TSNE` images, `PCA` above."""
-    return (tsne(vectors, seed=seed), "t-SNE") if len(vectors) <= MAX_TSNE else (pca(vectors), "PCA")
+    if len(vectors) <= MAX_TSNE:
+        return tsne(vectors, seed=seed), "t-SNE"
+    from sklearn.decomposition import PCA
+
+    return PCA(2, svd_solver="covariance_eigh").fit_transform(np.asarray(vectors, np.float64)), "PCA"
 
 
-def map_png(
-    places: np.ndarray, labellings: Sequence[tuple[str, Sequence[str]]], path: str | Path, title: str, *, order: Sequence[str] = ()
-) -> Path:
-    """Draw the same places once for each labelling, side by side, as the paper does by region and by class.
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """A map of the images of a split.
 
-    Args:
-        places: (N, 2), as from `tsne`.
-        labellings: (heading, N labels) each.
-        path: the PNG to write, replaced in one step.
-        title: above all.
-        order: labels in the order of the legends; others follow, sorted.
-
-    Returns:
-        `path`.
+    Attributes:
+        places: (N, 2). classes, regions: (N,) indices into their names.
+        captions: the name of each image.
+        sprite: the thumbnails in one picture, `columns` in a row, of every `step`th image; "" where there are none.
+        how: t-SNE or PCA.
+        n_images: in the split, of which N are drawn.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        figure = Figure(figsize=(5.2 * len(labellings), 5.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(textwrap.fill(title, 45 * len(labellings)), fontsize=11, parse_math=False)
-        for axes, (heading, labels) in zip(figure.subplots(1, len(labellings), squeeze=False).flat, labellings):
-            labels = np.asarray(labels, dtype=object)
-            rank = {name: i for i, name in enumerate(order)}
-            for i, name in enumerate(sorted(set(labels), key=lambda name: (rank.get(name, len(rank)), name))):
-                chosen = places[labels == name]
-                mark = _MARKS[(i + i // len(_COLOURS)) % len(_MARKS)]
-                look = {"s": 22, "c": _COLOURS[i % len(_COLOURS)], "marker": mark, "linewidths": 0.4, "edgecolors": "white", "alpha": 0.85}
-                axes.scatter(*chosen.T, label=f"{textwrap.shorten(name, 28, placeholder='...')} ({len(chosen)})", **look)
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(heading, fontsize=10, parse_math=False)
-            # Below the map: inside it a legend would hide images.
-            legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=2, fontsize=8, frameon=False)
-            for text in legend.get_texts():
-                text.set_parse_math(False)
-        path = Path(path)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-        return path
+    places: np.ndarray
+    classes: np.ndarray
+    regions: np.ndarray
+    class_names: tuple[str, ...]
+    region_names: tuple[str, ...]
+    captions: tuple[str, ...]
+    sprite: str
+    columns: int
+    step: int
+    how: str
+    n_images: int
+
+
+def embedding_map(
+    vectors: np.ndarray, targets: np.ndarray, taxonomy: Taxonomy, pictures: Pictures, *, seed: int = 0
+) -> EmbeddingMap | None:
+    """The map of (N, D) embeddings; None for fewer than four images, of which no map can be made.
+
+    Of more than `MAX_POINTS` images an even sample is drawn, with a picture for at most `MAX_THUMBNAILS`.
+    """
+    n = len(vectors)
+    if n < 4:
+        return None
+    chosen = np.arange(n) if n <= MAX_POINTS else np.linspace(0, n - 1, MAX_POINTS).round().astype(int)
+    where, how = places(np.asarray(vectors)[chosen], seed=seed)
+    regions = taxonomy.regions
+    region_of = np.array([regions.index(c.region) for c in taxonomy.classes])
+    columns = int(np.ceil(np.sqrt(min(len(chosen), MAX_THUMBNAILS))))
+    step = -(-len(chosen) // MAX_THUMBNAILS)
+    return EmbeddingMap(
+        places=where,
+        classes=targets[chosen],
+        regions=region_of[targets[chosen]],
+        class_names=tuple(taxonomy.names),
+        region_names=tuple(regions),
+        captions=tuple(pictures.name(i) for i in chosen),
+        sprite=sprite([] if pictures.private else [pictures.paths[i] for i in chosen[::step]], columns),
+        columns=columns,
+        step=step,
+        how=how,
+        n_images=n,
+    )

@@ -5,15 +5,16 @@ All names and texts are escaped by the template engine; pictures are scaled down
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from entrep_cli import __version__
-from entrep_cli.data.images import ImageError, read_image
 from entrep_cli.data.inspection import Inspection
 from entrep_cli.data.remarks import Remark
-from entrep_cli.reporting.pages import data_uri, render
+from entrep_cli.reporting.pages import render
+from entrep_cli.reporting.pictures import thumbnail
 from entrep_cli.workspace import write_text_atomic
 
 THUMBNAIL = 128  # pixels of the longer side; some 4 kB each
@@ -39,9 +40,9 @@ def write_page(inspection: Inspection, path: Path, *, private: bool = False) -> 
 def page(inspection: Inspection, *, private: bool = False) -> str:
     """The page as HTML; for the arguments see `write_page`."""
     document = inspection.as_dict(private)
-    thumbnails = _Thumbnails(inspection, private)
+    picture_of = cache(lambda key: "" if private else thumbnail(inspection.pictures[key].path, THUMBNAIL))
     bands = [
-        (title, [_section(remark, inspection, thumbnails, private) for remark in inspection.remarks if remark.severity == severity])
+        (title, [_section(remark, inspection, picture_of, private) for remark in inspection.remarks if remark.severity == severity])
         for severity, title in _BANDS
     ]
     tables = {
@@ -68,28 +69,10 @@ def page(inspection: Inspection, *, private: bool = False) -> str:
     )
 
 
-class _Thumbnails:
-    """Pictures as data URIs, each read once; "" for one that is hidden or cannot be read."""
-
-    def __init__(self, inspection: Inspection, private: bool) -> None:
-        self.inspection, self.private = inspection, private
-        self.made: dict[str, str] = {}
-
-    def __call__(self, key: str) -> str:
-        if self.private:
-            return ""
-        if key not in self.made:
-            try:
-                self.made[key] = data_uri(read_image(self.inspection.pictures[key].path), THUMBNAIL)
-            except ImageError:
-                self.made[key] = ""
-        return self.made[key]
-
-
-def _section(remark: Remark, inspection: Inspection, thumbnails: _Thumbnails, private: bool) -> dict[str, Any]:
+def _section(remark: Remark, inspection: Inspection, picture_of: Callable[[str], str], private: bool) -> dict[str, Any]:
     names = inspection.names(private)
-    told = inspection.suspects if remark.kind == "label suspects" else None
-    suspects = {} if told is None else told.set_index("image").to_dict("index")
+    table = inspection.suspects if remark.kind == "label suspects" else None
+    suspects = {} if table is None else table.set_index("image").to_dict("index")
 
     def tile(key: str) -> dict[str, Any]:
         picture = inspection.pictures[key]
@@ -97,14 +80,14 @@ def _section(remark: Remark, inspection: Inspection, thumbnails: _Thumbnails, pr
         if key in suspects:
             row = suspects[key]
             label = f"{row['label']} ({row['p_label']:.2f}), seems {row['suggested']} ({row['p_suggested']:.2f})"
-        return {"name": names[key], "label": label, "part": "test" if private and picture.is_test else "", "source": thumbnails(key)}
+        return {"name": names[key], "label": label, "is_test": private and picture.is_test, "source": picture_of(key)}
 
     # Single images stand in one row of tiles, as one set would.
     sets: Sequence[Sequence[str]] = remark.images
     if sets and all(len(those) == 1 for those in sets):
         sets = [[key for those in sets for key in those]]
     limit = MAX_SETS if len(sets) == 1 else MAX_IMAGES
-    # A list of names says nothing that stands not under the pictures.
+    # A list of names repeats what stands under the pictures.
     lines = () if private or all(line in inspection.pictures for line in remark.details) and sets else remark.details
     return {
         "kind": remark.kind,

@@ -60,14 +60,14 @@ class PublishedTable:
         published = {name: dict(zip(self.columns, values)) for name, values in self.rows.items()}
         if self.accuracy is not None:
             published["accuracy"] = {self.columns[0]: self.accuracy}
-        missing, found = "-" if ours else NOT_RUN, []
+        missing, table = "-" if ours else NOT_RUN, []
         for name, values in published.items():
             cells = [name]
             for column in self.columns:
                 mine = (ours or {}).get(name, {}).get(column)
                 cells += [_number(values.get(column), column), missing if mine is None and column in values else _number(mine, column)]
-            found.append(tuple(cells))
-        return found
+            table.append(tuple(cells))
+        return table
 
     @property
     def headings(self) -> list[str]:
@@ -93,20 +93,13 @@ def published(paper: str) -> Paper:
     """The tables of a paper by its short name; KeyError for one that is not in the data file."""
     content = _content()
     about = content["paper"][paper]
-    tables = tuple(
-        PublishedTable(
-            table["number"],
-            table["title"],
-            table["data"],
-            table.get("relevance", ""),
-            tuple(table["columns"]),
-            {name: tuple(values) for name, values in table["rows"].items()},
-            table.get("accuracy"),
-        )
-        for table in content["table"]
-        if table["paper"] == paper
-    )
-    return Paper(about["title"], about["authors"], about["source"], tuple(about["notes"]), tables)
+    tables = []
+    for table in content["table"]:
+        if table["paper"] == paper:
+            rows = {name: tuple(values) for name, values in table["rows"].items()}
+            fields = {"relevance": "", **table, "columns": tuple(table["columns"]), "rows": rows}
+            tables.append(PublishedTable(**{key: value for key, value in fields.items() if key != "paper"}))
+    return Paper(about["title"], about["authors"], about["source"], tuple(about["notes"]), tuple(tables))
 
 
 @cache
@@ -128,21 +121,21 @@ def tables_beside(scored: Scored, scores: SubsetScores) -> tuple[Table, ...]:
     if scored.images.taxonomy.names != Taxonomy.entrep().names:
         return ()
     layouts = ", ".join(layout.split(" in ")[0] for layout in scored.run.manifest["data"]["layouts"])  # the folders are nobody's business
-    where = f"{scored.part} part of {layouts}, {len(scored.images)} images"
+    where = f"{len(scored.images)} images of {layouts}, split {scored.part}"
     paper = published(_PAPER)
     ours = _ours(scored, scores)
-    found = [_beside(paper.table(number), cells, paper.title, where) for number, cells in sorted(ours.items())]
-    return (*found, *(_board(paper.table(number), scores, paper.title, where) for number in _BOARDS))
+    beside = [_beside(paper.table(number), cells, paper.title, where) for number, cells in sorted(ours.items())]
+    return (*beside, *(_board(paper.table(number), scores, paper.title, where) for number in _BOARDS))
 
 
 def _ours(scored: Scored, scores: SubsetScores) -> dict[int, Cells]:
-    """Ours for the paper's tables: what `entrep reproduce` wrote for this part, else what the scores tell."""
+    """Ours for the paper's tables: what `entrep reproduce` wrote for this split, else from the scores."""
     manifest = scored.run.manifest
     written = scored.run.path("paper", f"{scored.part}.json")
     if manifest["method"] == "hybrid" and written.is_file():
-        found = json.loads(written.read_text("utf-8"))
-        if found["images"] == len(scored.images):
-            return {int(number): cells for number, cells in found["tables"].items()}
+        document = json.loads(written.read_text("utf-8"))
+        if document["images"] == len(scored.images):
+            return {int(number): cells for number, cells in document["tables"].items()}
     number = _TABLE_OF.get(manifest["method"])
     if number is None:
         return {}
@@ -169,10 +162,10 @@ def _board(table: PublishedTable, scores: SubsetScores, paper: str, where: str) 
     counted = f" The board's relevance: {table.relevance}; ours: {_relevance(table.number)}." if table.relevance else ""
     return Table(
         f"{table.title}: best published results",
-        f"As reported in {paper}, Table {table.number}; {table.data}. The last row is this run on the {where}: not on the board."
-        f"{counted} Other images: the numbers do not compare, they tell what has been reached.",
+        f"As reported in {paper}, Table {table.number}; {table.data}. The last row is this run on {where}: not on the board."
+        f"{counted} Other images: the numbers do not compare, they show what has been reached.",
         ("", *table.columns),
-        (*rows, ("this run, on our part", *cells)),
+        (*rows, ("this run, on this split", *cells)),
         (len(rows),),
     )
 
@@ -188,4 +181,4 @@ def _on_board(number: int, scores: SubsetScores) -> dict[str, float]:
 
 
 def _relevance(number: int) -> str:
-    return "the same class, own group left out" if number == 12 else "images that share the finding"
+    return "the same class, the query's group left out" if number == 12 else "images with the same finding"

@@ -1,6 +1,6 @@
-"""A run on a part as the content of a report: scores, calibration, curves, map, sheets, mistakes, papers' tables.
+"""A run on a split as the content of a report: scores, calibration, curves, map, sheets, mistakes, papers' tables.
 
-Nothing is trained here. What is fitted, the temperature, is fitted on the validation part alone.
+Nothing is trained here. What is fitted, the temperature, is fitted on the validation split alone.
 """
 
 from __future__ import annotations
@@ -23,30 +23,22 @@ from entrep_cli.evaluation.scored import Scored, texts_for
 from entrep_cli.evaluation.selection import Temperature, select
 from entrep_cli.evaluation.subsets import TextQueries, score_subset
 from entrep_cli.methods.ensemble import INSIDE, MEMBERS
-from entrep_cli.reporting.content import (
-    Calibration,
-    Content,
-    Mistake,
-    Mistakes,
-    embedding_map,
-    learning_curves,
-    worst_mistakes,
-)
-from entrep_cli.reporting.pages import data_uri
-from entrep_cli.reporting.pictures import Pictures
+from entrep_cli.reporting.content import Calibration, Content, Mistake, Mistakes, learning_curves, worst_mistakes
+from entrep_cli.reporting.embedding_map import embedding_map
+from entrep_cli.reporting.pictures import Pictures, thumbnail
 from entrep_cli.reporting.published import tables_beside
-from entrep_cli.reporting.sheets import part_sheets
+from entrep_cli.reporting.sheets import sheets_of
 from entrep_cli.workspace import CONFIG, METRICS, Run
 
 N_MISTAKES = 12
 _MISTAKE_SIDE = 176  # pixels of a picture beside its attention map
 
-# (N, 3, H, W) uint8 pixels and the (N,) classes that were answered -> pictures under their maps, and what made them.
+# (N, 3, H, W) uint8 pixels and the (N,) classes that were answered -> pictures under their maps, and the method of the maps.
 Explain = Callable[[np.ndarray, list[int]], tuple[list[Any], str]]
 
 
 def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str = "") -> Content:
-    """The content of the report of a run on a part; the validation part is embedded too where that is not done yet.
+    """The content of the report of a run on a split; the validation split is embedded too where that is not done yet.
 
     Args:
         private: no names, texts, places or pictures of the data.
@@ -55,7 +47,7 @@ def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str 
     """
     try:
         temperature = select(scored.run, scored.model, (scored.catalog, scored.split), temperature=True).temperature
-    except RunError:  # no validation part, or none that all its members have not learned from
+    except RunError:  # no validation split, or none that no member was trained on
         temperature = None
     texts = texts_for(scored.model, scored.images)
     stages: list[dict[str, Any]] = []
@@ -87,37 +79,35 @@ def content_of(
     top_k: int = 6,
     flags: str = "",
 ) -> Content:
-    """The same from what is there already.
+    """The same from what is given; nothing is embedded.
 
     Args:
-        temperature: what the run's validation part chooses; None where it has none.
+        temperature: what the run's validation split chooses; None where it has none.
         stages: of a hybrid.
         explain: draws attention maps; UsageError where the model has none, which the report then says.
     """
-    part, seen, run = scored.images, scored.seen, scored.run
-    pictures = Pictures(part.paths, part.images, private)
-    scores = score_subset(part, seen, texts=texts)
-    console.say(f"Drawing the map of {len(part)} images.")
-    manifest = run.manifest
-    # Where things lie is private too; a run by its name alone is found where it is among the others.
+    images, embeddings, run, manifest = scored.images, scored.seen, scored.run, scored.run.manifest
+    pictures = Pictures(images.paths, images.images, private)
+    scores = score_subset(images, embeddings, texts=texts)
+    console.say(f"Drawing the map of {len(images)} images.")
+    # Paths are private too; the name alone is enough for a run among the others.
     place, reference, flags = (f"runs/{run.name}", run.name, "") if private else (str(run.folder), run.reference, flags)
     recipe = run.path(CONFIG).read_text("utf-8") if run.path(CONFIG).is_file() else ""
     return Content(
         run=run.name,
-        part=scored.part + ("" if scored.fold is None else f", fold {scored.fold}"),
-        n_images=len(part),
-        n_groups=len(set(part.groups)),
+        split=scored.part + ("" if scored.fold is None else f", fold {scored.fold}"),
+        n_images=len(images),
+        n_groups=len(set(images.groups)),
         data=", ".join(_layouts(manifest, private)),
         facts=facts(manifest, recipe, private),
         recipe="" if private else recipe,
         commands=remade(manifest, place, run.name, flags, _members(run), str(_toml(recipe).get("weights", ""))),
         next_commands=tuple(f"entrep {command}{flags} --run {shlex.quote(reference)}" for command in _NEXT),
-        taxonomy=part.taxonomy,
         scores=scores,
         calibration=_calibration(scored, temperature),
         curves=_curves(scored),
-        map=embedding_map(seen.vectors, part.targets, part.taxonomy, pictures),
-        sheets=part_sheets(part, seen, scores, pictures, texts=texts, top_k=top_k),
+        map=embedding_map(embeddings.vectors, images.targets, images.taxonomy, pictures),
+        sheets=sheets_of(images, embeddings, scores, pictures, texts=texts, top_k=top_k),
         mistakes=mistakes_of(scored, pictures, explain),
         stages=tuple(stages or ()),
         published=tables_beside(scored, scores),
@@ -133,11 +123,11 @@ _NEXT = ("predict --track 1", "predict --track 2", "evaluate --class-aware soft"
 def remade(
     manifest: Mapping[str, Any], place: str, name: str, flags: str, members: Sequence[str] = (), weights: str = ""
 ) -> tuple[str, ...]:
-    """The commands that split and train as it was done for this run, out of what it tells of itself.
+    """The commands that split and train as for this run, from its manifest.
 
     Args:
         place: of the run folder. flags: options as they are typed, to name the dataset.
-        members, weights: of an ensemble, as it refers to them, and how they were weighed.
+        members, weights: of an ensemble, as it refers to them, and how they were weighted.
     """
     split, commands = manifest.get("split", {}), []
     if split.get("fingerprint"):
@@ -157,12 +147,12 @@ def facts(manifest: Mapping[str, Any], recipe: str, private: bool) -> dict[str, 
     """What a run is, heading by heading: from its manifest and its recipe."""
     split, data, settings = manifest.get("split", {}), manifest.get("data", {}), _toml(recipe)
     images = data.get("images", {})
-    ratios = "/".join(f"{share:g}" for share in split.get("ratios") or ())
+    ratios = "/".join(f"{ratio:g}" for ratio in split.get("ratios") or ())
     of_run = {
         "method": manifest["method"],
         **{key: str(settings[key]) for key in ("tune", "target", "seed") if key in settings},
         "learned parameters": f"{manifest.get('parameters', 0):,}",
-        "kept epoch": str(manifest["epoch"]) if manifest.get("epoch") else "none: nothing was trained in epochs",
+        "best epoch": str(manifest["epoch"]) if manifest.get("epoch") else "none: not trained in epochs",
         "training": _duration(manifest.get("seconds")),
         "completed": str(manifest.get("completed", ""))[:19].replace("T", " "),
     }
@@ -172,24 +162,24 @@ def facts(manifest: Mapping[str, Any], recipe: str, private: bool) -> dict[str, 
         **{f"{name} images": f"{n:,}" for name, n in images.items()},
         "split": f"{split['folds']} folds" if split.get("folds") else ratios,
         "split seed": str(split.get("seed", "")),
-        "fold kept for testing": "" if split.get("fold") is None else str(split["fold"]),
+        "test fold": "" if split.get("fold") is None else str(split["fold"]),
     }
     of_machine = {"device": str(manifest.get("device", "")), "precision": str(manifest.get("precision", ""))}
     versions = {"entrep": manifest.get("entrep", ""), **manifest.get("versions", {})}
-    found = {
+    tables = {
         "Run": of_run,
         "Data": of_data,
         "Weights it started from": _flat(manifest.get("weights", {}), private),
         "Validation": {name.replace("_", " "): f"{value:.4f}" for name, value in manifest.get("validation", {}).items()},
         "Machine": {**of_machine, **{name: str(version) for name, version in versions.items()}},
     }
-    return {heading: {name: value for name, value in rows.items() if value} for heading, rows in found.items() if any(rows.values())}
+    return {heading: {name: value for name, value in rows.items() if value} for heading, rows in tables.items() if any(rows.values())}
 
 
 def mistakes_of(scored: Scored, pictures: Pictures, explain: Explain | None, n: int = N_MISTAKES) -> Mistakes:
-    """The most confident wrong answers, each with the map of what the answer looked at."""
-    part, probabilities = scored.images, np.asarray(scored.seen.probabilities)
-    targets, names = part.targets, part.taxonomy.names
+    """The most confident wrong answers, each with its attention map."""
+    images, probabilities = scored.images, np.asarray(scored.seen.probabilities)
+    targets, names = images.targets, images.taxonomy.names
     rows = worst_mistakes(probabilities, targets, n)
     answers = probabilities.argmax(axis=1)
     n_wrong = int((answers != targets).sum())
@@ -198,9 +188,9 @@ def mistakes_of(scored: Scored, pictures: Pictures, explain: Explain | None, n: 
         from entrep_cli.data.pixels import decode_images
 
         try:
-            pixels = np.stack(list(decode_images([part.paths[i] for i in rows], scored.model.preprocess)))
+            pixels = np.stack(list(decode_images([images.paths[i] for i in rows], scored.model.preprocess)))
             overlays, by = explain(pixels, answers[rows].tolist())
-            drawn = [data_uri(picture, _MISTAKE_SIDE) for picture in overlays]
+            drawn = [thumbnail(picture, _MISTAKE_SIDE) for picture in overlays]
         except UsageError as error:
             reason = error.what
     shown = tuple(
@@ -225,21 +215,22 @@ def _attention(scored: Scored, pixels: np.ndarray, classes: list[int]) -> tuple[
     from entrep_cli.methods.runs import load_model
     from entrep_cli.reporting.overlays import overlay
 
-    # Loaded again: the scored one may answer in a lower precision, and what is looked into is float32.
+    # Loaded again: the scored one may be of a lower precision, and explanations need float32.
     model = load_model(scored.run, str(scored.model.device))
-    found = explain_images(model, torch.from_numpy(pixels), classes=classes)
-    heat = np.asarray(found.heat)
-    return [overlay(one, map_) for one, map_ in zip(pixels, heat)], found.by
+    explained = explain_images(model, torch.from_numpy(pixels), classes=classes)
+    return [overlay(picture, heat) for picture, heat in zip(pixels, np.asarray(explained.heat))], explained.by
 
 
 def _calibration(scored: Scored, temperature: Temperature | None) -> Calibration:
     probabilities, targets = np.asarray(scored.seen.probabilities), scored.images.targets
-    plain = reliability(probabilities, targets)
-    ece = calibration_sample(probabilities, targets, scored.images.groups).intervals()["ECE"]
+    plain, groups = reliability(probabilities, targets), scored.images.groups
+    scores = calibration_sample(probabilities, targets, groups).intervals()
     if temperature is None:
-        return Calibration(plain, ece)
-    tempered = reliability(with_temperature(probabilities, temperature.value), targets)
-    return Calibration(plain, ece, tempered, temperature.value, temperature.images, scored.part == "val")
+        return Calibration(plain, scores)
+    tempered = with_temperature(probabilities, temperature.value)
+    tempered_scores = calibration_sample(tempered, targets, groups).intervals()
+    is_val = scored.part == "val"
+    return Calibration(plain, scores, reliability(tempered, targets), tempered_scores, temperature.value, temperature.images, is_val)
 
 
 def _members(run: Run) -> list[str]:
@@ -263,18 +254,18 @@ def _layouts(manifest: Mapping[str, Any], private: bool) -> list[str]:
 
 def _flat(table: Mapping[str, Any], private: bool, prefix: str = "") -> dict[str, str]:
     """A nested table as names and texts; places of files are left out where they are private."""
-    found: dict[str, str] = {}
+    rows: dict[str, str] = {}
     for key, value in table.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= _flat(value, private, f"{name}, ")
+            rows |= _flat(value, private, f"{name}, ")
         elif private and isinstance(value, str) and ("/" in value or "\\" in value):
-            found[name] = "a file"
+            rows[name] = "a file"
         elif key == "sha256" and value:
-            found[name] = str(value)[:12]  # enough to tell files apart; run.json has all of it
+            rows[name] = str(value)[:12]  # enough to identify a file; run.json has all of it
         elif value not in (None, "", []):
-            found[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else str(value)
-    return found
+            rows[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else str(value)
+    return rows
 
 
 def _toml(text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Contact sheets of a report: queries of a part, what they were answered and what they should have been.
+"""Contact sheets of a report: queries, what they were answered and what they should have been.
 
 The rankings are those of the evaluation: the same vectors, the same masks.
 """
@@ -21,34 +21,34 @@ N_BEST, N_WORST = 3, 4
 N_TRUTHS = 2  # relevant images beyond the answers
 
 
-def part_sheets(
-    part: Catalog, seen: Embeddings, scores: SubsetScores, pictures: Pictures, *, texts: TextQueries | None = None, top_k: int = 6
+def sheets_of(
+    images: Catalog, embeddings: Embeddings, scores: SubsetScores, pictures: Pictures, *, texts: TextQueries | None = None, top_k: int = 6
 ) -> tuple[SheetSet, ...]:
     """Sheets for every relevance that was scored, class-aware ones left out."""
-    labels, findings = part.frame["label"].to_numpy(dtype=object), part.frame["findings"].tolist()
-    asked, given = match_codes(labels, labels)
-    vectors, masks = np.asarray(seen.vectors), subset_exclusions(part, seen)
+    labels, findings = images.frame["label"].to_numpy(dtype=object), images.frame["findings"].tolist()
+    of_queries, of_gallery = match_codes(labels, labels)
+    vectors, masks = np.asarray(embeddings.vectors), subset_exclusions(images, embeddings)
     relevance_of: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "class": lambda rows: asked[rows, None] == given,
+        "class": lambda rows: of_queries[rows, None] == of_gallery,
         "finding": lambda rows: finding_relevance([findings[i] for i in rows], findings),
     }
-    found = []
+    sheets = []
     for key, relevant in relevance_of.items():
         if key in scores.retrieval and scores.retrieval[key].scored.any():
-            own = scores.retrieval[key]
-            draw = _Drawer(vectors, vectors, masks, relevant, own, labels, pictures, top_k)
-            best, worst = pick(own, labels)
-            found.append(SheetSet(key, tuple(map(draw.of_image, best)), tuple(map(draw.of_image, worst))))
+            scored = scores.retrieval[key]
+            draw = _Drawer(vectors, vectors, masks, relevant, scored, labels, pictures, top_k)
+            best, worst = pick(scored, labels)
+            sheets.append(SheetSet(key, tuple(map(draw.of_image, best)), tuple(map(draw.of_image, worst))))
     if texts is not None and TEXTS in scores.retrieval and scores.retrieval[TEXTS].scored.any():
         wanted = [(text,) for text in texts.texts]
-        own = scores.retrieval[TEXTS]
+        scored = scores.retrieval[TEXTS]
         draw = _Drawer(
-            texts.vectors, vectors, [], lambda rows: finding_relevance([wanted[i] for i in rows], findings), own, labels, pictures, top_k
+            texts.vectors, vectors, [], lambda rows: finding_relevance([wanted[i] for i in rows], findings), scored, labels, pictures, top_k
         )
-        best, worst = pick(own, None)
-        told = [f"text {i + 1}" if pictures.private else text for i, text in enumerate(texts.texts)]
-        found.append(SheetSet(TEXTS, *(tuple(draw.of_text(i, told[i]) for i in rows) for rows in (best, worst))))
-    return tuple(found)
+        best, worst = pick(scored, None)
+        shown = [f"text {i + 1}" if pictures.private else text for i, text in enumerate(texts.texts)]
+        sheets.append(SheetSet(TEXTS, *(tuple(draw.of_text(i, shown[i]) for i in rows) for rows in (best, worst))))
+    return tuple(sheets)
 
 
 def pick(
@@ -59,14 +59,14 @@ def pick(
     Among equal ranks the average precision decides, then the order of the queries. No query is shown twice.
     """
     rows = np.flatnonzero(scores.scored)
-    # A query that never met a relevant item within the ranking has rank 0 and is the worst of all.
+    # A query that did not meet a relevant item within the ranking has rank 0 and is the worst of all.
     first = np.where(scores.first_rank[rows] > 0, scores.first_rank[rows], np.iinfo(np.int64).max)
     order = rows[np.lexsort((rows, -scores.average_precision[rows], first))]
     worst = [int(i) for i in order[::-1][: min(n_worst, max(len(order) - 1, 0))]]
     rest = [int(i) for i in order if int(i) not in set(worst)]
-    seen: set[str] = set()
-    varied = [i for i in rest if labels is None or not (labels[i] in seen or seen.add(labels[i]))]
-    best = sorted((varied + [i for i in rest if i not in set(varied)])[:n_best], key=rest.index)
+    first_of = {labels[i] if labels is not None else i: i for i in reversed(rest)}  # the best of each class
+    best = sorted(rest, key=lambda i: i not in first_of.values())[:n_best]
+    best.sort(key=rest.index)
     return best, worst
 
 
@@ -89,23 +89,23 @@ class _Drawer:
 
     def of_image(self, i: int) -> Sheet:
         query = Tile("query", self.pictures.name(i), self.pictures(i), (str(self.labels[i]),))
-        return Sheet(f"{self.pictures.name(i)}, {self.labels[i]}", self._told(i), (query, *self._answers(i)))
+        return Sheet(f"{self.pictures.name(i)}, {self.labels[i]}", self._summary(i), (query, *self._answers(i)))
 
-    def of_text(self, i: int, told: str) -> Sheet:
-        return Sheet(told, self._told(i), self._answers(i))
+    def of_text(self, i: int, text: str) -> Sheet:
+        return Sheet(text, self._summary(i), self._answers(i))
 
-    def _told(self, i: int) -> str:
+    def _summary(self, i: int) -> str:
         first, n = int(self.scores.first_rank[i]), int(self.scores.n_relevant[i])
         return f"first relevant answer at rank {first or 'none'}, {n} relevant, average precision {self.scores.average_precision[i]:.2f}"
 
     def _answers(self, i: int) -> tuple[Tile, ...]:
-        masks = [(np.asarray(asked, dtype=object)[[i]], given) for asked, given in self.masks]
+        masks = [(np.asarray(keys, dtype=object)[[i]], gallery) for keys, gallery in self.masks]
         ranking = rank(self.queries[[i]], self.gallery, None, masks)
         relevant = self.relevant(np.array([i]))[0]
         order = [(place + 1, int(j), float(s)) for place, (j, s) in enumerate(zip(ranking.indices[0], ranking.scores[0])) if j >= 0]
-        answers = [self._tile("hit" if relevant[found[1]] else "miss", *found) for found in order[: self.top_k]]
-        missed = [found for found in order[self.top_k :] if relevant[found[1]]][:N_TRUTHS]
-        return (*answers, *(self._tile("truth", *found) for found in missed))
+        answers = [self._tile("hit" if relevant[answer[1]] else "miss", *answer) for answer in order[: self.top_k]]
+        missed = [answer for answer in order[self.top_k :] if relevant[answer[1]]][:N_TRUTHS]
+        return (*answers, *(self._tile("truth", *answer) for answer in missed))
 
     def _tile(self, kind, place: int, j: int, score: float) -> Tile:
         return Tile(kind, self.pictures.name(j), self.pictures(j), (f"{place}. {self.labels[j]}", f"cosine {score:.3f}"))

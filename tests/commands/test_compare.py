@@ -30,7 +30,7 @@ def test_twins_differ_by_nothing(twins, entrep):
     assert {pair["p"] for score in made["comparisons"].values() for pair in score["pairs"]} == {1.0}
     told = done.err[done.err.index("Next:") :]
     assert "entrep compare dinov2 third twin --split val" in told and "entrep ensemble dinov2 third twin" in told
-    assert "entrep predict --track 1 --run dinov2" in told and "entrep report dinov2" in told and "--track 3" not in told
+    assert "entrep predict --track 1 --run dinov2" in told and "entrep report --run dinov2" in told and "--track 3" not in told
     # What is said of one run is what `evaluate` says of it.
     alone = entrep("evaluate", "--run", "dinov2", "--split", "queries", "--json").json
     assert made["runs"][0]["scores"]["accuracy"]["low"] == pytest.approx(alone["classification"]["accuracy"]["low"])

@@ -22,7 +22,7 @@ def test_embedding_with_onnx_runtime_is_that_of_torch(trained, entrep):
         pytest.importorskip(package)
     kept = trained / "dinov2" / "embeddings" / "test" / "vectors.npy"
     wanted = np.load(kept)
-    done = entrep("export", "dinov2")
+    done = entrep("export", "--run", "dinov2")
     assert done.code == 0 and "image.onnx" in done.out and "Compared on 4 images of " in done.err
     found = entrep("embed", "--engine", "onnx", "--json").json
     assert found["engine"].startswith("onnx ") and found["sets"]["test"]["stages"]["images"] == len(wanted)

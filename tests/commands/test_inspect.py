@@ -72,7 +72,7 @@ def test_the_vectors_of_a_run_judge_labels_and_are_warned_of(entrep, trained):
 
 def test_split_keeps_near_duplicates_together_and_says_what_moved(entrep, copies):
     done = entrep("split")
-    assert done.code == 0 and "60 clusters of 180 images" in done.err and "images stand in another part now" in done.err
+    assert done.code == 0 and "60 clusters of 180 images" in done.err and "images moved to another subset" in done.err
     catalog, split = read_catalog_and_split(copies)
     assert split.near_duplicates["clusters"] == 60 and catalog.near_duplicates is not None
     assert all(len({split.assignment[f"{k}-{i:02}.png"] for k in range(3)}) == 1 for i in range(60))

@@ -70,7 +70,7 @@ def test_a_run_of_somebody_else_needs_another_place(trained, entrep, tmp_path, m
 def test_unmasked_scores_replace_no_masked_ones(trained, entrep):
     masked = entrep("evaluate", "--split", "train")
     assert masked.code == 0
-    for command in ("entrep report dinov2", "entrep predict --track 1 --run dinov2"):
+    for command in ("entrep report --run dinov2", "entrep predict --track 1 --run dinov2"):
         assert command in masked.err
     entrep("evaluate", "--split", "train", "--no-mask-groups")
     folder = trained / "dinov2" / "evaluation"
@@ -89,5 +89,5 @@ def test_images_of_a_run_that_tells_regions_are_scored_by_class(trained, phantom
     path.write_text(json.dumps({**json.loads(path.read_text()), "taxonomy": regions.as_dict()}))
     sent, truth = trained / "dinov2" / "submissions" / "track2.zip", phantom / "test" / "truth_i2i.json"
     done = entrep("evaluate", "--submission", sent, "--truth", truth, "--track", 2)
-    assert done.code == 0 and "entrep report dinov2" in done.err
+    assert done.code == 0 and "entrep report --run dinov2" in done.err
     assert {"pair", "class"} <= set(json.loads((trained / "dinov2" / "evaluation" / "track2.json").read_text())["retrieval"])

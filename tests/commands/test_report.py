@@ -16,7 +16,7 @@ def test_a_report_of_a_run(trained_clip, entrep):
 
 def test_a_private_report_elsewhere(trained, phantom, entrep, tmp_path):
     out = tmp_path / "deep" / "[red]<b>.html"
-    done = entrep("report", "dinov2", "--split", "val", "--private", "--out", out)
+    done = entrep("report", "--run", "dinov2", "--split", "val", "--private", "--out", out)
     assert done.code == 0, done.err
     text = out.read_text("utf-8")
     assert "data:image" not in text and str(phantom) not in text and str(trained) not in text
@@ -29,7 +29,7 @@ def test_a_private_report_elsewhere(trained, phantom, entrep, tmp_path):
 def test_what_was_embedded_in_bf16_is_explained_as_well(trained, entrep, monkeypatch):
     monkeypatch.setattr("entrep_cli.models.device._bf16_units", lambda: ["amx_bf16"])
     assert entrep("embed", "--precision", "bf16").code == 0
-    done = entrep("report", "dinov2")
+    done = entrep("report", "--run", "dinov2")
     assert done.code == 0, done.err
     assert 'alt="attention map of' in (trained / "dinov2" / "report.html").read_text("utf-8")
 
@@ -37,4 +37,4 @@ def test_what_was_embedded_in_bf16_is_explained_as_well(trained, entrep, monkeyp
 def test_what_no_report_can_be_made_of(trained, entrep):
     assert entrep("report", "--split", "train").code == 2
     assert entrep("report", "--out", "report.pdf").code == 2
-    assert entrep("report", "nothing").code == 1
+    assert entrep("report", "--run", "nothing").code == 1

@@ -1,4 +1,4 @@
-"""`entrep validate`: what each broken submission is told, the corrected copy, and mistakes told by a run or a truth."""
+"""`entrep validate`: the report on each broken submission, the corrected copy, and mistakes that a run or a truth reveals."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ from tests.tiny import ENTREP, Contest, answers, draw, lines, make_contest, zipp
 
 PACK = "pack the .json alone: `zip -j OUT.zip FILE.json`"
 IDS = "write a class id, an integer: 0, 1, 2, 3, 4, 5, 6"
+FOR_AN_ID = "stands where a class id belongs"
+OBJECT = 'write {"query": answer, ...}'
+DIFFERS, BLANKS = "differs from the query in", "blanks or invisible characters"
+MARK, LATIN = "a byte-order mark, which parsers refuse", "not UTF-8, perhaps Latin-1"
+QUOTES = "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+OTHERS = "with different answers, 5, 0; keep the right one"
 
 
 def sent(value: Any) -> bytes:
@@ -55,269 +61,95 @@ def all_but(answers: dict[str, Any], n: int = 1) -> dict[str, Any]:
     return dict(list(answers.items())[n:])
 
 
-def rewritten(answers: dict[str, Any], key: Any = str, value: Any = lambda v: v) -> dict[str, Any]:
-    return {key(k): value(v) for k, v in answers.items()}
+def changed(key: Any = str, value: Any = lambda v: v) -> Any:
+    """Makes other answers of right ones, each key and value by a function."""
+    return lambda answers: {key(k): value(v) for k, v in answers.items()}
+
+
+def one(value: Any) -> Any:
+    """Makes other answers of right ones, `A` answered by `value`."""
+    return lambda answers: {**answers, A: value}
 
 
 A, B = "test_nose-right_000.png", "test_nose-right_001.png"
+T = "finding of nose-right"
 
-# Name, track, the file made of a right submission, the kind of a fault and its whole message, whether --fix hints the file.
-BROKEN = [
-    ("empty file", 1, lambda a: b"", "not-a-zip", f"the file is empty; {PACK}", False),
-    ("another format", 1, lambda a: b"Rar!\x1a\x07\x01\x00", "not-a-zip", f"the file is no zip archive; {PACK}", False),
-    ("cut short", 1, lambda a: sent(a)[:-30], "not-a-zip", f"the file is no zip archive; {PACK}", False),
-    ("bare JSON", 1, lambda a: json.dumps(a).encode(), "bare-json", f"the file is bare JSON; {PACK}", True),
-    ("no JSON", 1, lambda a: zipped({"a.csv": "x"}), "no-json", f"the archive holds no .json; {PACK}", False),
+# Name, the archive (its members, or its bytes) made of the JSON of a right submission, kind and message of a fault, whether --fix fixes it.
+ARCHIVES = [
+    ("empty file", lambda j: b"", "not-a-zip", f"the file is empty; {PACK}", False),
+    ("another format", lambda j: b"Rar!\x1a\x07\x01\x00", "not-a-zip", f"the file is no zip archive; {PACK}", False),
+    ("cut short", lambda j: zipped({"a.json": j})[:-30], "not-a-zip", f"the file is no zip archive; {PACK}", False),
+    ("bare JSON", str.encode, "bare-json", f"the file is bare JSON; {PACK}", True),
+    ("no JSON", lambda j: {"a.csv": "x"}, "no-json", f"the archive holds no .json; {PACK}", False),
+    ("two JSONs", lambda j: {"a.json": j, "b.json": j}, "several-json", "the archive holds 'a.json', 'b.json'; keep one", False),
+    ("in a folder", lambda j: {"out/a.json": j}, "sub-folder", f"'out/a.json' is or has a folder; {PACK}", True),
+    ("an old one", lambda j: {"a.json": j, "old/a.json": j}, "several-json", "the archive holds 'a.json', 'old/a.json'; keep one", False),
+    ("resource forks", lambda j: {"a.json": j, "__MACOSX/._a.json": "x"}, "macos-junk", f"'__MACOSX/._a.json' is macOS junk; {PACK}", True),
+    ("a second file", lambda j: {"a.json": j, "notes.txt": "x"}, "extra-member", f"'notes.txt' is no .json; {PACK}", True),
     (
-        "two JSONs",
-        1,
-        lambda a: zipped({"a.json": json.dumps(a), "b.json": json.dumps(a)}),
-        "several-json",
-        "the archive holds 'a.json', 'b.json'; keep one",
-        False,
-    ),
-    (
-        "in a folder",
-        1,
-        lambda a: zipped({"out/a.json": json.dumps(a)}),
-        "sub-folder",
-        f"'out/a.json' is or has a folder; {PACK}",
-        True,
-    ),
-    (
-        "an old version in a folder",
-        1,
-        lambda a: zipped({"a.json": json.dumps(a), "old/a.json": json.dumps(a)}),
-        "several-json",
-        "the archive holds 'a.json', 'old/a.json'; keep one",
-        False,
-    ),
-    (
-        "resource forks",
-        1,
-        lambda a: zipped({"a.json": json.dumps(a), "__MACOSX/._a.json": "x"}),
-        "macos-junk",
-        f"'__MACOSX/._a.json' is macOS junk; {PACK}",
-        True,
-    ),
-    (
-        "a second file",
-        1,
-        lambda a: zipped({"a.json": json.dumps(a), "notes.txt": "x"}),
-        "extra-member",
-        f"'notes.txt' is no .json; {PACK}",
-        True,
-    ),
-    (
-        "a zip in the zip",
-        1,
-        lambda a: zipped({"a.zip": sent(a)}),
+        "a zip",
+        lambda j: {"a.zip": zipped({})},
         "nested-archive",
         f"'a.zip' is an archive in the archive, which is not opened; {PACK}",
         False,
     ),
-    (
-        "an upper-case name",
-        1,
-        lambda a: zipped({"A.JSON": json.dumps(a)}),
-        "member-name",
-        "'A.JSON' does not end in .json; call it 'A.json'",
-        True,
-    ),
-    (
-        "byte-order mark",
-        1,
-        lambda a: zipped({"a.json": "\ufeff" + json.dumps(a)}),
-        "byte-order-mark",
-        "the JSON begins with a byte-order mark, which parsers refuse; save it without",
-        True,
-    ),
-    (
-        "UTF-16",
-        1,
-        lambda a: zipped({"a.json": json.dumps(a).encode("utf-16")}),
-        "encoding",
-        "the JSON is UTF-16, not UTF-8; save it as UTF-8",
-        True,
-    ),
-    (
-        "Latin-1",
-        1,
-        lambda a: zipped({"a.json": '{"\xe9": 1}'.encode("latin-1")}),
-        "encoding",
-        "the JSON: line 1: byte 0xe9 is not UTF-8, perhaps Latin-1; save it as UTF-8",
-        False,
-    ),
+    ("an upper-case name", lambda j: {"A.JSON": j}, "member-name", "'A.JSON' does not end in .json; call it 'A.json'", True),
+    ("byte-order mark", lambda j: {"a.json": "\ufeff" + j}, "byte-order-mark", f"the JSON begins with {MARK}; save it without", True),
+    ("UTF-16", lambda j: {"a.json": j.encode("utf-16")}, "encoding", "the JSON is UTF-16, not UTF-8; save it as UTF-8", True),
+    ("Latin-1", lambda j: {"a.json": b'{"\xe9": 1}'}, "encoding", f"the JSON: line 1: byte 0xe9 is {LATIN}; save it as UTF-8", False),
     (
         "a Python dict",
-        1,
-        lambda a: zipped({"a.json": str(a)}),
+        lambda j: {"a.json": str(json.loads(j))},
         "malformed-json",
-        "malformed JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); write it with json.dump",
+        f"malformed JSON ({QUOTES}); write it with json.dump",
         False,
     ),
+    ("a key twice", lambda j: {"a.json": f'{{"{A}": 0, ' + j[1:]}, "duplicate-key", f"'{A}' is a key 2 times; keep one", True),
+    ("two answers", lambda j: {"a.json": f'{{"{A}": 5, ' + j[1:]}, "contradicting-key", f"'{A}' is a key 2 times {OTHERS}", False),
+]
+# Name, track, the value in the JSON made of right answers, kind and message of a fault, whether --fix fixes it.
+ANSWERS = [
+    ("records", 1, lambda a: [{"image": k} for k in a], "not-an-object", f"the JSON is a list of 28, not an object; {OBJECT}", False),
+    ("wrapped", 1, lambda a: {"x": a}, "wrapped", "all answers stand inside of 'x'; write them without it", True),
+    ("nothing in it", 1, lambda a: {}, "empty", "the JSON holds no answer; write one for each query", False),
+    ("a missing key", 1, all_but, "missing-key", f"'{A}' has no answer; add one", False),
+    ("a key too many", 1, lambda a: {**a, "x.png": 1}, "extra-key", "'x.png' is not among the queries; remove it", True),
+    ("paths", 1, changed(lambda k: f"../x\\imgs/{k}"), "path-key", f"the key '../x\\\\imgs/{A}' is a path; write '{A}'", True),
+    ("two paths", 1, lambda a: all_but(a) | {f"x/{A}": 0, f"y/{A}": 1}, "same-query", f"'x/{A}', 'y/{A}' all mean '{A}'; keep one", False),
+    ("upper case", 1, changed(str.upper), "case-key", f"the key '{A.upper()}' differs from the query in case; write '{A}'", True),
+    ("no extension", 1, changed(lambda k: k[:-4]), "suffix-key", f"the key '{A[:-4]}' {DIFFERS} the file extension; write '{A}'", True),
+    ("line ends", 1, changed("{}\n".format), "control-character", f"the key '{A}\\n' holds a control character; write '{A}'", True),
+    ("an id out of range", 1, one(7), "class-range", f"'{A}': 7 is not the id of a class; {IDS}", False),
+    ("a boolean", 1, one(True), "boolean", f"'{A}': the answer is of the wrong kind, boolean: True; {IDS}", False),
+    ("floats", 1, changed(value=float), "float", f"'{A}': the id 0.0 is a float; write 0", True),
+    ("a half", 1, one(0.5), "float", f"'{A}': the answer is of the wrong kind, float: 0.5; {IDS}", False),
+    ("ids in quotes", 1, changed(value=str), "numeric-string", f"'{A}': the id '0' stands in quotes; write 0", True),
+    ("names", 1, changed(value=lambda v: ENTREP[v].upper()), "class-string", f"'{A}': 'NOSE-RIGHT' {FOR_AN_ID}; write 0", True),
+    ("no class name", 1, one("nostril"), "class-string", f"'{A}': 'nostril' {FOR_AN_ID}; {IDS}", False),
+    ("NaN", 1, one(float("nan")), "not-finite", f"'{A}': nan is no number in JSON; {IDS}", False),
+    ("lists of one", 1, changed(value=lambda v: [v]), "list", f"'{A}': the answer is a list of one; write 0 alone", True),
+    ("a list", 1, one([0, 1]), "list", f"'{A}': the answer is a list of 2; {IDS}", False),
+    ("null", 1, one(None), "null", f"'{A}': the answer is of the wrong kind, null; {IDS}", False),
+    ("the query itself", 2, one(A), "self-answer", f"'{A}': the answer '{A}' is the query itself; write another file", False),
+    ("unknown", 2, one("x.png"), "unknown-answer", f"'{A}': 'x.png' is not in the gallery; write one of its files", False),
+    ("answered by paths", 2, changed(value="imgs/{}".format), "path-answer", f"'{A}': the answer 'imgs/{B}' is a path; write '{B}'", True),
+    ("loud", 2, changed(value=str.upper), "case-answer", f"'{A}': the answer '{B.upper()}' differs from a file in case; write '{B}'", True),
+    ("ranked lists", 2, changed(value=lambda v: [v, A]), "list", f"'{A}': the answer is a list of 2; write one file name", False),
+    ("no answer", 2, one(" "), "blank-answer", f"'{A}': the answer is blank; write a file name", False),
     (
-        "records",
-        1,
-        lambda a: sent([{"image": k, "label": v} for k, v in a.items()]),
-        "not-an-object",
-        'the JSON is a list of 28, not an object; write {"query": answer, ...}',
-        False,
-    ),
-    (
-        "wrapped",
-        1,
-        lambda a: sent({"predictions": a}),
-        "wrapped",
-        "all answers stand inside of 'predictions'; write them without it",
-        True,
-    ),
-    ("nothing in it", 1, lambda a: sent({}), "empty", "the JSON holds no answer; write one for each query", False),
-    ("a missing key", 1, lambda a: sent(all_but(a)), "missing-key", f"'{A}' has no answer; add one", False),
-    ("a key too many", 1, lambda a: sent({**a, "x.png": 1}), "extra-key", "'x.png' is not among the queries; remove it", True),
-    (
-        "a key twice",
-        1,
-        lambda a: zipped({"a.json": f'{{"{A}": 0, ' + json.dumps(a)[1:]}),
-        "duplicate-key",
-        f"'{A}' is a key 2 times; keep one",
-        True,
-    ),
-    (
-        "a key twice, two answers",
-        1,
-        lambda a: zipped({"a.json": f'{{"{A}": 5, ' + json.dumps(a)[1:]}),
-        "contradicting-key",
-        f"'{A}' is a key 2 times with different answers, 5, 0; keep the right one",
-        False,
-    ),
-    (
-        "paths as keys",
-        1,
-        lambda a: sent(rewritten(a, key=lambda k: f"../test\\imgs/{k}")),
-        "path-key",
-        f"the key '../test\\\\imgs/{A}' is a path; write '{A}'",
-        True,
-    ),
-    (
-        "two paths to one image",
-        1,
-        lambda a: sent({**all_but(a), f"x/{A}": 0, f"y/{A}": 1}),
-        "same-query",
-        f"'x/{A}', 'y/{A}' all mean '{A}'; keep one",
-        False,
-    ),
-    (
-        "keys in upper case",
-        1,
-        lambda a: sent(rewritten(a, key=str.upper)),
-        "case-key",
-        f"the key '{A.upper()}' differs from the query in case; write '{A}'",
-        True,
-    ),
-    (
-        "no extension",
-        1,
-        lambda a: sent(rewritten(a, key=lambda k: k[:-4])),
-        "suffix-key",
-        f"the key '{A[:-4]}' differs from the query in the file extension; write '{A}'",
-        True,
-    ),
-    (
-        "line ends in keys",
-        1,
-        lambda a: sent(rewritten(a, key=lambda k: k + "\n")),
-        "control-character",
-        f"the key '{A}\\n' holds a control character; write '{A}'",
-        True,
-    ),
-    ("an id out of range", 1, lambda a: sent({**a, A: 7}), "class-range", f"'{A}': 7 is not the id of a class; {IDS}", False),
-    ("a boolean", 1, lambda a: sent({**a, A: True}), "boolean", f"'{A}': the answer is of the wrong kind, boolean: True; {IDS}", False),
-    ("floats", 1, lambda a: sent(rewritten(a, value=float)), "float", f"'{A}': the id 0.0 is a float; write 0", True),
-    ("a half", 1, lambda a: sent({**a, A: 0.5}), "float", f"'{A}': the answer is of the wrong kind, float: 0.5; {IDS}", False),
-    ("ids in quotes", 1, lambda a: sent(rewritten(a, value=str)), "numeric-string", f"'{A}': the id '0' stands in quotes; write 0", True),
-    (
-        "class names",
-        1,
-        lambda a: sent(rewritten(a, value=lambda v: ENTREP[v].upper())),
-        "class-string",
-        f"'{A}': 'NOSE-RIGHT' stands where a class id belongs; write 0",
-        True,
-    ),
-    (
-        "no class name",
-        1,
-        lambda a: sent({**a, A: "nostril"}),
-        "class-string",
-        f"'{A}': 'nostril' stands where a class id belongs; {IDS}",
-        False,
-    ),
-    ("NaN", 1, lambda a: sent({**a, A: float("nan")}), "not-finite", f"'{A}': nan is no number in JSON; {IDS}", False),
-    (
-        "lists of one",
-        1,
-        lambda a: sent(rewritten(a, value=lambda v: [v])),
-        "list",
-        f"'{A}': the answer is a list of one; write 0 alone",
-        True,
-    ),
-    ("a list", 1, lambda a: sent({**a, A: [0, 1]}), "list", f"'{A}': the answer is a list of 2; {IDS}", False),
-    ("null", 1, lambda a: sent({**a, A: None}), "null", f"'{A}': the answer is of the wrong kind, null; {IDS}", False),
-    (
-        "the query itself",
-        2,
-        lambda a: sent({**a, A: A}),
-        "self-answer",
-        f"'{A}': the answer '{A}' is the query itself; write another file",
-        False,
-    ),
-    (
-        "not in the gallery",
-        2,
-        lambda a: sent({**a, A: "x.png"}),
-        "unknown-answer",
-        f"'{A}': 'x.png' is not in the gallery; write one of its files",
-        False,
-    ),
-    (
-        "paths as answers",
-        2,
-        lambda a: sent(rewritten(a, value=lambda v: f"imgs/{v}")),
-        "path-answer",
-        f"'{A}': the answer 'imgs/{B}' is a path; write '{B}'",
-        True,
-    ),
-    (
-        "answers in upper case",
-        2,
-        lambda a: sent(rewritten(a, value=str.upper)),
-        "case-answer",
-        f"'{A}': the answer '{B.upper()}' differs from a file in case; write '{B}'",
-        True,
-    ),
-    (
-        "ranked lists",
-        2,
-        lambda a: sent(rewritten(a, value=lambda v: [v, A])),
-        "list",
-        f"'{A}': the answer is a list of 2; write one file name",
-        False,
-    ),
-    ("no answer", 2, lambda a: sent({**a, A: " "}), "blank-answer", f"'{A}': the answer is blank; write a file name", False),
-    (
-        "texts trimmed and lowered",
+        "trimmed texts",
         3,
-        lambda a: sent(rewritten(a, key=lambda k: f" {k.upper()} ")),
+        changed(lambda k: f" {k.upper()} "),
         "spacing-key",
-        "the key ' FINDING OF NOSE-RIGHT ' differs from the query in blanks or invisible characters; write 'finding of nose-right'",
+        f"the key ' {T.upper()} ' {DIFFERS} {BLANKS}; write '{T}'",
         True,
     ),
     (
-        "class ids in track 3",
+        "ids in track 3",
         3,
-        lambda a: sent(dict.fromkeys(a, 3)),
+        changed(value=lambda v: 3),
         "number",
-        "'finding of nose-right': the answer is of the wrong kind, number: 3; write one file name",
+        f"'{T}': the answer is of the wrong kind, number: 3; write one file name",
         False,
     ),
 ]
@@ -333,17 +165,24 @@ def test_a_right_submission_passes(right, entrep, tmp_path, track):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.zip"]
 
 
+BROKEN = [(name, 1, lambda a, make=make: make(json.dumps(a)), *expected) for name, make, *expected in ARCHIVES]
+BROKEN += [
+    (name, track, lambda a, make=make: {"submission.json": json.dumps(make(a))}, *expected) for name, track, make, *expected in ANSWERS
+]
+
+
 @pytest.mark.parametrize("_, track, broken, kind, message, corrected", BROKEN, ids=[row[0] for row in BROKEN])
-def test_a_broken_submission_is_told_what_is_wrong(right, entrep, tmp_path, _, track, broken, kind, message, corrected):
+def test_a_broken_submission_is_reported_with_a_hint(right, entrep, tmp_path, _, track, broken, kind, message, corrected):
     path, copy = tmp_path / "mine.zip", tmp_path / "mine-fixed.zip"
-    path.write_bytes(broken(right[track]))
+    content = broken(right[track])
+    path.write_bytes(content if isinstance(content, bytes) else zipped(content))
     before = path.read_bytes()
     done = entrep("validate", path, "--track", track, "--fix", "--json")
     assert done.json["valid"] is False and kind in done.json["counts"]
     assert message in [fault["message"] for fault in done.json["faults"] if fault["kind"] == kind]
     assert f"Warning: {kind} ({done.json['counts'][kind]})" in done.err and message in done.err
     assert path.read_bytes() == before
-    # Where the hint is certain the copy answers as was meant; else there is none.
+    # Where the fix is certain the copy answers as was meant; else none is made.
     assert (done.code, copy.exists()) == ((0, True) if corrected else (1, False))
     if corrected:
         assert answers(copy) == right[track] and not done.json["fix"]["left"]
@@ -352,28 +191,28 @@ def test_a_broken_submission_is_told_what_is_wrong(right, entrep, tmp_path, _, t
         assert done.json["fix"]["left"] and not done.json["fixable"]
 
 
-def test_all_faults_at_once_and_what_would_be_mended(right, entrep, tmp_path):
-    broken = rewritten(all_but(right[1]), key=lambda k: f"imgs/{k}", value=float) | {"imgs/x.png": [9]}
+def test_all_faults_at_once_and_what_would_be_corrected(right, entrep, tmp_path):
+    broken = changed(key=lambda k: f"imgs/{k}", value=float)(all_but(right[1])) | {"imgs/x.png": [9]}
     (tmp_path / "mine.zip").write_bytes(zipped({"s/a.json": json.dumps(broken)}))
     done = entrep("validate", tmp_path / "mine.zip", "--track", 1, "--json")
     assert done.code == 1 and done.json["fix"] is None and not done.json["fixable"]
     assert done.json["counts"] == {"sub-folder": 1, "path-key": 28, "missing-key": 1, "float": 27, "list": 1, "class-range": 1}
     done = entrep("validate", tmp_path / "mine.zip", "--track", 1, "--fix")
-    assert done.code == 1 and "nothing: hint the others first" in done.out and "missing-key (1)" in done.out
+    assert done.code == 1 and "nothing: fix the other faults first" in done.out and "missing-key (1)" in done.out
     assert "sub-folder (1), path-key (28), float (27), list (1), class-range (1)" in done.out
 
 
-def test_the_command_that_mends_is_offered_where_it_would(right, entrep, tmp_path):
+def test_the_command_that_fixes_is_offered_where_it_would(right, entrep, tmp_path):
     path = tmp_path / "my file.zip"
-    path.write_bytes(sent(rewritten(right[1], value=float)))
+    path.write_bytes(sent(changed(value=float)(right[1])))
     assert f"entrep validate '{path}' --track 1 --fix" in entrep("validate", path, "--track", 1).err
     path.write_bytes(sent(all_but(right[1])))
     assert "--fix" not in entrep("validate", path, "--track", 1).err
 
 
-def test_the_copy_goes_where_it_is_told_and_over_nothing_else(right, entrep, tmp_path):
+def test_the_copy_goes_where_out_names_it_and_over_nothing_else(right, entrep, tmp_path):
     path, out = tmp_path / "mine.zip", tmp_path / "deep" / "good.zip"
-    path.write_bytes(sent(rewritten(right[1], value=float)))
+    path.write_bytes(sent(changed(value=float)(right[1])))
     before = path.read_bytes()
     line = ("validate", path, "--track", 1, "--fix", "--out")
     for _ in range(2):  # the same copy again is no loss
@@ -389,11 +228,11 @@ def test_the_copy_goes_where_it_is_told_and_over_nothing_else(right, entrep, tmp
 
 
 def test_a_copy_keeps_the_name_of_its_json(right, entrep, tmp_path):
-    for name, kept in (("ours v2.JSON", "ours v2.json"), ("s/t1.json", "t1.json"), ("..\\.json", "submission.json")):
-        (tmp_path / "mine.zip").write_bytes(zipped({name: json.dumps(rewritten(right[1], value=str))}))
-        out = tmp_path / f"{kept}.zip"
+    for name, expected in (("ours v2.JSON", "ours v2.json"), ("s/t1.json", "t1.json"), ("..\\.json", "submission.json")):
+        (tmp_path / "mine.zip").write_bytes(zipped({name: json.dumps(changed(value=str)(right[1]))}))
+        out = tmp_path / f"{expected}.zip"
         assert entrep("validate", tmp_path / "mine.zip", "--track", 1, "--fix", "--out", out).code == 0
-        assert zipfile.ZipFile(out).namelist() == [kept]
+        assert zipfile.ZipFile(out).namelist() == [expected]
 
 
 # ---------------------------------------------------------------- what a truth or a run tells
@@ -409,7 +248,7 @@ MISTAKES = [
 @pytest.mark.parametrize("kind, mistake, change", MISTAKES)
 def test_a_truth_tells_a_mistake_as_a_warning(data, right, entrep, tmp_path, kind, mistake, change):
     path = tmp_path / "mine.zip"
-    path.write_bytes(sent(rewritten(right[1], value=mistake)))
+    path.write_bytes(sent(changed(value=mistake)(right[1])))
     line = ("validate", path, "--track", 1, "--truth", data / "test" / "truth_cls.json")
     done = entrep(*line)
     agree = sum(mistake(id_) == id_ for id_ in right[1].values())
@@ -439,12 +278,12 @@ def test_exchanged_sides_in_retrieval(data, right, entrep, tmp_path, track):
 
 
 def test_ids_from_one_need_nothing_to_compare_with(right, entrep, tmp_path):
-    (tmp_path / "mine.zip").write_bytes(sent(rewritten(right[1], value=lambda v: v + 1)))
+    (tmp_path / "mine.zip").write_bytes(sent(changed(value=lambda v: v + 1)(right[1])))
     done = entrep("validate", tmp_path / "mine.zip", "--track", 1)
     assert done.code == 1 and "class-range (4)" in done.err and "no answer is 0, 4 are 7" in done.err
 
 
-def test_a_truth_without_classes_is_told(data, right, entrep, tmp_path):
+def test_a_truth_without_classes_is_refused(data, right, entrep, tmp_path):
     (tmp_path / "mine.zip").write_bytes(sent(right[2]))
     (tmp_path / "truth.json").write_text(json.dumps(right[2]))
     done = entrep("validate", tmp_path / "mine.zip", "--track", 2, "--truth", tmp_path / "truth.json")
@@ -480,7 +319,7 @@ def run(tmp_path, monkeypatch) -> None:
 def test_a_run_tells_the_same_mistakes(data, run, right, entrep, tmp_path):
     path = tmp_path / "mine.zip"
     for kind, mistake, _ in MISTAKES:
-        path.write_bytes(sent(rewritten(right[1], value=mistake)))
+        path.write_bytes(sent(changed(value=mistake)(right[1])))
         done = entrep("validate", path, "--track", 1, "--run", "seen", "--json")
         assert done.code == 0 and [s["kind"] for s in done.json["suspicions"]] == [kind]
     path.write_bytes(sent(right[1]))
@@ -533,7 +372,7 @@ def test_queries_elsewhere_are_answered_out_of_the_dataset(data, right, entrep, 
     (tmp_path / "mine.zip").write_bytes(sent(dict(zip(right[2], trained * 2))))
     line = ("validate", tmp_path / "mine.zip", "--queries", tmp_path / "private")
     assert entrep(*line, "--track", 2, "--json").json["valid"] is True
-    (tmp_path / "mine.zip").write_bytes(sent(rewritten(right[1], value=lambda v: v + 10)))
+    (tmp_path / "mine.zip").write_bytes(sent(changed(value=lambda v: v + 10)(right[1])))
     assert entrep(*line, "--track", 1, "--json").json["counts"] == {"class-range": 28}
     own = tmp_path / "own"
     shutil.copytree(data, own)

@@ -90,7 +90,7 @@ def test_a_planted_difference_is_marked_and_told(planted, tmp_path):
     assert found.scores["image Recall@1, finding"].n_items < found.scores["image Recall@1, class"].n_items == EXAMS * FRAMES
     assert found.as_good(ACCURACY) == [1, 2] and found.best(ACCURACY) in (1, 2) and found.n_pairs == 3
     assert found.notes == ["note of test"]
-    document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     weak, strong, _ = document["runs"]
     assert strong["scores"]["accuracy"]["better_than"] == ["weak"] and weak["scores"]["accuracy"]["better_than"] == []
     assert weak["cost"] == {"seconds": 60.0, "learned_parameters": 5, "parameters": 9, "megabytes": 0.0} and strong["label"] == "b"
@@ -99,7 +99,7 @@ def test_a_planted_difference_is_marked_and_told(planted, tmp_path):
     rows = list(csv.DictReader(io.StringIO(found.csv())))
     assert len(rows) == 3 * len(found.scores) and float(rows[0]["difference"]) == pytest.approx(pair["difference"]["value"], abs=1e-5)
     assert rows[0]["p_mcnemar"] and not rows[3]["p_mcnemar"]  # macro F1 is no share of items
-    files = found.write("mine")
+    files = found.write("mine").files
     assert [path.name for path in files] == ["mine.json", "mine.csv"] and json.loads(files[0].read_text()) == document
 
 
@@ -115,10 +115,10 @@ def test_equal_runs_are_seldom_marked_and_unequal_ones_mostly(planted, tmp_path)
 
 def test_a_baseline_is_compared_with_all_others_and_nothing_else(planted, tmp_path):
     planted(first=0.7, base=0.6, second=0.9)
-    found = compare_runs(["first", "second", "base"], tmp_path, baseline="base", part="val")
+    found = compare_runs(["first", "second", "base"], tmp_path, baseline="base", split="val")
     assert [c.name for c in found.contenders] == ["base", "first", "second"] and found.baseline == 0 and found.n_pairs == 2
     assert [(d.first, d.second) for d in found.scores[ACCURACY].differences] == [(0, 1), (0, 2)]
-    assert found.as_dict()["baseline"] == "base" and found.title == "3 runs, part val"
+    assert found.to_dict()["baseline"] == "base" and found.title == "3 runs, split val"
     assert found.best(ACCURACY) == 2 and found.as_good(ACCURACY) == [2]  # "first" was not compared with the best
 
 
@@ -166,7 +166,7 @@ def test_runs_of_two_folds_share_the_queries_alone(planted, tmp_path):
     with pytest.raises(RunError, match="cannot be compared"):
         compare_runs(["good", "fold"], tmp_path)
     # The test folder is nobody's fold.
-    assert compare_runs(["good", "fold"], tmp_path, part="queries").part == "queries"
+    assert compare_runs(["good", "fold"], tmp_path, split="queries").split == "queries"
 
 
 def test_runs_by_name_folder_and_pattern(tmp_path):
@@ -194,7 +194,7 @@ def test_runs_by_name_folder_and_pattern(tmp_path):
         named_runs(["many-*"])
 
 
-@pytest.mark.parametrize("how", [{"part": "train"}, {"level": 0.0}, {"level": 1.5}])
+@pytest.mark.parametrize("how", [{"split": "train"}, {"level": 0.0}, {"level": 1.5}])
 def test_wrong_usage(planted, tmp_path, how):
     planted(one=0.8, other=0.8)
     with pytest.raises(UsageError):

@@ -80,7 +80,7 @@ def test_names_are_shown_and_never_live(page):
 def test_everything_asked_for_is_there(page):
     for heading in ("What was trained", "Confusion matrix", "At temperature", "Learning curves", "Stages", "Next"):
         assert f">{heading}" in page
-    assert "kept: 2" in page and page.count('class="frame query"') >= 7 and "&lt;b&gt;" in page
+    assert "best epoch: 2" in page and page.count('class="frame query"') >= 7 and "&lt;b&gt;" in page
     assert "--recipe" in page and "entrep predict --track 1" in page
     assert re.search(r"wrong; these \d+ were given with most confidence", page) and "(Grad-CAM" in page
 
@@ -96,7 +96,7 @@ def test_private_shows_no_picture_no_name_no_text_and_no_place(scored, page):
 def test_a_page_without_epochs_findings_and_mistakes(tmp_path):
     scored = make_scored(tmp_path, per_class=1, classes=["a", "b"], skill=20, metrics="", method="prototype", manifest={"epoch": 0})
     text = report_page(content_of(scored))
-    assert "there are no curves" in text and "Not one answer is wrong" in text and "there is no map" in text
+    assert "has no curves" in text and "No answer is wrong" in text and "A map needs" in text
     assert "no validation images" in text and not Tags(text).open
 
 

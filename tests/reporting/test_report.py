@@ -52,7 +52,7 @@ def test_facts_say_what_was_trained_on_what():
     }
     assert told["Machine"]["entrep"] == "0.1.0" and told["Weights it started from"]["sha256"] == "ab12"
     assert "secret" not in json.dumps(facts(MANIFEST, "", private=True))
-    assert facts({**MANIFEST, "epoch": 0}, "not [ toml", private=False)["Run"]["kept epoch"].startswith("none")
+    assert facts({**MANIFEST, "epoch": 0}, "not [ toml", private=False)["Run"]["best epoch"].startswith("none")
 
 
 def test_the_temperature_is_of_the_validation_part_alone(scored):
@@ -62,7 +62,7 @@ def test_the_temperature_is_of_the_validation_part_alone(scored):
     sure = np.full((200, 7), 0.001)
     sure[np.arange(200), np.where(rng.random(200) < 0.5, targets, (targets + 1) % 7)] = 0.994
     found = content_of(scored, temperature=temperature_on(sure, targets)).calibration
-    assert found.temperature > 1.5 and found.n_fitted == 200 and not found.same_part
+    assert found.temperature > 1.5 and found.n_fitted == 200 and not found.same_images
     own = scored.seen.probabilities
     assert found.tempered.ece == pytest.approx(reliability(with_temperature(own, found.temperature), scored.images.targets).ece)
     assert found.plain.ece == pytest.approx(reliability(own, scored.images.targets).ece) == found.ece.value

@@ -6,7 +6,7 @@ import pytest
 from entrep_cli.evaluation.retrieval import RetrievalScores
 from entrep_cli.evaluation.subsets import TextQueries, score_subset
 from entrep_cli.reporting.pictures import Pictures
-from entrep_cli.reporting.sheets import part_sheets, pick
+from entrep_cli.reporting.sheets import pick, sheets_of
 from tests.made_scored import make_scored
 
 
@@ -15,15 +15,15 @@ def scored(tmp_path_factory):
     return make_scored(tmp_path_factory.mktemp("sheets"), per_class=6, skill=0.5, findings=["a scar", "wax"])
 
 
-def sheets_of(scored, **more):
+def scored_sheets(scored, **more):
     part, seen = scored.images, scored.seen
     scores = score_subset(part, seen, texts=more.get("texts"))
-    return scores, part_sheets(part, seen, scores, Pictures(part.paths, part.images, more.pop("private", False)), **more)
+    return scores, sheets_of(part, seen, scores, Pictures(part.paths, part.images, more.pop("private", False)), **more)
 
 
 def test_sheets_agree_with_the_scores(scored):
     """A naive ranking of each query, its own group left out, gives the same answers and the same first rank."""
-    scores, sheets = sheets_of(scored, top_k=4)
+    scores, sheets = scored_sheets(scored, top_k=4)
     frame, vectors = scored.images.frame.set_index("image"), np.asarray(scored.seen.vectors, np.float64)
     place = {name: i for i, name in enumerate(scored.images.images)}
     assert [s.relevance for s in sheets] == ["class", "finding"]
@@ -39,15 +39,15 @@ def test_sheets_agree_with_the_scores(scored):
         assert [(t.kind, t.name) for t in answers[4:]] == [("truth", others[i - 1]) for i in truths]
         assert answers[4:] == () or [int(t.lines[0].split(".")[0]) for t in answers[4:]] == truths
         assert int(scores.retrieval["class"].first_rank[place[query.name]]) == relevant[0]
-        assert f"at rank {relevant[0]}, {len(relevant)} relevant" in sheet.told
+        assert f"at rank {relevant[0]}, {len(relevant)} relevant" in sheet.summary
 
 
 def test_texts_ask_for_images(scored):
     v = np.asarray(scored.seen.vectors)[:2]
-    scores, sheets = sheets_of(scored, texts=TextQueries(["a scar", "wax"], v))
+    scores, sheets = scored_sheets(scored, texts=TextQueries(["a scar", "wax"], v))
     (texts,) = [s for s in sheets if s.relevance == "text to finding"]
     assert {s.heading for s in (*texts.best, *texts.worst)} == {"a scar", "wax"} and all(s.tiles[0].kind != "query" for s in texts.best)
-    _, hidden = sheets_of(scored, texts=TextQueries(["a scar", "wax"], v), private=True)
+    _, hidden = scored_sheets(scored, texts=TextQueries(["a scar", "wax"], v), private=True)
     assert {s.heading for s in (*hidden[-1].best, *hidden[-1].worst)} == {"text 1", "text 2"}
     assert not any(tile.picture or ".png" in tile.name for one in hidden for s in (*one.best, *one.worst) for tile in s.tiles)
 

@@ -351,4 +351,4 @@ def test_in_a_real_browser(served, tmp_path):
     assert "CONSOLE" not in done.stderr
     page = read_image(tmp_path / "page.png")
     colours = {colour for _, colour in page.getcolors(page.width * page.height)}
-    assert page.size == (390, 1500) and {(0, 114, 178), (0, 158, 115)} <= colours  # the frames of the query and of hits
+    assert page.size == (390, 1500) and {(0, 114, 178), (0, 133, 95)} <= colours  # the frames of the query and of hits

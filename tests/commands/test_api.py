@@ -1,0 +1,59 @@
+"""The Python API: what a function returns is what `--json` prints, and nothing else is printed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import entrep_cli
+from entrep_cli import console
+
+# Command line -> the same in Python. The run `dinov2` has a twin, which completed at the same time.
+SAME = {
+    "index --run dinov2": lambda: entrep_cli.index(run="dinov2"),
+    "embed --run dinov2 --precision fp32": lambda: entrep_cli.embed(run="dinov2", precision="fp32"),
+    "compare dinov2 twin --split queries --no-mask-groups": lambda: entrep_cli.compare(
+        ["dinov2", "twin"], split="queries", mask_groups=False
+    ),
+}
+
+VERBS = [name for name in entrep_cli.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("line", SAME)
+def test_python_returns_what_json_prints(trained, entrep, capfd, line):
+    """In JSON a NaN is null."""
+    shutil.copytree(trained / "dinov2", trained / "twin")
+    printed = entrep(*line.split(), "--json").json
+    console.set_mode("library")
+    result = SAME[line]()
+    assert json.loads(json.dumps(console._with_null(result.to_dict()))) == printed
+    assert capfd.readouterr() == ("", "")
+    assert len(result.frame()) and result.to_latex().startswith("% ")
+
+
+def test_importing_it_imports_nothing_heavy_and_every_function_is_listed():
+    code = "import sys, entrep_cli; print(*dir(entrep_cli)); print(*sys.modules)"
+    listed, modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert set(entrep_cli.__all__) <= set(listed.split())
+    assert not {"torch", "pandas", "numpy", "typer", "rich"} & set(modules.split())
+    assert all(getattr(entrep_cli, name).__name__ == name for name in VERBS)
+    with pytest.raises(AttributeError, match="no_such_verb"):
+        entrep_cli.no_such_verb  # noqa: B018
+
+
+def test_keywords_are_the_options_of_the_commands():
+    from entrep_cli.app import GROUPS, PANELS
+
+    shown = {"validate": {"limit"}}  # options of what is shown, not of what is computed
+    commands = {function.__name__: function for rows in PANELS.values() for function, _ in rows}
+    commands |= {f"{first}_{second}": function for first, (_, _, words) in GROUPS.items() for second, (function, _) in words.items()}
+    for name in VERBS:
+        options = {parameter.rstrip("_") for parameter in inspect.signature(commands[name]).parameters}
+        keywords = {parameter.rstrip("_") for parameter in inspect.signature(getattr(entrep_cli, name)).parameters}
+        assert keywords == options - shown.get(name, set()), name
