@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from entrep_cli.data.fine_structure import LIT, SIDE, FineStructure, Outlines
+from entrep_cli.data.fine_structure import SIDE, FineStructure, Outlines
+from entrep_cli.data.images import LIT
 from entrep_cli.data.pixels import MEASURES, Measure, measure_images
 from entrep_cli.workspace import cache_dir, fingerprint, write_text_atomic
 

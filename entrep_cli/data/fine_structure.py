@@ -11,9 +11,9 @@ import numpy as np
 from scipy.ndimage import minimum_filter
 
 from entrep_cli import console
+from entrep_cli.data.images import LIT
 
 SIDE = 64  # of a thumbnail, in pixels
-LIT = 21  # grey level of 255, as in `data.images.field_of_view`
 _SHIFT = 2  # pixels of a thumbnail either way, 3% of the view
 _BLOCK = 2048  # pictures or pairs at a time: tens of MB
 _CACHED = 32  # thumbnails at a time, half a MB: what is worked out of them stays in a processor's cache

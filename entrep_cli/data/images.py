@@ -22,6 +22,7 @@ from entrep_cli.workspace import fingerprint
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LIT = 21  # grey level of 255, a twelfth; what is darker is the black surround of an endoscope's view
 MAX_PIXELS = 64_000_000  # eight times a 4K frame; a decoded image then takes at most 192 MB
 
 # What Pillow warns of is either refused below, with the file's name, or does no harm. Not inside
@@ -99,7 +100,7 @@ def field_of_view(pixels: np.ndarray) -> tuple[int, int, int, int]:
         smaller than an eighth of it, as in a nearly black frame.
     """
     height, width = pixels.shape[:2]
-    lit = pixels.max(axis=2) > 21
+    lit = pixels.max(axis=2) > LIT
     columns = np.flatnonzero(lit.mean(axis=0) > 0.02)
     rows = np.flatnonzero(lit.mean(axis=1) > 0.02)
     if len(columns) and len(rows):

@@ -7,7 +7,7 @@ corrected, and notes to be said aloud. Nothing is decoded here, and nothing is e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -150,12 +150,7 @@ def _read_contest(folder: Path, names: Names, files: list[str]) -> Source:
 
     rows: dict[str, Row] = {}
     for name, label in table("cls.json").items():
-        path = names.find(name)
-        if path is None:
-            source.faults.append(f"cls.json names {name!r}, {names.missing(name)}")
-        elif path.name in rows:
-            source.faults.append(f"cls.json names {path.name!r} twice, in different case")
-        else:
+        if path := _new_file(source, rows, names, name, "cls.json", "twice, in different case"):
             rows[path.name] = Row(path.name, path, label.strip())
     _add_unlabelled(source, rows, names, "cls.json")
 
@@ -188,12 +183,7 @@ def _read_release(folder: Path, names: Names, files: list[str]) -> Source:
             source.faults.append(f"{where}: needs the texts Path and Classification")
             continue
         name = PurePosixPath(entry["Path"].replace("\\", "/")).name
-        path = names.find(name)
-        if path is None:
-            source.faults.append(f"{where} names {name!r}, {names.missing(name)}")
-        elif path.name in rows:
-            source.faults.append(f"{where} names {path.name!r} a second time")
-        else:
+        if path := _new_file(source, rows, names, name, where, "a second time"):
             english, vietnamese = (entry.get(key) or "" for key in ("DescriptionEN", "Description"))
             if not isinstance(english, str) or not isinstance(vietnamese, str):
                 source.faults.append(f"{where}: a description is not a text")
@@ -310,6 +300,18 @@ def _known_classes(root: Path, sources: Sequence[Source]) -> set[str]:
         return set(taxonomy_of(root, sources).names) if labels else labels
     except DataError:  # of a taxonomy that does not hold; whoever reads it says so
         return labels
+
+
+def _new_file(source: Source, rows: Mapping[str, Row], names: Names, name: str, where: str, again: str) -> Path | None:
+    """The file that a label file names; None, and a fault, where the folder lacks it or a row has it."""
+    path = names.find(name)
+    if path is None:
+        source.faults.append(f"{where} names {name!r}, {names.missing(name)}")
+    elif path.name in rows:
+        source.faults.append(f"{where} names {path.name!r} {again}")
+    else:
+        return path
+    return None
 
 
 def _add_unlabelled(source: Source, rows: dict[str, Row], names: Names, file: str) -> None:

@@ -17,12 +17,11 @@ import torch
 
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names
-from entrep_cli.data.images import Preprocess, raise_image_faults
+from entrep_cli.data.images import LIT, Preprocess, raise_image_faults
 from entrep_cli.data.layouts import NARROW, WHITE, split_modality
 from entrep_cli.data.pixels import load_pixels, probe_images
 from entrep_cli.data.texts import casefold
 
-_LIT = 21 / 255  # darker than this is the black surround, as in `images.field_of_view`
 _SIGMA = 1 / 48  # of the shorter side: wider than a vessel, narrower than a fold of the mucosa
 
 
@@ -58,7 +57,7 @@ def pseudo_nbi(pixels: torch.Tensor, contrast: float = 1.0) -> torch.Tensor:
         image = pixels[few].float().div_(255)
         bands = image[:, [1, 2, 2]]
         luminance = 0.2989 * bands[:, :1] + 0.701 * bands[:, 1:2]
-        lit = (image.amax(dim=1, keepdim=True) > _LIT).float()
+        lit = (image.amax(dim=1, keepdim=True) > LIT / 255).float()
         around = (rows @ (luminance * lit) @ columns) / (rows @ lit @ columns).clamp_min(1e-6)
         gain = 1 + contrast * lit * (luminance - around) / luminance.clamp_min(1 / 255)
         views[few] = bands.mul_(gain).clamp_(0, 1).mul_(255).round_().to(torch.uint8)

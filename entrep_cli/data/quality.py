@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from entrep_cli.data.frames import pd
-from entrep_cli.data.images import FORMATS, field_of_view
+from entrep_cli.data.images import FORMATS, LIT, field_of_view
 from entrep_cli.data.pixels import Measure
 
 DARK = 25.0  # mean grey level of 255 inside the view: shapes cannot be told apart on a screen
@@ -40,7 +40,7 @@ def measure_quality(image: Image.Image) -> np.ndarray:
         scale = _SIDE / max(view.size)
         view = view.resize(tuple(max(1, round(side * scale)) for side in view.size), Image.Resampling.BOX)
     grey = np.asarray(view.convert("L"), np.float32)
-    lit = grey > 21
+    lit = grey > LIT
     if lit.mean() < 0.125:
         lit[:] = True  # a nearly black frame has no view: it is judged whole
     histogram = np.bincount(grey[lit].astype(np.uint8), minlength=256) / lit.sum()

@@ -71,7 +71,7 @@ def test_the_paper_s_table_2(seed):
 
 @settings(deadline=None, max_examples=60)
 @given(counts=st.lists(st.integers(0, 60), min_size=1, max_size=8), ratios=st.lists(st.integers(1, 90), min_size=2, max_size=6))
-def test_allocation_is_whole_near_and_leaves_no_part_out(counts, ratios):
+def test_allocation_is_whole_near_and_leaves_no_subset_out(counts, ratios):
     wanted = allocate(counts, ratios)
     exact = np.outer(np.array(ratios) / sum(ratios), counts)
     assert (wanted.sum(axis=0) == counts).all() and (wanted >= 0).all()
@@ -111,7 +111,7 @@ def test_unlabelled_images_are_left_out():
 
 @settings(deadline=None, max_examples=60)
 @given(catalog=grouped_catalogs(), folds=st.sampled_from([0, 3, 5]), seed=st.integers(0, 3), to_train=st.booleans())
-def test_groups_never_straddle_and_each_image_stands_in_one_part(catalog, folds, seed, to_train):
+def test_groups_never_straddle_and_each_image_stands_in_one_subset(catalog, folds, seed, to_train):
     try:
         split = make_split(catalog, folds=folds, seed=seed, small_to_train=to_train)
     except DataError as error:
@@ -122,16 +122,16 @@ def test_groups_never_straddle_and_each_image_stands_in_one_part(catalog, folds,
     assert len(parts) == len(set(catalog.groups))
     if folds:
         for fold in range(folds):
-            train, val, test = (split.images(part, fold) for part in ("train", "val", "test"))
+            train, val, test = (split.images(subset, fold) for subset in ("train", "val", "test"))
             assert sorted(train + val + test) == sorted(catalog.images)
         assert sorted(image for fold in range(folds) for image in split.images("test", fold)) == sorted(catalog.images)
 
 
-def deviation(catalog: Catalog, component_of: dict[str, str], n_parts: int) -> float:
+def deviation(catalog: Catalog, subset_of: dict[str, str], n_subsets: int) -> float:
     """Images that would have to move for every fold to have its share of every class."""
-    found = Counter(zip(catalog.frame["label"], (component_of[image] for image in catalog.images)))
+    found = Counter(zip(catalog.frame["label"], (subset_of[image] for image in catalog.images)))
     wanted = catalog.counts()
-    return sum(abs(found[label, str(fold)] - wanted[label] / n_parts) for label in wanted for fold in range(n_parts)) / 2
+    return sum(abs(found[label, str(fold)] - wanted[label] / n_subsets) for label in wanted for fold in range(n_subsets)) / 2
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
@@ -152,7 +152,7 @@ def test_grouped_folds_are_nearer_than_scikit_learn_s():
     assert ours < 0.95 * theirs
 
 
-def test_every_class_stands_in_every_part_where_its_groups_allow():
+def test_every_class_stands_in_every_subset_where_its_groups_allow():
     for seed in range(12):
         rng = np.random.default_rng(seed)
         sizes = np.minimum(rng.pareto(1.5, 40) + 0.3, 12)
@@ -170,9 +170,9 @@ def test_many_groups_are_placed_exactly():
     rng = np.random.default_rng(0)
     targets, groups = rng.integers(0, 7, 20_000), rng.integers(0, 6_000, 20_000)
     wanted = allocate(np.bincount(targets), (80, 10, 10))
-    component_of = splits._assign(targets, groups, wanted, np.zeros(20_000, dtype=bool), seed=0)
+    subset_of = splits._assign(targets, groups, wanted, np.zeros(20_000, dtype=bool), seed=0)
     found = np.zeros_like(wanted)
-    np.add.at(found, (component_of, targets), 1)
+    np.add.at(found, (subset_of, targets), 1)
     assert (found == wanted).all()
 
 
@@ -290,7 +290,7 @@ def test_a_split_of_other_data_is_refused(catalog, tmp_path):
         read_split(Catalog.read(tmp_path / "other"))
 
 
-def test_parts_and_folds_are_asked_for_rightly(catalog):
+def test_subsets_and_folds_are_asked_for_rightly(catalog):
     split, folded = make_split(catalog), make_split(catalog, folds=4)
     assert split.subsets == ["train", "val", "test"] and folded.subsets == ["0", "1", "2", "3"]
     assert folded.images("val", 3) == folded.images("test", 0)
