@@ -1,4 +1,4 @@
-"""Everything that can keep entrep from working on a machine, looked at one by one."""
+"""Everything that can prevent entrep from working on a machine, examined one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SLOW_TEST = 60.0
 
 
 def examinations(*, device: str = "auto", with_self_test: bool = True, on_step: Callable[[str], None] | None = None) -> Sequence[tuple]:
-    """(area, function) each, in the order of what hangs on what."""
+    """(area, function) each, in the order of what depends on what."""
     all_of_them = [
         ("python", versions.examine_python),
         ("packages", versions.examine_packages),
@@ -27,7 +27,7 @@ def examinations(*, device: str = "auto", with_self_test: bool = True, on_step: 
         ("threads", hardware.examine_threads),
         ("memory", hardware.examine_memory),
         ("disk", lambda: hardware.examine_disk(runs_dir(), "results", "export ENTREP_RUNS=FOLDER")),
-        ("disk", lambda: hardware.examine_disk(hub_cache(), "published weights", "export HF_HOME=FOLDER")),
+        ("disk", lambda: hardware.examine_disk(hub_cache(), "pretrained weights", "export HF_HOME=FOLDER")),
         ("caches", examine_caches),
         ("weights", examine_weights),
         ("self-test", lambda: examine_by_test(device, on_step)),
@@ -36,7 +36,7 @@ def examinations(*, device: str = "auto", with_self_test: bool = True, on_step: 
 
 
 def examine(area: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """What one examination finds; one that itself fails is a fault, for it uses what the commands use."""
+    """The findings of one examination; one that itself fails is a fault, for it uses what the commands use."""
     try:
         return list(look())
     except Exception as error:
@@ -46,7 +46,7 @@ def examine(area: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def hub_cache() -> Path:
-    """Where published weights are kept: the hub's own cache."""
+    """Where pretrained weights are cached, by the hub's library."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)

@@ -16,7 +16,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -42,8 +42,8 @@ from entrep_cli.web.guard import MAX_BODY, TOO_LARGE
 
 MAX_ANSWERS = 100
 MAX_TEXT = 1000  # characters; text towers read a tenth of that
-UPLOADS = 16  # kept in memory
-PICTURES = 600  # kept in memory, some 20 kB each
+UPLOADS = 16  # cached in memory
+PICTURES = 600  # cached in memory, some 20 kB each
 PER_PAGE = 24
 CLASSES_SHOWN = 5
 _SIDE = 480  # pixels of a picture's longer side
@@ -63,13 +63,12 @@ class Settings:
         k = _number(given.get("k") or str(cls.k), "The number of neighbours", 1, MAX_ANSWERS)
         rule = given.get("rule") or cls.rule
         if rule not in MODES:
-            raise UsageError(f"There is no class-aware ranking {rule!r}.", hint="choose off, hard or soft")
+            raise UsageError(f"No class-aware ranking {rule!r}.", hint="choose off, hard or soft")
         return cls(k, given.get("mask") == "1", rule)
 
     def as_query(self) -> dict[str, str | int]:
         """What differs from the defaults, for an address."""
-        given, usual = ({"k": of.k, "mask": int(of.mask), "rule": of.rule} for of in (self, Settings()))
-        return {key: value for key, value in given.items() if value != usual[key]}
+        return {f.name: int(value) if f.name == "mask" else value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Site:
         items, given = self.finder.gallery.items, request.query_params
         label = given.get("label", "")
         rows = [row for row in range(len(items)) if not label or visible(items.label[row]) == label]
-        rows.sort(key=lambda row: not items.label[row])  # what is labelled first: it tells hits from misses
+        rows.sort(key=lambda row: not items.label[row])  # labelled images first: only for them hits are known
         n_pages = max(-(-len(rows) // PER_PAGE), 1)
         page = _number(given.get("page") or "1", "The page", 1, n_pages)
         settings = Settings.of(given)
@@ -136,8 +135,8 @@ class Site:
         query, asked, picture = self._query(given, settings)
         rule = self._rule(settings.rule)
         with self.lock:
-            found = find_cases(self.finder, query, settings.k, rule=rule, mask_group=settings.mask)
-        return self._page(settings, asked=asked, answer=self._answer(query, found, settings, picture, rule))
+            result = find_cases(self.finder, query, settings.k, rule=rule, mask_group=settings.mask)
+        return self._page(settings, asked=asked, answer=self._answer(result, settings, picture))
 
     async def upload(self, request: Request) -> Response:
         settings = Settings.of(request.query_params)
@@ -178,14 +177,11 @@ class Site:
     def icon(self, _: Request) -> Response:
         return Response(status_code=204)
 
-    def at_fault(self, _: Request, error: Exception) -> Response:
+    def at_fault(self, _: Request, error: EntrepError | HTTPException) -> Response:
         if isinstance(error, EntrepError):
-            fault = {"what": error.what, "faults": error.faults, "hint": error.hint}
-            return self._page(Settings(), 400, fault=fault)
-        status = getattr(error, "status_code", 500)
-        said = {404: "There is no such page or picture.", 405: "This page cannot be asked for like that.", 413: TOO_LARGE}
-        what = said.get(status, "That did not work.")
-        return self._page(Settings(), status, fault={"what": what, "faults": (), "hint": None})
+            return self._page(Settings(), 400, fault=error)
+        known = {404: "No such page or picture.", 405: "This page does not take such a request.", 413: TOO_LARGE}
+        return self._page(Settings(), error.status_code, fault=EntrepError(known.get(error.status_code, "That did not work.")))
 
     # ------------------------------------------------------------ queries
 
@@ -201,13 +197,13 @@ class Site:
             return gallery_query(self.finder, row), {"row": str(row)}, f"/image/{row}"
         text = "".join(c if c.isprintable() else " " for c in given.get("text", "")).strip()
         if not text:
-            raise UsageError("There is nothing to search for.", hint="write a finding, or choose an image")
+            raise UsageError("Nothing to search for.", hint="write a finding, or choose an image")
         if len(text) > MAX_TEXT:
             raise UsageError(f"The text is longer than {MAX_TEXT} characters.", hint="describe one finding")
         with self.lock:
             try:
                 return text_query(self.finder, text, classes=True), {"text": text}, ""
-            except DataError:  # a class without a prompt: the page can do without the text's own class, the rules cannot
+            except DataError:  # a class without a prompt: the page can do without the class of the text, the rules cannot
                 if settings.rule != "off":
                     raise
                 return text_query(self.finder, text), {"text": text}, ""
@@ -257,24 +253,22 @@ class Site:
         }
         return HTMLResponse(render("search_page.html.j2", **page), status)
 
-    def _answer(self, query: Query, found: SearchResult, settings: Settings, picture: str, rule: ClassRule) -> dict[str, Any]:
-        classes = []
-        if query.probabilities is not None:
-            pairs = zip(self.finder.model.taxonomy.names, query.probabilities[0].tolist())
-            classes = sorted(pairs, key=lambda pair: -pair[1])[:CLASSES_SHOWN]
+    def _answer(self, result: SearchResult, settings: Settings, picture: str) -> dict[str, Any]:
+        given = result.query.probabilities
+        pairs = [] if given is None else zip(self.finder.model.taxonomy.names, given[0].tolist())
+        classes = sorted(pairs, key=lambda pair: -pair[1])[:CLASSES_SHOWN]
 
         def card(case: Case) -> dict[str, Any]:
             return {"case": case, "kind": MARKS[case.hit], "source": f"/image/{case.row}", "link": _search(settings, row=case.row)}
 
         return {
-            "query": query,
+            "result": result,
+            "query": result.query,
             "picture": picture,
             "classes": classes,
-            "cards": [card(case) for case in found.cases],
-            "missed": [{**card(case), "kind": "truth"} for case in found.missed],
-            "found": found,
-            "hits": sum(bool(case.hit) for case in found.cases),
-            "weight": rule.weight,
+            "cards": [card(case) for case in result.cases],
+            "missed": [{**card(case), "kind": "truth"} for case in result.missed],
+            "hits": sum(bool(case.hit) for case in result.cases),
         }
 
 

@@ -109,7 +109,7 @@ def test_an_image_of_the_gallery_finds_its_neighbours(served):
     assert "/search?row=" in masked and "&amp;mask=1" in masked  # the next search keeps the settings
 
 
-def test_misses_and_what_was_missed_are_told(served):
+def test_misses_and_what_was_missed_are_shown(served):
     items = served.site.finder.gallery.items
     row, other = row_of(served, "1-6.png"), row_of(served, "0-6.png")
     items.label[[row, other]] = items.label[[other, row]]
@@ -125,16 +125,16 @@ def test_class_aware_rules(served):
     row = row_of(served, "1-4.png")
     hard, soft = (served.ask(f"/search?row={row}&rule={rule}").text for rule in ("hard", "soft"))
     assert "Ranked by class too (hard): taken for throat" in hard
-    assert "Ranked by class too (soft, weight 0.05): taken for throat" in soft and "bonus for shared classes" in soft
+    assert "Ranked by class too (soft, weight 0.05): taken for throat" in soft and "bonus for matching classes" in soft
 
 
-def test_a_text_finds_images(served):
+def test_a_text_has_answers(served):
     page = served.ask("/search?text=septal+spur&k=3")
     assert page.status == 200 and page.text.count('class="card"') == 3 and "Its class is not known" in page.text
     assert served.ask("/search?text=").status == 400 and served.ask(f"/search?text={'x' * 1001}").status == 400
 
 
-def test_a_text_finds_images_where_a_class_has_no_prompt(served, monkeypatch):
+def test_a_text_has_answers_where_a_class_has_no_prompt(served, monkeypatch):
     def no_prompt(texts):
         raise DataError("The classes of the texts cannot be told.", faults=["class throat has no prompt"])
 
@@ -173,7 +173,7 @@ def test_a_method_without_texts_says_so(tmp_path):
         ("/upload", 405),
     ],
 )
-def test_what_is_not_there_is_a_page_that_says_so(served, path, status):
+def test_what_does_not_exist_is_a_page_that_says_so(served, path, status):
     answer = served.ask(path)
     assert answer.status == status and 'role="alert"' in answer.text and answer.headers["content-security-policy"] == POLICY
 
@@ -202,7 +202,7 @@ def test_an_upload_leads_to_its_answers(served):
     assert served.ask(picture).body[:2] == b"\xff\xd8"
 
 
-def test_an_upload_of_the_gallerys_own_pixels_is_known(served):
+def test_an_upload_of_pixels_of_the_gallery_is_known(served):
     path = Path(served.site.finder.gallery.items.path[row_of(served, "1-5.png")])
     page = served.ask(served.send(path.read_bytes()).headers["location"]).text
     assert "Labelled <b>throat</b>" in page and "1-5.png" not in page
@@ -247,7 +247,7 @@ def test_an_upload_too_large_is_413(served):
     assert answer.status == 413 and f"larger than {MAX_BODY // 2**20} MB" in answer.text
 
 
-def test_only_the_last_uploads_are_kept(served):
+def test_only_the_last_uploads_stay_in_memory(served):
     first = served.send(encoded(draw("throat", seed=1), "PNG")).headers["location"]
     for seed in range(UPLOADS):
         served.send(encoded(draw("throat", seed=seed), "PNG"))
