@@ -208,30 +208,16 @@ def of_embeddings(catalog: Catalog, vectors: np.ndarray, features: str, clusters
 # ---------------------------------------------------------------- leaks
 
 
-@dataclass(frozen=True)
-class TestLeaks:
-    """Pairs (training key, test key), each counted once, by the surest sign.
-
-    Attributes:
-        by_pixels: the same pixels, under whatever name.
-        by_name: the same file name without regard to case, other pixels.
-        near: near-duplicates. mirrored: one is the other flipped.
-    """
-
-    __test__ = False  # no test for pytest to collect
-
-    by_pixels: list[tuple[str, str]]
-    by_name: list[tuple[str, str]]
-    near: list[tuple[str, str]]
-    mirrored: list[tuple[str, str]]
-
-
-def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[str, str] = {}) -> TestLeaks:
+def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[str, str] = {}) -> dict[str, list[tuple[str, str]]]:
     """Training images that are among the test images.
 
     Args:
         alike: over `pictures`, in their order.
         aliases: other names under which training images stand in the dataset.
+
+    Returns:
+        pairs (training key, test key), each once, by the surest sign: `pixels`, the same under whatever name;
+        `name`, the same file name without regard to case, other pixels; `near-duplicates`; `mirrored copies`.
     """
     train = [p for p in pictures if not p.is_test]
     by_digest = {p.digest: p.key for p in train}
@@ -254,7 +240,7 @@ def find_test_leaks(pictures: Sequence[Picture], alike: Alike, aliases: Mapping[
                 leaks.append(pair)
         return leaks
 
-    return TestLeaks(pixels, names, across(alike.near), across(alike.mirrored))
+    return {"pixels": pixels, "name": names, "near-duplicates": across(alike.near), "mirrored copies": across(alike.mirrored)}
 
 
 def _tracks_asking(test_sets: Sequence[TestSet], root: Path) -> dict[str, list[str]]:
@@ -278,12 +264,13 @@ def of_leaks(root: Path, catalog: Catalog, test_sets: Sequence[TestSet], picture
     labels = {p.key: p.label or "no label" for p in pictures}
     ours = " a training and a test image"
     remarks = []
-    for kind, pairs, severity, one, several, end in (
-        ("pixels", leaks.by_pixels, "must fix", "test image is a training image", "test images are training images", ", pixel for pixel"),
-        ("name", leaks.by_name, "note", "test image has a training image's name", "test images have training images' names", ", and other pixels"),
-        ("near-duplicates", leaks.near, "note", "near-duplicate pair of", "near-duplicate pairs of", ours),
-        ("mirrored copies", leaks.mirrored, "note", "mirrored pair of", "mirrored pairs of", ours),
-    ):  # fmt: skip
+    for kind, severity, one, several, end in (
+        ("pixels", "must fix", "test image is a training image", "test images are training images", ", pixel for pixel"),
+        ("name", "note", "test image has a training image's name", "test images have training images' names", ", and other pixels"),
+        ("near-duplicates", "note", "near-duplicate pair of", "near-duplicate pairs of", ours),
+        ("mirrored copies", "note", "mirrored pair of", "mirrored pairs of", ours),
+    ):
+        pairs = leaks[kind]
         lines = [f"{a} ({labels[a]}) and {b}" + (f", query of track {' and '.join(asking[b])}" if b in asking else "") for a, b in pairs]
         end += f"; {len({b for _, b in pairs if b in asking})} are queries."
         hint = "leave them out of training, or say so beside every score"

@@ -24,15 +24,15 @@ def test_each_shared_picture_is_told_once_by_the_surest_sign():
     )  # fmt: skip
     alike = Alike(pairs((0, 4), (1, 5), (2, 6), (0, 1), (6, 7)), pairs((3, 7), (2, 6)))
     found = find_test_leaks(those, alike, {"old.png": "c.png"})
-    assert found.by_pixels == [("a.png", "test/other.png")]
-    assert found.by_name == [("b.png", "test/B.PNG"), ("c.png", "test/old.png")]
-    assert found.near == [("c.png", "test/e.png")] and found.mirrored == [("d.png", "test/f.png")]
+    assert found["pixels"] == [("a.png", "test/other.png")]
+    assert found["name"] == [("b.png", "test/B.PNG"), ("c.png", "test/old.png")]
+    assert found["near-duplicates"] == [("c.png", "test/e.png")] and found["mirrored copies"] == [("d.png", "test/f.png")]
 
 
 def test_copies_and_names_in_one_part_are_no_leak():
     those = pictures(("a.png", "train", "1"), ("b.png", "train", "2"), ("c.png", "test", "3"), ("d.png", "test", "4"))
     found = find_test_leaks(those, Alike(pairs((0, 1), (2, 3)), pairs((0, 1))))
-    assert not any((found.by_pixels, found.by_name, found.near, found.mirrored))
+    assert len(found) == 4 and not any(found.values())
 
 
 def test_only_what_stands_in_several_parts_straddles():
