@@ -116,7 +116,7 @@ def private_copy(run: Run) -> Iterator[Run]:
 
 @functools.cache
 def group() -> Any:
-    """The processes as a group that exchanges objects and CPU tensors (gloo); on GPUs torch's own group (NCCL) is beside it."""
+    """The processes as a group that exchanges objects and CPU tensors (gloo); on GPUs torch's default group (NCCL) exists beside it."""
     import entrep_cli.torchvision_ops  # noqa: F401 - before accelerate imports torchvision
 
     import torch

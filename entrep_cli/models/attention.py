@@ -1,8 +1,8 @@
 """Attention out of plain Linears, in place of the fused projections of open_clip and timm.
 
 LoRA belongs on `nn.Linear` only: peft (to 0.21.2) on `nn.MultiheadAttention` applies the delta of
-`out_proj` twice, ignores dropout and cannot choose q or v. So `explicit_attention` gives each
-attention its own `q`, `k`, `v` and `out` first, over `scaled_dot_product_attention`. On a CPU it
+`out_proj` twice, ignores dropout and cannot choose q or v. So `explicit_attention` first gives each
+attention separate Linears `q`, `k`, `v` and `out`, over `scaled_dot_product_attention`. On a CPU it
 is about as fast as the stock one, and many times faster where that one is slow in bfloat16: under
 autocast, and with a mask (benchmarks/attention.py).
 """
@@ -53,7 +53,7 @@ class ExplicitAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
-        assert not need_weights, "scaled_dot_product_attention keeps no weights"
+        assert not need_weights, "scaled_dot_product_attention returns no weights"
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         if query is key is value:
@@ -68,7 +68,7 @@ class ExplicitAttention(nn.Module):
 
 
 class ExplicitCustomAttention(nn.Module):
-    """Equal to open_clip's own `Attention` (block type `custom`), with its norms and head scales.
+    """Equal to open_clip's `Attention` (block type `custom`), with its norms and head scales.
 
     `forward` takes (N, L, D) tokens and a mask as above, and returns (N, L, D).
     """
@@ -95,7 +95,7 @@ class ExplicitCustomAttention(nn.Module):
 class ExplicitProjection(nn.Module):
     """Three Linears in place of timm's fused `qkv`: (..., D) to (..., 3 * D), q then k then v.
 
-    timm's own forward stays, with all its variants (norms, gates, rotary positions).
+    timm's forward stays, with all its variants (norms, gates, rotary positions).
     """
 
     STOCK = {"weight": ("q.weight", "k.weight", "v.weight"), "bias": ("q.bias", "k.bias", "v.bias")}
@@ -143,9 +143,9 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
     """(N, H, L, D) queries over (N, H, S, D) keys and values: scaled dot-product attention.
 
-    Written out for gradients in bfloat16 on a CPU, where torch's own takes twice to four times as long, unless what it
-    has to keep for them, a number a pair of tokens, is large. Masks of True and False are left to torch's own, which
-    knows what to do where all is hidden.
+    Written out for gradients in bfloat16 on a CPU, where torch's function takes twice to four times as long, unless what
+    is stored for them, a number a pair of tokens, is large. Masks of True and False are left to torch's function, which
+    handles rows in which all is hidden.
     """
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
@@ -182,13 +182,13 @@ def stock_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     Adapters have no stock names: merge them first.
     """
     state = model.state_dict()
-    stock_names = {parts[0]: (stock, parts) for stock, parts in _stock_names(model).items()}
-    joined = {name for _, parts in stock_names.values() for name in parts}
+    stock_names = {pieces[0]: (stock, pieces) for stock, pieces in _stock_names(model).items()}
+    joined = {name for _, pieces in stock_names.values() for name in pieces}
     stock_state = {}
     for name, value in state.items():
         if name in stock_names:
-            stock, parts = stock_names[name]
-            stock_state[stock] = torch.cat([state[part] for part in parts])
+            stock, pieces = stock_names[name]
+            stock_state[stock] = torch.cat([state[piece] for piece in pieces])
         elif name not in joined:
             stock_state[name] = value
     return stock_state
@@ -196,10 +196,10 @@ def stock_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _stock_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {
-        f"{prefix}.{stock}": tuple(f"{prefix}.{part}" for part in parts)
+        f"{prefix}.{stock}": tuple(f"{prefix}.{piece}" for piece in pieces)
         for prefix, module in model.named_modules()
         if isinstance(module, tuple(_EXPLICIT.values()))
-        for stock, parts in module.STOCK.items()
+        for stock, pieces in module.STOCK.items()
     }
 
 
@@ -221,7 +221,7 @@ def _heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
 
 
 def _additive(mask: torch.Tensor | None, n_heads: int, dtype: torch.dtype) -> torch.Tensor | None:
-    """The mask as scaled_dot_product_attention wants it, where True keeps and heads have an axis of their own."""
+    """The mask as scaled_dot_product_attention wants it, where True means visible and heads have a separate axis."""
     if mask is None:
         return None
     mask = ~mask if mask.dtype == torch.bool else mask.to(dtype)

@@ -32,10 +32,10 @@ def rollout(attentions: Sequence[torch.Tensor], readout: torch.Tensor | None = N
 
     Args:
         attentions: of every block, the first one first: (N, h, T, T) each, rows summing to 1.
-        readout: (T,) the share of each token in what the model pools; by default the first token, the class token.
+        readout: (T,) the weight of each token in what the model pools; by default the first token, the class token.
 
     Returns:
-        (N, T) shares that sum to 1.
+        (N, T) weights that sum to 1.
 
     Source: Abnar & Zuidema 2020, section 3.
     """
@@ -62,7 +62,7 @@ def gradient_rollout(
         (N, T), zero or more.
 
     Source: Chefer, Gur & Wolf 2021 (*Generic attention-model explainability*), equations 5 and 6. That a token's
-    own share in what is pooled (the I) is left out is ours: with a class token it never shows, and with a mean
+    direct weight in what is pooled (the I) is left out is ours: with a class token it never shows, and with a mean
     of patches it is the same everywhere.
     """
     start = row = _readout(attentions, readout)
@@ -106,13 +106,13 @@ def hires_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
 
 
 def layer_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """What is there, at every place of a feature map, that would speak for a score if there were more of it.
+    """What of every place of a feature map would raise a score if it were larger.
 
         heat = max(0, sum over c of max(0, gradients[c]) features[c])
 
     What speaks against is left out before the sum over channels, and not after as in `hires_cam`. It matters
     below a LayerNorm over pooled features, as in our heads: the score does not change with their scale, so
-    gradients times features sum to about nothing, and the place that has most to do with the score may be below it.
+    gradients times features sum to about zero, and may be negative at the place that matters most.
 
     Args:
         features, gradients: as for `grad_cam`, of any layer.
@@ -192,7 +192,7 @@ class _RecordAttentions(TorchFunctionMode):
             scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
         weights = scores.softmax(dim=-1)
         if torch.is_grad_enabled() and not weights.requires_grad:
-            weights.requires_grad_()  # of the first block of a frozen model: the graph begins here
+            weights.requires_grad_()  # of the first block of a frozen model: the graph starts here
         self.weights.append(weights)
         return weights @ value
 

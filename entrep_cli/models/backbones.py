@@ -278,13 +278,13 @@ def _hub_file(config: Mapping[str, Any], name: str) -> Path:
 def generalised_mean(features: torch.Tensor, dims: tuple[int, ...], p: float = 3.0) -> torch.Tensor:
     """(mean of x^p over `dims`)^(1/p), of what is positive: between the mean (p = 1) and the maximum (p without end).
 
-    Source: GeM (Radenović et al. 2018, eq. 3); p is fixed at where they begin to learn it.
+    Source: GeM (Radenović et al. 2018, eq. 3); p is fixed at the value from which they start to learn it.
     """
     return features.clamp(min=1e-6).pow(p).mean(dim=dims).pow(1 / p)
 
 
 class GeneralisedMean(nn.Module):
-    """(N, C, H, W) maps to (N, C) by `generalised_mean`, in the place of a network's own pooling."""
+    """(N, C, H, W) maps to (N, C) by `generalised_mean`, in place of a network's pooling."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return generalised_mean(features, (2, 3))

@@ -48,13 +48,13 @@ class ClipSettings(Section):
             JSON file.
         tag: which pretrained weights of an open_clip id, as in `openai`.
         weights: `hub` (only if they are cached), a file of a CLIP or of its image tower, or `none`.
-        pooling: of a convolutional image tower of timm: `own`, what the model has, or `gem`, the generalised mean (p = 3).
+        pooling: of a convolutional image tower of timm: `default`, the model's, or `gem`, the generalised mean (p = 3).
     """
 
     name: str = "ViT-B-16-quickgelu"
     tag: str = "openai"
     weights: str = "hub"
-    pooling: Literal["own", "gem"] = "own"
+    pooling: Literal["default", "gem"] = "default"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Architecture:
     def multilingual(self) -> bool:
         """Whether the tokenizer is one of many languages, by its name."""
         name = (self.config["text_cfg"].get("hf_tokenizer_name") or "").lower()
-        return any(part in name for part in _MULTILINGUAL)
+        return any(word in name for word in _MULTILINGUAL)
 
 
 def read_architecture(name: str) -> Architecture:
@@ -102,7 +102,7 @@ def read_architecture(name: str) -> Architecture:
     return Architecture(config, *(tuple(pixels[key]) if key in pixels else None for key in ("mean", "std")))
 
 
-def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> nn.Module:
+def build_clip(architecture: Architecture, size: int, pooling: str = "default") -> nn.Module:
     """The model with random weights, for square images of `size` pixels; `pooling` as in `ClipSettings`.
 
     Raises:
@@ -123,7 +123,7 @@ def build_clip(architecture: Architecture, size: int, pooling: str = "own") -> n
         raise UsageError(f"The CLIP model cannot be built: {first_line(error)}", hint="check its configuration and image.size") from error
     if pooling == "gem" and not replace_pooling(model, GeneralisedMean()):
         what = "The image tower is not a convolutional one of timm, whose pooling could be replaced."
-        raise UsageError(what, hint="--set backbone.pooling=own")
+        raise UsageError(what, hint="--set backbone.pooling=default")
     return model
 
 
@@ -141,9 +141,8 @@ def load_clip_weights(model: nn.Module, settings: ClipSettings) -> tuple[dict[st
     """Load weights into a freshly built model.
 
     Returns:
-        where they came from, {"name", "weights", "sha256", "towers"}, the last the towers they filled, and how
-        the names of the parameters begin that they filled: "" for all, "visual.trunk." for the image tower
-        alone, None for none.
+        where they came from, {"name", "weights", "sha256", "towers"}, the last being the towers they filled, and the
+        prefix of the parameters they filled: "" for all, "visual.trunk." for the image tower alone, None for none.
 
     Raises:
         WeightsError: not cached, unreadable, or of another model.
@@ -210,7 +209,7 @@ def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _is_causal(tower: nn.Module) -> bool:
-    """Whether a text tower is open_clip's own, causal, and read at the end token, which is the largest of its vocabulary."""
+    """Whether a text tower is one of open_clip, causal, and read at the end token, which is the largest of its vocabulary."""
     if isinstance(tower, CLIP):
         return tower.text_pool_type == "argmax" and tower.attn_mask is not None
     plain = isinstance(tower, TextTransformer) and tower.cls_emb is None and not tower.use_pad_mask and not tower.output_tokens

@@ -106,6 +106,6 @@ def _bf16_units() -> list[str]:
 
 
 def make_deterministic() -> None:
-    """Same command, same machine, CPU: same bytes. Slower kernels are taken where there is a choice."""
+    """Same command, same machine, CPU: same bytes. Deterministic kernels are taken where they exist, though slower."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -2,14 +2,14 @@
 
 The pre-training of MICS (arXiv 2509.17492), whose abstract names consistency, reconstructive and aligned
 learning, with "one modality as an augmented sample of another". Its figures say: an encoder for each of
-white light and narrow band, one shared decoder, a mask over 75% of the patches; its released code: the
+white light and narrow band, one decoder for both, a mask over 75% of the patches; its released code: the
 temperature, the weights of the losses, the size of the decoder. The repository holds a ViT and a training
 loop, but not the model that joins them; where nothing says more, a docstring says "ours".
 
 What the released code has and this has not: it freezes the decoder's position embedding at zero, so that
 all masked patches of an image get one prediction; here it is the fixed sin-cos one of MAE. And it trains a
-discriminator on detached predictions, whose loss sends no gradient to the encoders: there is no
-adversarial part here, for that one does nothing. In that code the weight 0.1 stands before the adversarial
+discriminator on detached predictions, whose loss sends no gradient to the encoders: here adversarial
+learning is left out, because it had no effect. In that code the weight 0.1 stands before the adversarial
 term; here it is the alignment loss's.
 """
 
@@ -39,7 +39,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class DecoderSettings(Section):
-    """The shared decoder, with the released code's (and MAE's) size as default."""
+    """The decoder, with the released code's (and MAE's) size as default."""
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 512
     depth: Count = 8
@@ -105,14 +105,14 @@ class MicsLosses:
 
     def scores(self) -> dict[str, float]:
         """The four losses as plain numbers."""
-        return {name: getattr(self, name).item() for name in ("total", "reconstruction", "consistency", "alignment")}
+        return {name: vars(self)[name].item() for name in ("total", "reconstruction", "consistency", "alignment")}
 
 
 class MicsDecoder(nn.Module):
     """(N, V, D) tokens of visible patches to (N, L, P) predictions of all patches, for both modalities.
 
     Visible tokens and mask tokens stand at their places, each with the sin-cos embedding of the place
-    and the learned embedding of the modality (ours: a shared decoder must know which one it draws).
+    and the learned embedding of the modality (ours: one decoder must know which one it draws).
     The encoders' class tokens are not handed on (ours).
     """
 
@@ -181,7 +181,7 @@ class MicsPretraining(nn.Module):
         of them. In training N must be 2 or more, for the sake of the batch norm.
 
         Args:
-            generator: draws the masks, on its own device; the same state gives the same masks.
+            generator: draws the masks, on the device of the generator; the same state gives the same masks.
         """
         images = (white, narrow)
         predictions, masked, visible = zip(*(self._predict(m, pixels, generator) for m, pixels in enumerate(images)), strict=True)

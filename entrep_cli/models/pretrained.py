@@ -110,16 +110,9 @@ class PretrainedWeights:
         return self.start.format(path=shlex.quote(str(path)))
 
     def as_dict(self) -> dict[str, Any]:
+        shown = ("name", "title", "purpose", "repository", "revision", "licence", "commercial", "note", "url")
         return {
-            "name": self.name,
-            "title": self.title,
-            "purpose": self.purpose,
-            "repository": self.repository,
-            "revision": self.revision,
-            "licence": self.licence,
-            "commercial": self.commercial,
-            "note": self.note,
-            "url": self.url,
+            **{key: vars(self)[key] for key in shown},
             "bytes": self.size,
             "state": self.state,
             "files": [

@@ -137,7 +137,7 @@ def fit(
     )
     losses = gradual_unfreezing(losses, model, rates)
     groups = parameter_groups(model, rates, settings.weight_decay)
-    # Fused: of a small head's step the update is a good part, and this takes a fifth off the whole.
+    # Fused: the update takes much of a small head's step, and this makes the step a fifth faster.
     optimizer = torch.optim.AdamW(groups, fused=True)
     batches = max(steps_per_epoch, 1)
     steps_per_epoch = -(-steps_per_epoch // settings.accumulate)
@@ -273,7 +273,7 @@ def _write_metrics(run: Run, history: list[dict[str, float]]) -> None:
 
 
 def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Average, scaler) -> None:
-    content = io.BytesIO()  # torch turns a full disk into an error of its own; a plain write tells it
+    content = io.BytesIO()  # torch hides a full disk behind another error; a plain write does not
     torch.save(
         {
             **state,
@@ -292,7 +292,7 @@ def _save_checkpoint(run: Run, state, model, optimizer, schedule, average: _Aver
 def _load_checkpoint(run: Run, model, optimizer, schedule, average: _Average, scaler) -> dict[str, Any]:
     path = run.path(CHECKPOINT)
     try:
-        # To the CPU: another machine, or another process of the same training, has not the GPU it was saved from.
+        # To the CPU: another machine, or another process of the same training, does not have the GPU it was saved from.
         state = torch.load(path, weights_only=True, map_location="cpu")
         if set(state["weights"]) != {name for name, _ in _trained(model)}:
             raise ValueError("it holds other parameters")

@@ -29,7 +29,7 @@ def multi_positive_contrast(
         logit_scale: what the cosines are multiplied with (1 / temperature), not its logarithm.
 
     Returns:
-        A scalar; zero, with a graph, where there is no positive at all.
+        A scalar; zero, with a graph, without any positive.
     """
     with torch.autocast(images.device.type, enabled=False):
         logits = logit_scale * (images.float() @ texts.float().T)

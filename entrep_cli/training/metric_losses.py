@@ -53,7 +53,7 @@ def supervised_contrast(embeddings: torch.Tensor, targets: torch.Tensor, tempera
 
         -1/|P(i)| sum over p in P(i) of log( exp(z_i z_p / t) / sum over a != i of exp(z_i z_a / t) )
 
-    Source: SupCon (Khosla et al. 2020, eq. 2, L_out), temperature 0.1; there a sum over i.
+    Source: SupCon (Khosla et al. 2020, eq. 2, L_out), temperature 0.1; they sum over i.
     """
     same, itself = _pairs(targets)
     log_p = (embeddings @ embeddings.T / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=1)

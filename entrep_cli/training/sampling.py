@@ -44,8 +44,8 @@ def batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
 def class_batches(targets: torch.Tensor, classes_per_batch: int, images_per_class: int, generator: torch.Generator) -> list[torch.Tensor]:
     """One epoch of batches with several images of each of several classes (P x K sampling).
 
-    A batch is P different classes (all of them where there are fewer) with K images each, shuffled;
-    there are as many batches as N images fill, the last one counted whole. Every class comes before any
+    A batch is P different classes (all of them where the data have fewer) with K images each, shuffled;
+    an epoch has as many batches as N images fill, the last one counted whole. Every class comes before any
     comes twice, and so does every image of a class; only a class of fewer than K images repeats within
     a batch.
 

@@ -25,7 +25,7 @@ class ShiftSettings(Section):
     """The shift dictionary; the source gives none of these figures.
 
     Attributes:
-        clusters: of k-means; fewer where there are fewer different features.
+        clusters: of k-means; fewer where the features have fewer different values.
         covariance: `shrunk` (towards its mean variance) or `diagonal`.
         shrinkage: of `shrunk`: a fraction from 0 to 1, or `ledoit-wolf`, estimated for each cluster.
         members: clusters with fewer take the covariance of all features about the means of their clusters.
@@ -108,7 +108,7 @@ class ShiftDictionary:
     def draw(self, clusters: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """(N, D) float32 shifts, one for each of (N,) clusters, drawn from `generator` (of the CPU) in the order of the rows.
 
-        For training alone; at test time there is no shift (paper).
+        For training alone; at test time nothing is shifted (paper).
         """
         dim = self.means.shape[1]
         most = max(len(spread.factor) for spread in self.spreads)
