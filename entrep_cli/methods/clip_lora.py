@@ -44,8 +44,7 @@ from entrep_cli.models.towers import set_checkpointing
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.gathering import gathered
 from entrep_cli.training.loop import LoopResult, LoopSettings, epoch_generator, fit
-from entrep_cli.training.losses import clamped_scale, multi_positive_contrast
-from entrep_cli.training.metric_losses import MetricSettings, metric_loss
+from entrep_cli.training.losses import MetricSettings, clamped_scale, metric_loss, multi_positive_contrast
 from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import batches, class_batches
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
