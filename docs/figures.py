@@ -73,7 +73,7 @@ def main(demo: Path, out: Path) -> None:
 
 
 def telling_query(finder: Finder) -> int:
-    """A labelled image with hits and a miss among its neighbours, so that the legend is seen; else the first."""
+    """A labelled image with hits and a miss among its neighbours, so that the legend has all marks; else the first."""
     rows = np.flatnonzero(finder.gallery.items.label != "")
     for row in rows:
         hits = [case.hit for case in find_cases(finder, gallery_query(finder, int(row)), 11, mask_group=True).cases]
@@ -113,7 +113,7 @@ def keep(drawn: Path, path: Path) -> None:
     width = min(picture.width, 1100)
     while True:
         scaled = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-        # Not by the frequency of colours: what is hottest in a picture of heat is rare, and must keep its own.
+        # Not by the frequency of colours: what is hottest in a picture of heat is rare, and must keep its colour.
         scaled.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < MAX_BYTES or width < 400:
             break

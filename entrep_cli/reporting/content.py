@@ -22,7 +22,7 @@ Kind = Literal["query", "hit", "miss", "truth"]
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a contact sheet: `picture` is its address, "" where there is none; `lines` stand under its name."""
+    """One picture of a contact sheet: `picture` is its address, "" for none; `lines` stand under its name."""
 
     kind: Kind
     name: str
@@ -55,7 +55,7 @@ class SheetSet:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer; `attention` is the picture under its attention map, "" where there is none."""
+    """A wrong answer; `attention` is the picture under its attention map, "" for none."""
 
     name: str
     truth: str
@@ -82,7 +82,7 @@ class Calibration:
 
     Attributes:
         scores: every metric of calibration with its interval, by its key.
-        tempered, tempered_scores, temperature: None where there was nothing to fit one on.
+        tempered, tempered_scores, temperature: None without validation images to fit one on.
         n_fitted: images it was fitted on; `same_images`: they are the ones that are scored here.
     """
 
@@ -166,7 +166,7 @@ _MEASURES = {"loss": "Loss", "accuracy": "Accuracy", "macro_f1": "Macro F1"}
 def learning_curves(rows: Sequence[Mapping[str, str]], best_epoch: int) -> Curves | None:
     """The rows of a `metrics.csv` as curves, those of one measure in one panel; None without epochs or numbers.
 
-    What is neither a loss nor a known score goes into a panel of its own name.
+    What is neither a loss nor a known score goes into a panel of that name.
     """
     if not rows or "epoch" not in rows[0]:
         return None

@@ -1,7 +1,7 @@
 """Every chart, drawn once with matplotlib: as a PNG file, or as SVG inside a page, where it follows light and dark.
 
 The colours are those of `page.css`, Okabe and Ito's for whatever stands beside each other. An SVG names them by
-their variables there, so that light, dark and paper need no second drawing. Lengths are points, 72 an inch.
+its variables, so that light, dark and paper need no second drawing. Lengths are points, 72 an inch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MARKERS = "osD^vPX*<>hd"
 WIDTH = 360.0  # points: a phone's width in pixels
 _TEXT, _SMALL, _TINY = 10.5, 9.5, 8.0
 _STYLE = {
-    "text.parse_math": False,  # names are drawn letter by letter, never as formulas
+    "text.parse_math": False,  # names are not formulas
     "font.size": _TEXT,
     "text.color": PALETTE["ink"],
     "axes.titlesize": _TEXT,
@@ -336,7 +336,7 @@ def reliability(edges: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray,
 
 @styled()
 def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, *, epochs: Sequence[int] = (), best_epoch: int = 0) -> Chart:
-    """Learning curves side by side, one panel a score with an axis of its own; values that are not finite are left out.
+    """Learning curves side by side, one panel and one axis a score; values that are not finite are left out.
 
     Args:
         panels: heading -> line -> a value an epoch; the heading of a single panel is not drawn.
@@ -375,7 +375,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, *, e
 
 
 def _mark(axes: Axes, points: np.ndarray, index: int, **look: object) -> None:
-    """The (N, 2) points of a class; its marker tells it apart where the colours repeat or are not seen."""
+    """The (N, 2) points of a class; its marker distinguishes it where colours repeat, and in grey."""
     marker = _MARKERS[(index + index // len(SERIES)) % len(_MARKERS)]
     axes.plot(*points.T, marker, color=SERIES[index % len(SERIES)], **look)
 

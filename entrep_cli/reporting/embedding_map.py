@@ -17,7 +17,7 @@ MAX_THUMBNAILS = 2000
 def tsne(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """(N, D) unit rows to (N, 2), by scikit-learn's t-SNE on cosine distances, started at the principal components.
 
-    Perplexity is 30, or a third of the images where there are fewer than 91 (ours; the paper states none).
+    Perplexity is 30, or a third of the images below 91 (ours; the paper states none).
 
     Raises:
         ValueError: fewer than four rows, of which no map can be made.
@@ -48,7 +48,7 @@ class EmbeddingMap:
     Attributes:
         places: (N, 2). classes, regions: (N,) indices into their names.
         captions: the name of each image.
-        sprite: the thumbnails in one picture, `columns` in a row, of every `step`th image; "" where there are none.
+        sprite: the thumbnails in one picture, `columns` in a row, of every `step`th image; "" for none.
         how: t-SNE or PCA.
         n_images: in the split, of which N are drawn.
     """

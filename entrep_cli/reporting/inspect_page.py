@@ -21,6 +21,14 @@ THUMBNAIL = 128  # pixels of the longer side; some 4 kB each
 MAX_SETS = 24  # of pictures a remark
 MAX_IMAGES = 12  # a set
 MAX_LINES = 40  # of details a remark
+_TABLES = {
+    "classes": "Classes",
+    "regions": "Regions",
+    "texts": "Texts by language",
+    "subsets": "Subsets",
+    "sizes": "Sizes",
+    "modes": "Modes",
+}
 _BANDS = (("must fix", "Must be corrected"), ("note", "To look at"))
 
 
@@ -45,14 +53,8 @@ def page(inspection: Inspection, *, private: bool = False) -> str:
         (title, [_section(remark, inspection, picture_of, private) for remark in inspection.remarks if remark.severity == severity])
         for severity, title in _BANDS
     ]
-    tables = {
-        "Classes": document["counts"].get("classes", {}),
-        "Regions": document["counts"].get("regions", {}),
-        "Texts by language": document["counts"].get("texts", {}),
-        "Subsets": document["counts"].get("subsets", {}),
-        "Sizes": _first(document["counts"].get("sizes", {})),
-        "Modes": document["counts"].get("modes", {}),
-    }
+    counts = document["counts"]
+    tables = {heading: counts[key] if key != "sizes" else _first(counts[key]) for key, heading in _TABLES.items() if counts.get(key)}
     return render(
         "inspect_page.html.j2",
         ok=inspection.ok,
@@ -60,9 +62,9 @@ def page(inspection: Inspection, *, private: bool = False) -> str:
         place=document["data"],
         layouts=document["layouts"],
         taxonomy=inspection.taxonomy,
-        counts=document["counts"],
+        counts=counts,
         groups=inspection.groups,
-        tables={name: table for name, table in tables.items() if table},
+        tables=tables,
         bands=[(title, sections) for title, sections in bands if sections],
         private=private,
         version=__version__,

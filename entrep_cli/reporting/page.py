@@ -1,6 +1,6 @@
 """The report of a run: one HTML file with all in it, which opens anywhere and asks no network.
 
-All names and texts are escaped by the template engine and the drawings; the one script is named in the page's own
+All names and texts are escaped by the template engine and the drawings; the one script is named in the page's
 policy by its hash, so that no other can run.
 """
 

@@ -1,6 +1,6 @@
 """The figures that papers report, from one data file, and which of them stand beside a run.
 
-A paper's numbers come from its own split and its own relevance, a board's from a private test; they are shown
+A paper's numbers come from the authors' split and relevance, a board's from a private test; they are shown
 beside ours, named so, and never taken for ours.
 """
 
@@ -23,7 +23,7 @@ from entrep_cli.reporting.content import Table
 NOT_RUN = "not run"
 _COUNTS = ("support",)
 _PAPER = "foregut"
-# Of a run of this method the classes are those of this table; of a hybrid there are more, in its `paper/`.
+# Of a run of this method the classes are those of this table; a hybrid has more, in its `paper/`.
 _TABLE_OF = {"hybrid": 8, "prototype": 4, "dinov2": 6}
 _BOARDS = {11: "track 1", 12: "track 2", 13: "track 3"}
 _ROW_OF = {8: "hybrid", 4: "prototypes", 6: "baseline"}  # in Table 9
@@ -32,7 +32,7 @@ Cells = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A table of a paper, as printed there.
+    """A table of a paper, as printed.
 
     Attributes:
         number: of the table in the paper.

@@ -1,8 +1,8 @@
 "use strict";
 (() => {
-  const told = document.getElementById("map-data");
-  if (!told) return;
-  const points = JSON.parse(told.textContent);
+  const data = document.getElementById("map-data");
+  if (!data) return;
+  const points = JSON.parse(data.textContent);
   const box = document.querySelector(".map-box");
   const drawing = box.querySelector("svg.chart");
   const ring = drawing.querySelector(".ring");

@@ -6,6 +6,7 @@ The rankings are those of the evaluation: the same vectors, the same masks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,17 +35,16 @@ def sheets_of(
     }
     sheets = []
     for key, relevant in relevance_of.items():
-        if key in scores.retrieval and scores.retrieval[key].scored.any():
-            scored = scores.retrieval[key]
+        if (scored := scores.retrieval.get(key)) and scored.scored.any():
             draw = _Drawer(vectors, vectors, masks, relevant, scored, labels, pictures, top_k)
             best, worst = pick(scored, labels)
             sheets.append(SheetSet(key, tuple(map(draw.of_image, best)), tuple(map(draw.of_image, worst))))
-    if texts is not None and TEXTS in scores.retrieval and scores.retrieval[TEXTS].scored.any():
-        wanted = [(text,) for text in texts.texts]
-        scored = scores.retrieval[TEXTS]
-        draw = _Drawer(
-            texts.vectors, vectors, [], lambda rows: finding_relevance([wanted[i] for i in rows], findings), scored, labels, pictures, top_k
-        )
+    if texts is not None and (scored := scores.retrieval.get(TEXTS)) and scored.scored.any():
+
+        def with_text(rows: np.ndarray) -> np.ndarray:
+            return finding_relevance([(texts.texts[i],) for i in rows], findings)
+
+        draw = _Drawer(texts.vectors, vectors, [], with_text, scored, labels, pictures, top_k)
         best, worst = pick(scored, None)
         shown = [f"text {i + 1}" if pictures.private else text for i, text in enumerate(texts.texts)]
         sheets.append(SheetSet(TEXTS, *(tuple(draw.of_text(i, shown[i]) for i in rows) for rows in (best, worst))))
@@ -64,28 +64,23 @@ def pick(
     order = rows[np.lexsort((rows, -scores.average_precision[rows], first))]
     worst = [int(i) for i in order[::-1][: min(n_worst, max(len(order) - 1, 0))]]
     rest = [int(i) for i in order if int(i) not in set(worst)]
-    first_of = {labels[i] if labels is not None else i: i for i in reversed(rest)}  # the best of each class
-    best = sorted(rest, key=lambda i: i not in first_of.values())[:n_best]
-    best.sort(key=rest.index)
-    return best, worst
+    best_of_class = {labels[i] if labels is not None else i: i for i in reversed(rest)}
+    varied = set(best_of_class.values())
+    return sorted(sorted(rest, key=lambda i: i not in varied)[:n_best], key=rest.index), worst
 
 
+@dataclass(frozen=True, eq=False)
 class _Drawer:
     """Rankings of a few queries as sheets."""
 
-    def __init__(
-        self,
-        queries: np.ndarray,
-        gallery: np.ndarray,
-        masks: Exclusions,
-        relevant: Callable[[np.ndarray], np.ndarray],
-        scores: RetrievalScores,
-        labels: np.ndarray,
-        pictures: Pictures,
-        top_k: int,
-    ) -> None:
-        self.queries, self.gallery, self.masks, self.relevant = queries, gallery, masks, relevant
-        self.scores, self.labels, self.pictures, self.top_k = scores, labels, pictures, top_k
+    queries: np.ndarray
+    gallery: np.ndarray
+    masks: Exclusions
+    relevant: Callable[[np.ndarray], np.ndarray]
+    scores: RetrievalScores
+    labels: np.ndarray
+    pictures: Pictures
+    top_k: int
 
     def of_image(self, i: int) -> Sheet:
         query = Tile("query", self.pictures.name(i), self.pictures(i), (str(self.labels[i]),))

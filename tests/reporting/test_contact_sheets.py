@@ -12,17 +12,10 @@ def pictures(n, height=8, width=12):
     return [rng.integers(0, 256, (3, height, width), dtype=np.uint8) for _ in range(n)]
 
 
-def test_a_grid_shows_every_picture_as_it_is(tmp_path, monkeypatch):
-    shown = []
-    savefig = Figure.savefig
-
-    def keep(figure, *args, **options):
-        shown.extend((axes.get_title(), axes.images[0].get_array()) for axes in figure.axes)
-        savefig(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
+def test_a_grid_shows_every_picture_as_it_is(tmp_path, figures):
     tiles = pictures(6)
     path = picture_grid([tiles[:3], tiles[3:]], ["a", "$b_", "c"], tmp_path / "grid.png", "t", "small print $1$")
+    shown = [(axes.get_title(), axes.images[0].get_array()) for axes in figures[0].axes]
     assert Image.open(path).format == "PNG" and [title for title, _ in shown] == ["a", "$b_", "c", "", "", ""]
     for (_, picture), tile in zip(shown, tiles):
         assert np.array_equal(picture, tile.transpose(1, 2, 0))
@@ -31,6 +24,14 @@ def test_a_grid_shows_every_picture_as_it_is(tmp_path, monkeypatch):
     for rows in ([], [tiles[:2]]):
         with pytest.raises(ValueError, match="do not fit"):
             picture_grid(rows, ["a", "b", "c"], tmp_path / "no.png", "t")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """All that is written."""
+    written, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: (written.append(figure), savefig(figure, *args, **options)))
+    return written
 
 
 def tiles_of(tmp_path, marks):
@@ -42,20 +43,11 @@ def tiles_of(tmp_path, marks):
     return tiles
 
 
-def test_a_sheet_tells_hits_from_misses_by_colour_stroke_and_word(tmp_path, monkeypatch):
-    drawn, words = [], []
-    savefig = Figure.savefig
-
-    def keep(figure, *args, **options):
-        for axes in figure.axes:
-            spine = axes.spines["left"]
-            drawn.append((spine.get_edgecolor(), spine.get_linestyle()))
-        words.extend(text.get_text() for text in figure.texts)
-        savefig(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
+def test_a_sheet_tells_hits_from_misses_by_colour_stroke_and_word(tmp_path, figures):
     tiles = tiles_of(tmp_path, ["query", "hit", "miss", "truth", ""])
     path = contact_sheet("Nearest to [red]\x1b[2J $x_$", tiles, tmp_path / "sheet.png", columns=3)
+    spines = [axes.spines["left"] for axes in figures[0].axes]
+    drawn, words = [(spine.get_edgecolor(), spine.get_linestyle()) for spine in spines], [text.get_text() for text in figures[0].texts]
     assert edges_are_white(path) and len(set(drawn)) == 5 and len({stroke for _, stroke in drawn[1:4]}) == 3
     assert words[0] == "Nearest to [red]\\x1b[2J $x_$" and "0. $x_ [red]<b>a long na...\nsecond" in words
     assert words[-4:] == [MARKS[mark].word for mark in ("query", "hit", "miss", "truth")]
@@ -63,18 +55,10 @@ def test_a_sheet_tells_hits_from_misses_by_colour_stroke_and_word(tmp_path, monk
     assert contact_sheet("Nearest to [red]\x1b[2J $x_$", tiles, tmp_path / "again.png", columns=3).read_bytes() == first
 
 
-def test_a_sheet_explains_only_the_frames_it_has_and_survives_a_picture_that_is_gone(tmp_path, monkeypatch):
-    words = []
-    savefig = Figure.savefig
-
-    def keep(figure, *args, **options):
-        words.extend(text.get_text() for axes in figure.axes for text in axes.texts)
-        words.extend(text.get_text() for text in figure.texts)
-        savefig(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
+def test_a_sheet_explains_only_the_frames_it_has_and_survives_a_picture_that_is_gone(tmp_path, figures):
     tiles = tiles_of(tmp_path, ["", ""])
     tiles[1].image.unlink()
     contact_sheet("septal spur", tiles, tmp_path / "sheet.png")
+    words = [text.get_text() for place in (figures[0], *figures[0].axes) for text in place.texts]
     assert words.count("cannot be read") == 1 and not {mark.word for mark in MARKS.values()} & set(words)
     assert contact_sheet("nothing found", [], tmp_path / "empty.png").is_file()
