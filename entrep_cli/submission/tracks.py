@@ -63,11 +63,7 @@ _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def read_queries(
-    path: str | Path,
-    track: int,
-    *,
-    known_names: Collection[str] | None = None,
-    warn: Callable[[str], None] | None = None,
+    path: str | Path, track: int, *, known_names: Collection[str] | None = None, warn: Callable[[str], None] | None = None
 ) -> list[str]:
     """The queries of one track, verbatim and in order: they are the keys of the submission.
 
@@ -182,10 +178,7 @@ def _query_fault(line: str, query: str, files: bool, names: frozenset[str]) -> s
 
 
 def write_submission(
-    path: str | Path,
-    track: int,
-    answers: Mapping[str, Answer],
-    ranked: Iterable[tuple[str, int, Answer, float]],
+    path: str | Path, track: int, answers: Mapping[str, Answer], ranked: Iterable[tuple[str, int, Answer, float]]
 ) -> tuple[Path, Path]:
     """Write the zip at `path` and beside it the ranked CSV; returns both paths.
 

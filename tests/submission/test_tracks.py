@@ -19,12 +19,7 @@ from hypothesis import strategies as st
 from entrep_cli.data.texts import casefold, has_control
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.submission.checks import check_submission
-from entrep_cli.submission.tracks import (
-    read_queries,
-    read_submission,
-    resolve_names,
-    write_submission,
-)
+from entrep_cli.submission.tracks import read_queries, read_submission, resolve_names, write_submission
 
 NAMES = ["a1b2.png", "9-4_Image04(1).png", "ảnh nội soi, mũi.png", "[red]x[/red].png", "<script>.jpg"]
 
@@ -110,18 +105,7 @@ def test_what_only_looks_like_a_header_is_a_query(tmp_path):
 
 
 def test_all_faulty_lines_are_said_at_once(tmp_path):
-    lines = [
-        "file",
-        "a.png",
-        "",
-        "A.PNG",
-        "imgs/b.png",
-        "c\x1b[31m.png",
-        "a.png",
-        "d.png,nose-left",
-        "e\\f.png",
-        "good.png",
-    ]
+    lines = ["file", "a.png", "", "A.PNG", "imgs/b.png", "c\x1b[31m.png", "a.png", "d.png,nose-left", "e\\f.png", "good.png"]
     faults = faults_of(write(tmp_path, "\n".join(lines) + "\n"), 1)
     assert [fault.split(":")[0] for fault in faults] == [f"line {n}" for n in range(1, 10) if n != 2]
     said = ["header", "blank", "line 2, but for case", "'b.png'", "control", "line 2", "'d.png'", "'f.png'"]
@@ -154,11 +138,7 @@ def test_names_that_differ_in_case_are_two_images_where_both_exist(tmp_path):
 def test_resolve_names():
     known = ["a.png", "A.PNG", "É.png", "b.PNG"]
     names = ["a.png", "A.png", "e\u0301.png", "b.png", "c.png"]
-    assert resolve_names(names, known) == {
-        "a.png": "a.png",
-        "e\u0301.png": "É.png",
-        "b.png": "b.PNG",
-    }
+    assert resolve_names(names, known) == {"a.png": "a.png", "e\u0301.png": "É.png", "b.png": "b.PNG"}
 
 
 # ---------------------------------------------------------------- writing and reading answers
