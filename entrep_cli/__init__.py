@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from entrep_cli.api.doctor import doctor as doctor
     from entrep_cli.api.embed import embed as embed
     from entrep_cli.api.ensemble import ensemble as ensemble
+    from entrep_cli.api.explain import explain as explain
     from entrep_cli.api.export import export as export
     from entrep_cli.api.index import index as index
     from entrep_cli.api.inspect import inspect as inspect
+    from entrep_cli.api.predict import predict as predict
     from entrep_cli.api.pretrain import pretrain as pretrain
     from entrep_cli.api.pretrain import pretraining_recipe as pretraining_recipe
+    from entrep_cli.api.report import report as report
+    from entrep_cli.api.search import search as search
     from entrep_cli.api.split import split as split
     from entrep_cli.api.synth import synth as synth
     from entrep_cli.api.train import effective_recipe as effective_recipe
@@ -42,23 +46,8 @@ if TYPE_CHECKING:
 
 # Function -> its module below `entrep_cli.api`.
 _FUNCTIONS = {
-    **{
-        name: name
-        for name in (
-            "compare",
-            "doctor",
-            "embed",
-            "ensemble",
-            "export",
-            "index",
-            "inspect",
-            "pretrain",
-            "split",
-            "synth",
-            "train",
-            "validate",
-        )
-    },
+    **{name: name for name in "compare doctor embed ensemble explain export index inspect predict pretrain".split()},
+    **{name: name for name in "report search split synth train validate".split()},
     "effective_recipe": "train",
     "pretraining_recipe": "pretrain",
     **{f"weights_{word}": "weights" for word in ("list", "check", "fetch")},

@@ -85,7 +85,7 @@ class Validation(Result):
         ]
         if compared is not None:
             rows.append((f"agree with {compared.by}", f"{compared.agree} of {compared.compared}"))
-        tables = [Table(self.track, ["", ""], rows)]
+        tables = [Table(self.track, ["", "value"], rows)]
         if self.fix:
             nothing = "nothing: the file has no fault" if report.ok else "nothing: fix the other faults first"
             rows = [
@@ -93,7 +93,7 @@ class Validation(Result):
                 ("no certain fix", _counts(self.correction.left)),
                 ("written and validated", self.written or nothing),
             ]
-            tables.append(Table("Corrected copy", ["", ""], rows))
+            tables.append(Table("Corrected copy", ["", "value"], rows))
         return tables
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,23 +15,36 @@ from entrep_cli import console
 
 # Command line -> the same in Python. The run `dinov2` has a twin, which completed at the same time.
 SAME = {
-    "index --run dinov2": lambda: entrep_cli.index(run="dinov2"),
-    "embed --run dinov2 --precision fp32": lambda: entrep_cli.embed(run="dinov2", precision="fp32"),
-    "compare dinov2 twin --split queries --no-mask-groups": lambda: entrep_cli.compare(
+    "index --run dinov2": lambda **_: entrep_cli.index(run="dinov2"),
+    "embed --run dinov2 --precision fp32": lambda **_: entrep_cli.embed(run="dinov2", precision="fp32"),
+    "compare dinov2 twin --split queries --no-mask-groups": lambda **_: entrep_cli.compare(
         ["dinov2", "twin"], split="queries", mask_groups=False
     ),
+    "predict --run dinov2 --track 2 --gallery all --class-aware hard": lambda **_: entrep_cli.predict(
+        run="dinov2", track=2, gallery="all", class_aware="hard"
+    ),
+    "validate {runs}/dinov2/submissions/track1.zip --track 1 --run dinov2": lambda runs, **_: entrep_cli.validate(
+        runs / "dinov2" / "submissions" / "track1.zip", track=1, run="dinov2"
+    ),
+    "search {image} --run dinov2 --top-k 3": lambda image, **_: entrep_cli.search(image, run="dinov2", top_k=3),
+    "explain {image} --run dinov2 --class throat": lambda image, **_: entrep_cli.explain([image], run="dinov2", class_="throat"),
+    "report --run dinov2 --split queries": lambda **_: entrep_cli.report(run="dinov2", split="queries"),
 }
 
 VERBS = [name for name in entrep_cli.__all__ if name != "__version__"]
 
 
 @pytest.mark.parametrize("line", SAME)
-def test_python_returns_what_json_prints(trained, entrep, capfd, line):
+def test_python_returns_what_json_prints(trained, phantom, entrep, capfd, line):
     """In JSON a NaN is null."""
     shutil.copytree(trained / "dinov2", trained / "twin")
-    printed = entrep(*line.split(), "--json").json
+    places = {"runs": trained, "image": sorted((phantom / "test" / "imgs").iterdir())[0]}
+    if line.startswith("validate"):
+        entrep_cli.predict(run="dinov2", track=1)
+    printed = entrep(*line.format(**places).split(), "--json").json
     console.set_mode("library")
-    result = SAME[line]()
+    capfd.readouterr()
+    result = SAME[line](**places)
     assert json.loads(json.dumps(console._with_null(result.to_dict()))) == printed
     assert capfd.readouterr() == ("", "")
     assert len(result.frame()) and result.to_latex().startswith("% ")
