@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from entrep_cli.version import __version__
 
 if TYPE_CHECKING:
     from entrep_cli.api.cache import cache_clear as cache_clear

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from entrep_cli import __version__, console, processes
+from entrep_cli import console, processes
 from entrep_cli.commands import (
     ablate,
     cache,
@@ -45,6 +45,7 @@ from entrep_cli.commands import app as search_page  # and the command line as a 
 from entrep_cli.commands import inspect as inspection  # the standard library's `inspect` is used here too
 from entrep_cli.errors import EntrepError, Interrupted, UsageError
 from entrep_cli.results import Result
+from entrep_cli.version import __version__
 
 Command = Callable[..., Result | dict[str, Any] | None]
 # Panel -> commands, in the order of the work. Only light modules are imported above: every command

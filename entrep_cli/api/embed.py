@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from entrep_cli import console, processes
-from entrep_cli.errors import DataError, RunError, UsageError, together
+from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.results import Result, Table
 from entrep_cli.workspace import Run, data_dir, open_run, runs_dir
 
 if TYPE_CHECKING:
-    from entrep_cli.methods.base import Model
-    from entrep_cli.retrieval.embeddings import Items
     from entrep_cli.retrieval.pipeline import Stages
 
 
@@ -84,6 +82,7 @@ def embed(
     """
     from entrep_cli.retrieval.embeddings import embeddings_of
     from entrep_cli.retrieval.pipeline import Stages, choose_batch
+    from entrep_cli.retrieval.sets import dataset_sets, open_for_embedding
 
     if engine == "onnx" and (compile or precision != "auto"):
         raise UsageError("--precision and --compile are of the torch engine.", hint="leave them out, or --engine torch")
@@ -94,8 +93,15 @@ def embed(
     if missing := [str(place) for place in folders if not place.is_dir()]:
         raise DataError("No such folder to embed.", faults=missing, hint="name folders of images with --folder")
     with processes.main_first():
-        sets = _sets(root, folders)
-    model = _open(opened, engine, device, precision, compile)
+        sets = dataset_sets(root, folders)
+    if engine == "onnx":
+        from entrep_cli.methods.exporting import open_exported
+
+        if device not in ("auto", "cpu"):
+            raise UsageError("The onnx engine computes on the CPU.", hint="--device cpu, or --engine torch")
+        model = open_exported(opened)
+    else:
+        model = open_for_embedding(opened, device, precision, compiled=compile)
     size, reason = processes.on_main(lambda: choose_batch(model, batch_size))
     console.say(f"Batch: {size} images ({reason}).")
     any_engine = engine == "torch" and precision == "auto" and not compile
@@ -108,58 +114,6 @@ def embed(
         place = opened.path("embeddings", name)
         results.append(EmbeddedSet(name, len(done), done.vectors.shape[1], place, stages if stages.images else None))
     return EmbeddedSets(opened, model.engine, tuple(results))
-
-
-def _sets(root: Path, folders: list[Path]) -> dict[str, Items]:
-    """All that is to be embedded, by the names of the sets; DataError lists the faults of all."""
-    from entrep_cli.data.catalog import Catalog
-    from entrep_cli.data.splits import split_groups
-    from entrep_cli.data.testsets import find_test_sets, read_test_folder
-    from entrep_cli.retrieval.sets import TRAIN, catalog_items, folder_items, set_name
-
-    sets, faulty = {}, []
-    try:
-        sets[TRAIN] = catalog_items(Catalog.read(root, groups=split_groups(root)))
-    except DataError as error:
-        faulty.append(error)
-    for test_set in [*find_test_sets(root), *map(read_test_folder, folders)]:
-        try:
-            sets[set_name(test_set, root)] = folder_items(test_set, root)
-        except DataError as error:
-            faulty.append(error)
-    if faulty:
-        raise together(faulty)
-    return sets
-
-
-def _open(run: Run, engine: str, device: str, precision: str, compile_: bool) -> Model:
-    """The model as it will compute, which is said with its reason."""
-    if engine == "onnx":
-        from entrep_cli.methods.exporting import open_exported
-
-        if device not in ("auto", "cpu"):
-            raise UsageError("The onnx engine computes on the CPU.", hint="--device cpu, or --engine torch")
-        return open_exported(run)
-    from entrep_cli.methods.runs import load_model
-    from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
-    from entrep_cli.retrieval.sets import embedded_precision, open_model
-
-    together = precision == "auto" and run.manifest["method"] == "ensemble"  # then each member has its own
-    model = open_model(run, device) if together else load_model(run, device)
-    if processes.size() > 1 and model.members:
-        raise UsageError("An ensemble is embedded in one process.", hint="embed each member first, then this without a launcher")
-    place = model.device
-    if together:
-        chosen, reason = model.engine, "as the members' images were embedded"
-    elif precision == "auto":
-        chosen, reason = precision_beside(embedded_precision(run), place, model)
-    else:
-        chosen, reason = choose_inference_precision(precision, place, model)
-    lower(model, chosen)
-    console.say(f"Device: {place}. Precision: {chosen} ({reason}).")
-    if compile_:
-        model.compile_answers()
-    return model
 
 
 def _stages_table(name: str, stages: Stages) -> Table:

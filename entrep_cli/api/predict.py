@@ -237,7 +237,9 @@ def _writable(out: Path) -> Path:
         raise UsageError(f"A submission is a zip, not {out.name!r}.", hint=f"--out {out.with_suffix('.zip')}")
     place = next(folder for folder in out.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
-        raise UsageError("The submission may not be written there.", where=place, hint=f"write it elsewhere, as with --out {out.name}")
+        raise UsageError(
+            "The submission may not be written to that folder.", where=place, hint=f"write it elsewhere, as with --out {out.name}"
+        )
     return out
 
 

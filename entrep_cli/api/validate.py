@@ -55,12 +55,12 @@ class Validation(Result):
 
     @property
     def ok(self) -> bool:
-        """Whether there is a file without faults now: this one, or its corrected copy."""
+        """Whether a file without faults exists now: this one, or its corrected copy."""
         return self.report.ok or self.written is not None
 
     @property
     def upload(self) -> Path | None:
-        """The file that can be uploaded; None where there is none, or not all was checked."""
+        """The file that can be uploaded; None without one, or where not all was checked."""
         return (self.written or self.file) if self.ok and not self.report.skipped else None
 
     def warnings(self, limit: int = 5) -> list[str]:
@@ -162,16 +162,27 @@ def validate(
         raise UsageError("--gallery is what tracks 2 and 3 answer; the answers of track 1 are class ids.", hint="leave it out")
     from entrep_cli.data.layouts import known_images
     from entrep_cli.data.taxonomy import Taxonomy
-    from entrep_cli.data.testsets import find_test_sets
+    from entrep_cli.data.testsets import find_test_sets, lies_alone, named_test_set, only_test_set
+    from entrep_cli.submission.archive import bare_name
 
     root = data_dir(data) if data is not None or data_dir_exists() else None
     tests = find_test_sets(root) if root else []
-    test_set = _asked_of(queries, tests, root)
+    if queries is None:
+        # Of several test folders the queries of one are meant, and which one must be named.
+        test_set = only_test_set(root) if root and len(tests) > 1 else next(iter(tests), None)
+    else:
+        test_set = None if queries.is_file() and lies_alone(queries) else named_test_set(queries)
     path = queries if queries is not None and queries.is_file() else test_set.queries.get(track) if test_set else None
     asked = read_queries(path, track, known_names=test_set.images if test_set else None, warn=console.warn) if path else None
     images, taxonomy = known_images(root) if root is not None else ({}, None)
     taxonomy = taxonomy or Taxonomy.entrep()
-    names = _gallery(gallery, tests, test_set, images, asked if track == 2 and asked else (), data)
+    if gallery is None:
+        # Which gallery the boards search is not stated: any image of the dataset may be answered.
+        names = set(map(bare_name, images)).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+    else:
+        from entrep_cli.submission.answers import gallery_names
+
+        names = gallery_names(gallery, test_set or only_test_set(data_dir(data)), images, asked if track == 2 and asked else ())
     known: dict[str, Any] = {"queries": asked, "gallery": names, "classes": {c.name: c.id for c in taxonomy.classes}}
     report, correction = check_submission(file, track, **known), correct_submission(file, track, **known)
     seen_by = None if not correction.answers else truth if truth is not None else run
@@ -189,36 +200,6 @@ def validate(
 
 def _path(place: str | Path | None) -> Path | None:
     return None if place is None else Path(place)
-
-
-def _asked_of(queries: Path | None, tests: list[TestSet], root: Path | None) -> TestSet | None:
-    """The test folder whose queries are meant; None where none is named and the dataset has none."""
-    from entrep_cli.data.testsets import lies_alone, named_test_set, only_test_set
-
-    if queries is None:
-        # Of several test folders the queries of one are meant, and which one must be said.
-        return only_test_set(root) if root and len(tests) > 1 else next(iter(tests), None)
-    return None if queries.is_file() and lies_alone(queries) else named_test_set(queries)
-
-
-def _gallery(
-    gallery: str | None,
-    tests: list[TestSet],
-    test_set: TestSet | None,
-    images: dict[str, str],
-    asked: Iterable[str],
-    data: str | Path | None,
-) -> Iterable[str] | None:
-    """The names that may be answered; None where none is known."""
-    from entrep_cli.data.testsets import only_test_set
-    from entrep_cli.submission.archive import bare_name
-
-    if gallery is None:
-        # Which gallery the boards search is not stated: any image of the dataset may be answered.
-        return set(map(bare_name, images)).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
-    from entrep_cli.submission.answers import gallery_names
-
-    return gallery_names(gallery, test_set or only_test_set(data_dir(data)), images, list(asked))
 
 
 def _compared(

@@ -53,7 +53,7 @@ Backbone = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="Start from: a weights file, a name of `entrep weights list`, hub (the backbone's own, if cached), none (random), "
+        help="Start from: a weights file, a name of `entrep weights list`, hub (those of the backbone, if cached), none (random), "
         "or a run (of dinov2, mics, prototype).",
         show_default=False,
     ),

@@ -250,12 +250,12 @@ def compare_runs(
         names: runs by name or folder, or patterns of names, as `named_runs` takes them.
         root: the dataset folder.
         split: `test`, `val` or `queries`.
-        fold: another fold than the runs' own.
+        fold: another fold than that of the runs.
         level: of significance, between 0 and 1.
         baseline: the run that all others are compared with; it comes first, and need not be among `names`.
 
     Raises:
-        UsageError: fewer than two runs, or more than there are letters.
+        UsageError: fewer than two runs, or more than 26.
         RunError: runs that cannot be compared, each with its fault.
     """
     if split not in PARTS:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from entrep_cli import __version__, console
+from entrep_cli import console
 from entrep_cli.data.augment import AugmentSettings, augment
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.files import Names, scan
@@ -39,6 +39,7 @@ from entrep_cli.models.mics_encoders import MODALITIES, create_encoders
 from entrep_cli.recipes.recipe import Recipe, recipe_toml
 from entrep_cli.training.loop import LoopResult, LoopSettings, end_training, epoch_generator, fit
 from entrep_cli.training.sampling import batches
+from entrep_cli.version import __version__
 from entrep_cli.workspace import CONFIG, MODEL, Run, fingerprint, trained_on, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 PRETRAINING = "mics-pretrain"  # in the place of a method in its runs: they answer nothing

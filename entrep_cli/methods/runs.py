@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from entrep_cli import __version__, console, processes
+from entrep_cli import console, processes
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import Taxonomy
@@ -23,6 +23,7 @@ from entrep_cli.methods.base import FitContext, Fitted, Method, in_classes_of
 from entrep_cli.models.device import choose_device, choose_precision, make_deterministic
 from entrep_cli.recipes.recipe import Recipe, build_recipe, recipe_toml
 from entrep_cli.training.loop import end_training
+from entrep_cli.version import __version__
 from entrep_cli.workspace import (
     CHECKPOINT,
     CONFIG,

@@ -10,11 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from entrep_cli import __version__
 from entrep_cli.data.inspection import Inspection
 from entrep_cli.data.remarks import Remark
 from entrep_cli.reporting.pages import render
 from entrep_cli.reporting.pictures import thumbnail
+from entrep_cli.version import __version__
 from entrep_cli.workspace import write_text_atomic
 
 THUMBNAIL = 128  # pixels of the longer side; some 4 kB each

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from entrep_cli import __version__
 from entrep_cli.console import visible
 from entrep_cli.evaluation.intervals import Interval
 from entrep_cli.evaluation.metrics import METRICS
@@ -25,6 +24,7 @@ from entrep_cli.reporting.content import Content
 from entrep_cli.reporting.embedding_map import EmbeddingMap
 from entrep_cli.reporting.pages import HERE, render
 from entrep_cli.reporting.pictures import MAP_SIDE
+from entrep_cli.version import __version__
 from entrep_cli.workspace import write_text_atomic
 
 _NAMES = {"class": "by class", "finding": "by finding", "text to finding": "text to image, by finding"}

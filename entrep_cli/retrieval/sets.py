@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from entrep_cli import console
+from entrep_cli import console, processes
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.groups import name_group, read_groups
 from entrep_cli.data.images import raise_image_faults
 from entrep_cli.data.pixels import probe_images
 from entrep_cli.data.splits import split_groups
-from entrep_cli.data.testsets import TestSet, find_test_sets
+from entrep_cli.data.testsets import TestSet, find_test_sets, read_test_folder
 from entrep_cli.data.texts import Lookup
+from entrep_cli.errors import DataError, UsageError, together
 from entrep_cli.methods.base import COMPILED, Model
 from entrep_cli.methods.runs import load_model
-from entrep_cli.models.precision import lower, precision_beside
+from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embedding_engine, embeddings_of
 from entrep_cli.retrieval.pipeline import FP32
 from entrep_cli.workspace import Run, fingerprint
@@ -90,6 +91,27 @@ def set_name(test_set: TestSet, root: Path | None) -> str:
 # ---------------------------------------------------------------- the model that embeds them
 
 
+def dataset_sets(root: Path, folders: Sequence[Path] = ()) -> dict[str, Items]:
+    """The training images and the test folders of a dataset and further folders, by the names of their sets.
+
+    Raises:
+        DataError: lists the faults of all.
+    """
+    sets, faulty = {}, []
+    try:
+        sets[TRAIN] = catalog_items(Catalog.read(root, groups=split_groups(root)))
+    except DataError as error:
+        faulty.append(error)
+    for test_set in [*find_test_sets(root), *map(read_test_folder, folders)]:
+        try:
+            sets[set_name(test_set, root)] = folder_items(test_set, root)
+        except DataError as error:
+            faulty.append(error)
+    if faulty:
+        raise together(faulty)
+    return sets
+
+
 def open_model(run: Run, device: str = "auto") -> Model:
     """The model of a complete run, or each of an ensemble's, in the precision in which its run's images are embedded.
 
@@ -100,6 +122,34 @@ def open_model(run: Run, device: str = "auto") -> Model:
     """
     model = load_model(run, device)
     _lower_as_embedded(model, run)
+    return model
+
+
+def open_for_embedding(run: Run, device: str = "auto", precision: str = "auto", *, compiled: bool = False) -> Model:
+    """The model of a complete run in the precision to embed in, which is printed with its reason.
+
+    Args:
+        precision: `auto` is that of the images embedded before, else the fastest for a ViT; of an ensemble each member's.
+        compiled: have torch compile it.
+
+    Raises:
+        UsageError: an ensemble in several processes, or a precision that the device does not have. RunError: as `load_model`.
+    """
+    together = precision == "auto" and run.manifest["method"] == "ensemble"  # then each member has its own
+    model = open_model(run, device) if together else load_model(run, device)
+    if processes.size() > 1 and model.members:
+        raise UsageError("An ensemble is embedded in one process.", hint="embed each member first, then this without a launcher")
+    place = model.device
+    if together:
+        chosen, reason = model.engine, "as the members' images were embedded"
+    elif precision == "auto":
+        chosen, reason = precision_beside(embedded_precision(run), place, model)
+    else:
+        chosen, reason = choose_inference_precision(precision, place, model)
+    lower(model, chosen)
+    console.say(f"Device: {place}. Precision: {chosen} ({reason}).")
+    if compiled:
+        model.compile_answers()
     return model
 
 

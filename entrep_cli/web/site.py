@@ -30,7 +30,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from entrep_cli import __version__
 from entrep_cli.console import visible
 from entrep_cli.data.images import ImageError, decode_image, read_image
 from entrep_cli.errors import DataError, EntrepError, UsageError
@@ -38,6 +37,7 @@ from entrep_cli.evaluation.selection import select
 from entrep_cli.reporting.pages import render, stylesheet
 from entrep_cli.retrieval.class_aware import MODES, ClassRule
 from entrep_cli.retrieval.search import MARKS, Case, Finder, Query, SearchResult, find_cases, gallery_query, image_query, text_query
+from entrep_cli.version import __version__
 from entrep_cli.web.guard import MAX_BODY, TOO_LARGE
 
 MAX_ANSWERS = 100

@@ -1,0 +1,3 @@
+"""The version of entrep, which files record."""
+
+__version__ = "0.1.0"
