@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -30,16 +30,13 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import DataError, RunError, UsageError
 from entrep_cli.evaluation.calibration import fit_temperature, reliability, with_temperature
-from entrep_cli.methods.base import in_classes_of
+from entrep_cli.methods.base import Model, in_classes_of
 from entrep_cli.retrieval.class_aware import FLOOR, ClassRule
-from entrep_cli.retrieval.embeddings import Embeddings
+from entrep_cli.retrieval.embeddings import Embeddings, model_key
 from entrep_cli.retrieval.ranking import Exclusions, Keys, Ranking, ranked_blocks, relevance
 from entrep_cli.retrieval.refinement import SHORTLIST, STEPS, Expansion, Refinement, Reranking, Whitening, check_steps
 from entrep_cli.retrieval.sets import subset_embeddings
-from entrep_cli.workspace import METRICS, Run, data_dir, fingerprint, write_json_atomic
-
-if TYPE_CHECKING:
-    from entrep_cli.methods.base import Model
+from entrep_cli.workspace import Run, data_dir, fingerprint, trained_on, write_json_atomic
 
 FILE = "selection.json"
 FEW_QUERIES = 30  # of which one changes Recall@1 by more than 3 points
@@ -49,12 +46,6 @@ DIMENSIONS = (8, 16, 32, 64, 128, 256)
 EXPANSIONS = tuple((n, power) for n in (1, 2, 3, 5, 10) for power in (0.0, 1.0, 3.0))
 RERANKINGS = tuple((k1, k2, weight) for k1, k2 in ((5, 2), (10, 3), (20, 6)) for weight in (0.3, 0.5, 0.8))
 
-
-class _Choice(Protocol):
-    def as_dict(self) -> dict[str, Any]: ...
-
-
-C = TypeVar("C", bound=_Choice)
 Scores = tuple[float, float]  # Recall@1 and MRR, by class
 Dataset = tuple[Catalog, Split] | Path | None  # opened already; else the option that names its folder
 
@@ -112,8 +103,7 @@ class ClassWeight:
         return next(row[1:] for row in self.tried if row[0] == self.value)
 
     def __str__(self) -> str:
-        reason = _reason(self.queries, self.before, self.after, f"no weight {_BEATS}" if not self.value else "")
-        return f"Class-aware: weight {self.value:g} ({reason})."
+        return f"Class-aware: weight {self.value:g} ({_reason(self, '' if self.value else 'weight')})."
 
     def as_dict(self) -> dict[str, Any]:
         tried = [{"weight": w, "recall@1": recall, "mrr": mrr} for w, recall, mrr in self.tried]
@@ -139,8 +129,7 @@ class ChosenRefinement:
 
     def __str__(self) -> str:
         steps = [f"{step} {setting}" for step, setting in self.value.as_dict().items() if setting is not None and step != "shortlist"]
-        reason = _reason(self.queries, self.before, self.after, f"no setting {_BEATS}" if not steps else "")
-        return f"Refined by {', '.join(steps) or 'nothing'} ({reason})."
+        return f"Refined by {', '.join(steps) or 'nothing'} ({_reason(self, '' if steps else 'setting')})."
 
     def as_dict(self) -> dict[str, Any]:
         """A whitening is the number of its dimensions; `from_dict` learns it again."""
@@ -182,8 +171,8 @@ class Selection:
     def sentences(self) -> list[str]:
         """How images are ranked and why, for people."""
         given = self.rule.mode == "soft" and self.class_weight is None
-        chosen = [str(choice) for choice in (self.class_weight, self.refinement) if choice is not None]
-        return [f"Class-aware: weight {self.rule.weight:g} (as given)."] * given + chosen
+        rule = f"Class-aware: weight {self.rule.weight:g} (as given)." if given else self.class_weight
+        return [str(sentence) for sentence in (rule, self.refinement) if sentence is not None]
 
     @property
     def warnings(self) -> list[str]:
@@ -194,13 +183,12 @@ class Selection:
         return [f"the class weight was chosen on {weight.queries} validation images alone; --class-weight W gives another"]
 
 
-_BEATS = "does better: the cosine decides alone"
-
-
-def _reason(queries: int, before: Scores, after: Scores, unchanged: str) -> str:
-    recall = f"Recall@1 by class {before[0]:.3f}"
-    better = f"{recall} -> {after[0]:.3f}, MRR {before[1]:.3f} -> {after[1]:.3f}"
-    return f"chosen on {queries} validation images: {f'{recall}, and {unchanged}' if unchanged else better}"
+def _reason(choice: ClassWeight | ChosenRefinement, useless: str) -> str:
+    """On how many images something was chosen and what it gains; `useless` names what gains nothing."""
+    (recall, mrr), (new_recall, new_mrr) = choice.before, choice.after
+    better = f" -> {new_recall:.3f}, MRR {mrr:.3f} -> {new_mrr:.3f}"
+    unchanged = f", and no {useless} does better: the cosine decides alone"
+    return f"chosen on {choice.queries} validation images: Recall@1 by class {recall:.3f}{unchanged if useless else better}"
 
 
 # ---------------------------------------------------------------- choosing for a run
@@ -256,7 +244,9 @@ def select(
         check_steps(refine)
         chosen = validation.choice(
             f"refinement{suffix} {','.join(step for step in STEPS if step in refine)}",
-            lambda table: ChosenRefinement.from_dict(table, validation.vectors("train", flip) if table["whiten"] else None),
+            lambda table: ChosenRefinement.from_dict(
+                table, np.asarray(validation.embeddings("train", flip).vectors) if table["whiten"] else None
+            ),
             lambda: _refinement(validation, refine, flip),
             f"The refinement of {name} cannot be chosen",
             "bring its dataset and its split back, or leave out --refine",
@@ -275,12 +265,8 @@ class _Validation:
     @cached_property
     def key(self) -> str:
         """Changes with the model, its preprocessing, the data and split it was trained on, and what is chosen from."""
-        made = self.run.manifest
-        hashes = {name: sha256 for name, sha256 in made["files"].items() if name != METRICS}
-        preprocess = [self.model.preprocess.fingerprint, self.model.preprocess.as_dict()]
-        data = [made.get("data", {}).get("catalog"), made.get("split", {}).get("fingerprint"), made.get("split", {}).get("fold")]
         candidates = [WEIGHTS, FLOOR, DIMENSIONS, EXPANSIONS, RERANKINGS, SHORTLIST]
-        return fingerprint([hashes, made.get("taxonomy"), preprocess, data, candidates])
+        return fingerprint([*model_key(self.run, self.model), trained_on(self.run.manifest), candidates])
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
@@ -291,7 +277,7 @@ class _Validation:
                 return stored
         return {}
 
-    def choice(self, name: str, read: Callable[[Any], C], choose: Callable[[], C], what: str, hint: str) -> C:
+    def choice(self, name: str, read: Callable[[Any], Any], choose: Callable[[], Any], what: str, hint: str) -> Any:
         """A choice by its name, from the file of the run, else chosen and written there.
 
         Raises:
@@ -315,9 +301,6 @@ class _Validation:
     def images(self, subset: str) -> Catalog:
         return validation_subset(self.run, self.model, *self.opened, subset)
 
-    def vectors(self, subset: str, flip: bool) -> np.ndarray:
-        return np.asarray(self.embeddings(subset, flip).vectors)
-
     def embeddings(self, subset: str, flip: bool) -> Embeddings:
         """Of `train` or `val`."""
         if (subset, flip) not in self.embedded:
@@ -336,7 +319,7 @@ class _Validation:
 
 def _refinement(validation: _Validation, steps: Sequence[str], flip: bool) -> ChosenRefinement:
     vectors, _, labels, exclude = validation.queries(flip)
-    training = validation.vectors("train", flip) if "whiten" in steps else vectors[:0]
+    training = np.asarray(validation.embeddings("train", flip).vectors) if "whiten" in steps else vectors[:0]
     return tune_refinement(steps, training, vectors, labels, exclude)
 
 
@@ -346,13 +329,12 @@ def validation_subset(run: Run, model: Model, catalog: Catalog, split: Split, su
     Raises:
         RunError: catalog or split are not those of the run, or it has learned from every fold.
     """
-    made = run.manifest
-    trained_on = made.get("data", {}).get("catalog"), made.get("split", {}).get("fingerprint")
-    if trained_on != (catalog.fingerprint, split.fingerprint):
+    trained = trained_on(run.manifest)
+    if (trained["catalog"], trained["split"]) != (catalog.fingerprint, split.fingerprint):
         raise RunError("the dataset or its split is not the one the run was trained with.", where=run.folder)
     if learned_from_all_folds(run):
         raise RunError("its members have, among them, learned from every fold, so none is left to choose on.", where=run.folder)
-    return in_classes_of(model, catalog.subset(split.images(subset, made["split"].get("fold"))))
+    return in_classes_of(model, catalog.subset(split.images(subset, trained["fold"])))
 
 
 def learned_from_all_folds(run: Run) -> bool:

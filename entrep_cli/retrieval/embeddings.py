@@ -307,34 +307,31 @@ def read_embeddings(run: Run, name: str) -> Embeddings:
 
 
 def _store(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
-    """As `_write`; a warning where that is not permitted."""
-    try:
-        _write(folder, items, arrays, about, stages)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        lost = "the embeddings are" if arrays else "the list of images is"
-        console.warn(f"{lost} not stored, and made again each time: {folder} may not be written to ({error.strerror})")
+    """Write the list of images and the arrays that are new, with a warning where that is not permitted.
 
-
-def _write(folder: Path, items: Items, arrays: dict[str, np.ndarray], about: dict[str, Any], stages: Stages | None = None) -> None:
-    """Write the list of images and the arrays that are new; meanwhile the set has no manifest and so does not count.
+    Meanwhile the set has no manifest and so does not count.
 
     Args:
         about: what the manifest holds beside the number of images and the hashes.
         stages: gets how long it took; the manifest does not, so that the bytes of a set are the same every time.
     """
     started = perf_counter()
-    (folder / "manifest.json").unlink(missing_ok=True)
-    for file, array in arrays.items():
-        with atomic_path(folder / file) as temporary, open(temporary, "wb") as content:
-            np.save(content, array.astype(np.float32, copy=False), allow_pickle=False)
-    write_csv_atomic(folder / "items.csv", _COLUMNS, items.rows())
-    hashes = {file: file_sha256(folder / file) for file in _FILES}
-    if stages is not None:
-        stages.writer = perf_counter() - started
-        stages.elapsed += stages.writer
-    write_json_atomic(folder / "manifest.json", {**about, "images": len(items), "sha256": hashes})
+    try:
+        (folder / "manifest.json").unlink(missing_ok=True)
+        for file, array in arrays.items():
+            with atomic_path(folder / file) as temporary, open(temporary, "wb") as content:
+                np.save(content, array.astype(np.float32, copy=False), allow_pickle=False)
+        write_csv_atomic(folder / "items.csv", _COLUMNS, items.rows())
+        hashes = {file: file_sha256(folder / file) for file in _FILES}
+        if stages is not None:
+            stages.writer = perf_counter() - started
+            stages.elapsed += stages.writer
+        write_json_atomic(folder / "manifest.json", {**about, "images": len(items), "sha256": hashes})
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        lost = "the embeddings are" if arrays else "the list of images is"
+        console.warn(f"{lost} not stored, and made again each time: {folder} may not be written to ({error.strerror})")
 
 
 def _manifest(folder: Path) -> dict:
@@ -353,8 +350,12 @@ def _engine(manifest: dict[str, Any]) -> str:
 
 def _fingerprint(run: Run, items: Items, model: Model, flip: bool, engine: str) -> str:
     """Of the run's model and settings, by their hashes, of the names and pixels of the images, and of what computes."""
+    pixels = list(zip(items.image, items.digest))
+    return fingerprint([*model_key(run, model), flip, pixels, *([] if engine == FP32 else [engine])])
+
+
+def model_key(run: Run, model: Model) -> list[Any]:
+    """Changes with the files of a run's model, its classes and its preprocessing; not with the log of its training."""
     manifest = run.manifest
     hashes = {name: sha256 for name, sha256 in manifest["files"].items() if name != METRICS}
-    pixels = list(zip(items.image, items.digest))
-    preprocess = [model.preprocess.fingerprint, model.preprocess.as_dict()]
-    return fingerprint([hashes, manifest["taxonomy"], preprocess, flip, pixels, *([] if engine == FP32 else [engine])])
+    return [hashes, manifest.get("taxonomy"), [model.preprocess.fingerprint, model.preprocess.as_dict()]]

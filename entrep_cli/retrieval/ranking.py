@@ -33,6 +33,7 @@ from entrep_cli.errors import DataError, UsageError
 Keys = Sequence | np.ndarray
 Exclusions = Sequence[tuple[Keys, Keys]]
 Bonus = Callable[[slice, np.ndarray], np.ndarray]
+Masks = Sequence[tuple[np.ndarray, np.ndarray]]  # codes of the queries and of the gallery, as `match_codes` gives them
 
 _GRID = 2.0**26
 _TILE = 1024  # gallery rows on the grid at a time: they stay in the processor's cache
@@ -46,7 +47,7 @@ _MANY_QUERIES = 1024  # at a time, where FAISS finds the candidates
 _MARGIN, _WIDEST = 90, 1024  # more than k that FAISS is asked for (from 100 on it selects faster), and the most
 _PAIRS_AT_ONCE = 2**16  # coordinates of candidates on the grid at a time: they stay in the processor's cache
 _FEW_COORDINATES = 2**21  # whose lengths numpy tells before FAISS is imported
-_LARGE_GALLERY = 256  # times k: from here on candidates are found first
+_LARGE_GALLERY = 256  # times k: from here on candidates are searched first
 _CROWDED = 64  # where more than one item in so many is a candidate, the exact products of all cost less
 
 
@@ -68,7 +69,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         if self.indices.ndim != 2 or self.indices.shape != self.scores.shape:
-            raise ValueError(f"indices {self.indices.shape} and scores {self.scores.shape} must share one (Q, k)")
+            raise ValueError(f"indices {self.indices.shape} and scores {self.scores.shape} must have one shape (Q, k)")
         if not np.array_equal(self.indices == -1, np.isneginf(self.scores)):
             raise ValueError("index -1 and score -inf must stand together")
         if (self.scores[:, 1:] > self.scores[:, :-1]).any():
@@ -137,21 +138,18 @@ def ranked_blocks(
                 f"{len(queries)} queries and {len(gallery)} gallery items."
             )
     masks = [match_codes(*pair) for pair in exclude]
-    by_candidates = bonus is None and k is not None and len(gallery) >= _LARGE_GALLERY * k
-    if by_candidates:
+    if bonus is None and k is not None and len(gallery) >= _LARGE_GALLERY * k:
         for rows in _blocks(len(queries), block_size or max(_MANY_QUERIES, _PRODUCTS_AT_ONCE // len(gallery))):
-            own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
-            yield rows, _best_by_candidates(queries[rows], gallery, k, own)
+            yield rows, _best_by_candidates(queries[rows], gallery, k, _masks_of(rows, masks))
         return
     at_once = block_size or max(_FEWEST_QUERIES, _PRODUCTS_AT_ONCE // max(1, len(gallery)))
     block_size = block_size or max(_FEWEST_QUERIES // 16, _SCORES_AT_ONCE // max(1, len(gallery)))
     for block in _blocks(len(queries), at_once):
         products = exact_products(queries[block], gallery)
         # A product takes 4 bytes and sorting it 50, so fewer queries at a time are sorted.
-        for part in _blocks(len(products), block_size):
-            rows = slice(block.start + part.start, block.start + part.stop)
-            own = [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
-            scores = _masked(products[part], own)
+        for some in _blocks(len(products), block_size):
+            rows = slice(block.start + some.start, block.start + some.stop)
+            scores = _masked(products[some], _masks_of(rows, masks))
             if bonus is not None:
                 scores += bonus(rows, ~np.isneginf(scores))  # -inf stays -inf: a mask holds
             yield rows, _best(scores, k)
@@ -259,21 +257,25 @@ def _blocks(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _masked(scores: np.ndarray, masks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _masks_of(rows: slice | np.ndarray, masks: Masks) -> Masks:
+    return [(query_codes[rows], gallery_codes) for query_codes, gallery_codes in masks]
+
+
+def _masked(scores: np.ndarray, masks: Masks) -> np.ndarray:
     for query_codes, gallery_codes in masks:
         scores[query_codes[:, None] == gallery_codes] = -np.inf
     return scores
 
 
-def _best_by_candidates(queries: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]) -> Ranking:
+def _best_by_candidates(queries: np.ndarray, gallery: np.ndarray, k: int, masks: Masks) -> Ranking:
     """The same as `_best` of the exact products, from a float32 product and the exact ones of its best."""
     n_queries, n_gallery = len(queries), len(gallery)
     left = np.ascontiguousarray(queries, np.float32)
     query, row, settled = _nearest_candidates(left, gallery, k, masks)
     rest = np.flatnonzero(~settled)
-    for part in _blocks(len(rest), max(_FEWEST_QUERIES // 16, _PRODUCTS_AT_ONCE // n_gallery)):
-        some = rest[part]
-        others, rows = _all_candidates(left[some], gallery, k, [(query_codes[some], codes) for query_codes, codes in masks])
+    for block in _blocks(len(rest), max(_FEWEST_QUERIES // 16, _PRODUCTS_AT_ONCE // n_gallery)):
+        some = rest[block]
+        others, rows = _all_candidates(left[some], gallery, k, _masks_of(some, masks))
         query, row = np.concatenate([query, some[others]]), np.concatenate([row, rows])
     n_candidates = np.bincount(query, minlength=n_queries)
     crowded = n_candidates > n_gallery // _CROWDED
@@ -296,23 +298,20 @@ def _best_by_candidates(queries: np.ndarray, gallery: np.ndarray, k: int, masks:
     indices[query[order], place] = row[order]
     best[query[order], place] = scores[order] + np.float32(0)
     rest = np.flatnonzero(crowded)
-    for part in _blocks(len(rest), max(_FEWEST_QUERIES, _SCORES_AT_ONCE // n_gallery)):
-        some = rest[part]
-        own = [(query_codes[some], gallery_codes) for query_codes, gallery_codes in masks]
-        ranked = _best(_masked(exact_products(queries[some], gallery), own), k)
+    for block in _blocks(len(rest), max(_FEWEST_QUERIES, _SCORES_AT_ONCE // n_gallery)):
+        some = rest[block]
+        ranked = _best(_masked(exact_products(queries[some], gallery), _masks_of(some, masks)), k)
         indices[some], best[some] = ranked.indices, ranked.scores
     return Ranking(indices, best)
 
 
-def _nearest_candidates(
-    left: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _nearest_candidates(left: np.ndarray, gallery: np.ndarray, k: int, masks: Masks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (P,), (P,) of a query and a gallery row that may be among its k best, as FAISS finds them tile by tile.
 
     FAISS is asked for more than k of each tile. Where the last of them is no candidate, nothing behind it is.
 
     Returns:
-        also (q,) bool: of which queries the candidates are all there; of the others there are none.
+        also (q,) bool: the queries whose candidates are complete; the others have none.
     """
     import faiss
 
@@ -342,7 +341,7 @@ def _nearest_candidates(
 
 @contextlib.contextmanager
 def _wide_blocks() -> Iterator[None]:
-    """FAISS multiplies the queries by so many gallery rows at a time, in the block: a twentieth faster than by its own 1,024."""
+    """FAISS multiplies the queries by so many gallery rows at a time, in the block: a twentieth faster than by its default of 1,024."""
     import faiss
 
     before = faiss.cvar.distance_compute_blas_database_bs
@@ -353,10 +352,8 @@ def _wide_blocks() -> Iterator[None]:
         faiss.cvar.distance_compute_blas_database_bs = before
 
 
-def _all_candidates(
-    left: np.ndarray, gallery: np.ndarray, k: int, masks: list[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same pairs from all products at once, however many there are."""
+def _all_candidates(left: np.ndarray, gallery: np.ndarray, k: int, masks: Masks) -> tuple[np.ndarray, np.ndarray]:
+    """The same pairs from all products at once, however many."""
     products = np.empty((len(left), len(gallery)), np.float32)
     for start in range(0, len(gallery), _PRODUCT_TILE):
         tile = np.asarray(gallery[start : start + _PRODUCT_TILE], np.float32)
@@ -374,16 +371,16 @@ def _least(kth: np.ndarray, dimensions: int) -> np.ndarray:
 def _best(scores: np.ndarray, k: int | None) -> Ranking:
     n_queries, n_gallery = scores.shape
     width = n_gallery if k is None else k
-    kept = min(width, n_gallery)
+    n_best = min(width, n_gallery)
     keys = _sort_keys(scores)
-    if kept < n_gallery:
-        keys = np.partition(keys, kept - 1, axis=1)[:, :kept]
+    if n_best < n_gallery:
+        keys = np.partition(keys, n_best - 1, axis=1)[:, :n_best]
     keys.sort(axis=1)
     order = keys & 0xFFFFFFFF
     indices = np.full((n_queries, width), -1, np.int64)
     best = np.full((n_queries, width), -np.inf, np.float32)
-    best[:, :kept] = np.take_along_axis(scores, order, axis=1) + np.float32(0)  # no zero is negative
-    indices[:, :kept] = np.where(np.isneginf(best[:, :kept]), -1, order)
+    best[:, :n_best] = np.take_along_axis(scores, order, axis=1) + np.float32(0)  # no zero is negative
+    indices[:, :n_best] = np.where(np.isneginf(best[:, :n_best]), -1, order)
     return Ranking(indices, best)
 
 

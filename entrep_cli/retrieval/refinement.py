@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -53,11 +53,11 @@ class Whitening:
         vectors = np.asarray(vectors, np.float64)
         mean = vectors.mean(axis=0) if len(vectors) else np.zeros(vectors.shape[1])
         variances, directions = np.linalg.eigh(np.cov(vectors - mean, rowvar=False, bias=True).reshape(len(mean), -1))
-        kept = np.argsort(-variances, kind="stable")[:dimensions]
-        kept = kept[variances[kept] > 1e-9 * max(variances.max(), 1e-12)]
-        if not len(kept) or not np.isfinite(variances).all():
+        largest = np.argsort(-variances, kind="stable")[:dimensions]
+        largest = largest[variances[largest] > 1e-9 * max(variances.max(), 1e-12)]
+        if not len(largest) or not np.isfinite(variances).all():
             raise DataError("A whitening cannot be learned: the vectors do not differ.", hint="embed more images")
-        return cls(mean, directions[:, kept] / np.sqrt(variances[kept]))
+        return cls(mean, directions[:, largest] / np.sqrt(variances[largest]))
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """(N, D) to (N, d) float32 unit rows."""
@@ -111,18 +111,16 @@ class Refinement:
         """Plain numbers for JSON."""
         return {
             "whiten": None if self.whiten is None else self.whiten.projection.shape[1],
-            "dba": None if self.database is None else {"n": self.database.n, "power": self.database.power},
-            "qe": None if self.expand is None else {"n": self.expand.n, "power": self.expand.power},
-            "rerank": None if self.rerank is None else {"k1": self.rerank.k1, "k2": self.rerank.k2, "weight": self.rerank.weight},
+            **{step: value and asdict(value) for step, value in (("dba", self.database), ("qe", self.expand), ("rerank", self.rerank))},
             "shortlist": self.shortlist,
         }
 
-    def seen(self, vectors: np.ndarray) -> np.ndarray:
+    def whitened(self, vectors: np.ndarray) -> np.ndarray:
         """(N, D) unit rows, whitened if that is a step."""
         return vectors if self.whiten is None else self.whiten(vectors)
 
     def bonus(self, queries: np.ndarray, gallery: np.ndarray) -> Bonus | None:
-        """What `rank` adds to the cosines of (Q, D) and (G, D) rows, both as `seen`; None where no step changes them."""
+        """What `rank` adds to the cosines of (Q, D) and (G, D) rows, both as `whitened`; None where no step changes them."""
         if self.database is None and self.expand is None and self.rerank is None:
             return None
 
@@ -143,7 +141,7 @@ class Refinement:
         self, queries: np.ndarray, gallery: np.ndarray, k: int | None, exclude: Exclusions = ()
     ) -> Iterator[tuple[slice, Ranking]]:
         """As `ranking.ranked_blocks`, refined."""
-        queries, gallery = self.seen(np.asarray(queries)), self.seen(np.asarray(gallery))
+        queries, gallery = self.whitened(np.asarray(queries)), self.whitened(np.asarray(gallery))
         return ranked_blocks(queries, gallery, k, exclude, bonus=self.bonus(queries, gallery))
 
 
@@ -197,8 +195,8 @@ def reciprocal_distances(query: np.ndarray, gallery: np.ndarray, settings: Reran
     np.fill_diagonal(distances, 0)
     distances /= np.maximum(distances.max(axis=1, keepdims=True), 1e-12)
     reciprocal, close = _reciprocal(order, settings.k1), _reciprocal(order, round(settings.k1 / 2))
-    shared = reciprocal.astype(np.float32) @ close.T.astype(np.float32)  # (i, j): how much of R(j, k1 / 2) lies in R(i, k1)
-    joining = reciprocal & (shared > 2 / 3 * close.sum(axis=1))
+    common = reciprocal.astype(np.float32) @ close.T.astype(np.float32)  # (i, j): how much of R(j, k1 / 2) lies in R(i, k1)
+    joining = reciprocal & (common > 2 / 3 * close.sum(axis=1))
     neighbours = reciprocal | (joining.astype(np.float32) @ close.astype(np.float32) > 0)
     weights = np.where(neighbours, np.exp(-distances), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
@@ -231,7 +229,7 @@ def _expand(rows: np.ndarray, gallery: np.ndarray, cosines: np.ndarray, settings
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : settings.n]
     values = np.take_along_axis(cosines, nearest, axis=1).astype(np.float64)
     weights = np.where(np.isneginf(values), 0.0, np.maximum(values, 0.0) ** settings.power)
-    # A neighbour beyond the right angle has no say, at the power 0 neither.
+    # A neighbour beyond the right angle does not count, at the power 0 neither.
     weights[values <= 0] = 0.0
     return _unit(rows + np.einsum("qn,qnd->qd", weights, gallery[nearest].astype(np.float64))).astype(np.float32)
 
