@@ -31,8 +31,8 @@ SCORES = ("accuracy", "macro F1", "NLL", "ECE", "recall@1")
 
 def samples(scored: Scored) -> list[Sample]:
     """Classification, calibration as it is, and retrieval by class, as functions of a resample."""
-    found = score_subset(scored.images, scored.seen)
-    shares = np.asarray(scored.seen.probabilities)
+    found = score_subset(scored.images, scored.embeddings)
+    shares = np.asarray(scored.embeddings.probabilities)
     likelihood = calibration_sample(shares, scored.images.targets, scored.images.groups)
     return [found.classification.sample, likelihood, found.retrieval["class"].sample]
 
@@ -46,11 +46,11 @@ def difference(own: list[Sample], theirs: list[Sample], key: str) -> Interval:
 def calibrated(scored: Scored) -> dict[str, object] | None:
     """The measures without and with the temperature of validation; None where the run has no validation part."""
     try:
-        dataset = (scored.catalog, scored.split)
+        dataset = (scored.catalog, scored.division)
         t = select(scored.run, scored.model, dataset, temperature=True, flip=scored.flip).temperature
     except RunError:
         return None
-    shares, targets, groups = np.asarray(scored.seen.probabilities), scored.images.targets, scored.images.groups
+    shares, targets, groups = np.asarray(scored.embeddings.probabilities), scored.images.targets, scored.images.groups
     plain, scaled = (calibration_sample(rows, targets, groups) for rows in (shares, with_temperature(shares, t.value)))
     own = fit_temperature(shares, targets)
     best = calibration_sample(with_temperature(shares, own), targets).intervals(resamples=0)

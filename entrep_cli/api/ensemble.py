@@ -16,6 +16,8 @@ from entrep_cli.workspace import Run, data_dir, new_run
 if TYPE_CHECKING:
     from entrep_cli.experiments.ensemble import Built
 
+_SCORES_A_TABLE = 3  # more do not fit beside each other into 80 columns
+
 
 @dataclass(frozen=True)
 class EnsembleResult(Result):
@@ -32,16 +34,13 @@ class EnsembleResult(Result):
     weights: str
 
     def tables(self) -> list[Table]:
-        from entrep_cli.experiments.ensemble import SCORES
-
-        built, counts = self.built, self.built.model.weights
-        columns = list(zip(built.names, counts.classes, counts.ranking, counts.temperatures))
-        title = f"Members of {self.run.name} (weights: {self.weights})"
-        tables = [Table(title, ["run", "in classes", "in rankings", "temperature"], columns)]
-        for keys in (SCORES[:3], SCORES[3:]):
-            if built.scores and built.val is not None and keys[0] in built.scores[-1]:
-                rows = [(name, *(row[key] for key in keys)) for name, row in zip([*built.names, self.run.name], built.scores)]
-                tables.append(Table(f"On validation ({len(built.val)} images), with 95% intervals", ["run", *keys], rows))
+        built, title = self.built, f"Members of {self.run.name} (weights: {self.weights})"
+        tables = [Table(title, ["run", "in classes", "in rankings", "temperature"], built.members)]
+        scores = list(built.scores[-1]) if built.val is not None and built.scores else []
+        for start in range(0, len(scores), _SCORES_A_TABLE):
+            keys = scores[start : start + _SCORES_A_TABLE]
+            rows = [(name, *(row[key] for key in keys)) for name, row in zip([*built.names, self.run.name], built.scores)]
+            tables.append(Table(f"On validation ({len(built.val)} images), with 95% intervals", ["run", *keys], rows))
         if built.gains:
             rows = [(key, best, interval) for key, (best, interval) in built.gains.items()]
             tables.append(Table("What the ensemble adds to its best member, on validation", ["score", "best member", "difference"], rows))

@@ -13,8 +13,6 @@ from entrep_cli.commands import options
 from entrep_cli.errors import Interrupted, UsageError
 from entrep_cli.workspace import data_dir, runs_dir
 
-LEVEL = 0.05  # of significance
-
 
 def ablate(
     paper: Annotated[
@@ -36,7 +34,7 @@ def ablate(
     list_: Annotated[bool, typer.Option("--list", help="Show the rows, their keys and how many trainings they are, and stop.")] = False,
     seed: options.RecipeSeed = None,
     seeds: Annotated[int, typer.Option(help="Trainings a row; their scores are averaged.", min=1)] = 3,
-    on: options.On = "test",
+    split: options.On = "test",
     fold: options.Fold = None,
     folds: Annotated[
         int | None, typer.Option(help="Leave out so many folds of the split in turn, each to be scored on.", min=1, show_default=False)
@@ -54,7 +52,7 @@ def ablate(
     scored, each by models that left it out: what is chosen so has not seen the test part. What rows of mics
     start from is pre-trained once, for all of them.
     """
-    from entrep_cli.experiments.ablation import ABLATIONS, SHOWN, run_ablation
+    from entrep_cli.experiments.ablation import ABLATIONS, run_ablation
     from entrep_cli.methods import method_class
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 
@@ -84,45 +82,21 @@ def ablate(
     from entrep_cli.data.splits import read_catalog_and_split
 
     root = data_dir(data)
-    catalog, split = read_catalog_and_split(root)
+    catalog, division = read_catalog_and_split(root)
     say_catalog(catalog)
     folder = runs_dir() / "ablations" / (name or paper)
-    how = {"seeds": seeds, "on": on, "device": device, "precision": precision, "fold": fold, "folds": folds or 0, "overwrite": overwrite}
+    how = {"seeds": seeds, "split": split, "device": device, "precision": precision}
     try:
-        found, chance = run_ablation(name or paper, catalog, split, rows, settings, root, **how)
-    except KeyboardInterrupt:
-        hint = "the same command goes on with it" + (", without --overwrite" if overwrite else "")
-        raise Interrupted("Interrupted; what was trained is kept.", where=folder, hint=hint) from None
-    shown = [column for column in SHOWN if any(column in row.scores for row in found)]
-    where = f"{folds} of {split.folds} folds" if folds else on
-    title = f"{paper} on {where}, mean of {seeds} seed{'s' * (seeds > 1)}, 95% intervals over groups (texts: over texts)"
-    console.table(
-        title,
-        ["row", *shown, "learned", "s a run"],
-        [
-            *((r.row.name, *(str(r.scores.get(c, "-")) for c in shown), *_cost(r)) for r in found),
-            ("by chance", *(f"{chance[c]:.3f}" if c in chance else "-" for c in shown), "", ""),
-        ],
-    )
-    if len(found[0].values) > 1:
-        spread = [(r.row.name, *(r.spread.get(c, "-") for c in shown)) for r in found]
-        console.table(f"Standard deviation over {'seeds and folds' if folds else 'seeds'}", ["row", *shown], spread)
-    names, above = {r.row.key: r.row.name for r in found}, [None, *(r.row.key for r in found)]
-    changed = [(r, names[r.row.against]) for r in found if r.change]
-    if all(r.row.against == before for r, before in zip(found, above) if r.change):
-        what, of = "the row above", [(r.row.name,) for r, _ in changed]
-    else:
-        what, of = "another row", [(f"{r.row.name} - {against}",) for r, against in changed]
-    if changed:
-        console.table(
-            f"Change from {what}, paired; * where p <= {LEVEL:g}, answers swapped in whole groups, corrected for the rows",
-            ["row", *shown],
-            [(*label, *(_change(r.change.get(c), r.p.get(c, 1.0)) for c in shown)) for label, (r, _) in zip(of, changed)],
+        table = run_ablation(
+            name or paper, catalog, division, rows, settings, root, fold=fold, folds=folds or 0, overwrite=overwrite, **how
         )
+    except KeyboardInterrupt:
+        hint = "the same command resumes it" + (", without --overwrite" if overwrite else "")
+        raise Interrupted("Interrupted; the completed trainings are saved.", where=folder, hint=hint) from None
+    console.show(table)
     console.say(f"Written: {folder / 'table.json'}, {folder / 'table.csv'}")
-    console.next_commands(f"entrep evaluate{options.flags(data=data, run=found[-1].runs[0].folder.relative_to(runs_dir()))}")
-    told = {"ablation": paper, "folder": str(folder), "on": on, "seeds": seeds, "folds": folds}
-    return {**told, "chance": chance, "rows": [row.as_dict() for row in found]}
+    console.next_commands(f"entrep evaluate{options.flags(data=data, run=table.rows[-1].runs[0].reference)}")
+    return table.to_dict()
 
 
 def _show_rows(paper: str, rows: list, n_trainings: int) -> dict[str, Any]:
@@ -131,16 +105,3 @@ def _show_rows(paper: str, rows: list, n_trainings: int) -> dict[str, Any]:
     console.table(f"Rows of {paper}: {n_trainings} trainings", ["key", "row", "compared with"], shown)
     listed = [{"key": row.key, "name": row.name, "against": row.against} for row in rows]
     return {"ablation": paper, "trainings": n_trainings, "rows": listed}
-
-
-def _cost(row) -> tuple[str, str]:
-    manifests = [run.manifest for run in row.runs]
-    seconds = sum(manifest["seconds"] for manifest in manifests) / len(manifests)
-    return f"{manifests[0]['parameters']:,}", f"{seconds:.0f}"
-
-
-def _change(change, p: float) -> str:
-    if change is None:
-        return "-"
-    marked = "*" if p <= LEVEL else ""
-    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{marked}"

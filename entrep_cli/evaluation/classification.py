@@ -56,7 +56,7 @@ class ClassificationScores:
         if self.truth.ndim != 1 or self.truth.shape != self.predicted.shape:
             raise DataError(f"Truth {self.truth.shape} and predictions {self.predicted.shape} differ in length.")
         if not len(self.truth):
-            raise DataError("There is nothing to score: no image has both a truth and a prediction.")
+            raise DataError("Nothing to score: no image has both a truth and a prediction.")
         if self.groups is not None and len(self.groups) != len(self.truth):
             raise DataError(f"{len(self.groups)} group keys do not fit {len(self.truth)} predictions.")
         for name, ids in (("truth", self.truth), ("predictions", self.predicted)):

@@ -66,7 +66,7 @@ class RetrievalScores:
         if len(lengths) > 1:
             raise DataError(f"Query arrays differ in length: {sorted(lengths)}.")
         if lengths == {0}:
-            raise DataError("There is nothing to score: no queries.")
+            raise DataError("Nothing to score: no queries.")
 
     @classmethod
     def from_relevance(

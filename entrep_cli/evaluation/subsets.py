@@ -1,8 +1,8 @@
-"""All scores of one part of a split: classification, and retrieval within the part."""
+"""All scores of a set of images: classification, and retrieval within the set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from entrep_cli.data.catalog import Catalog, finding_relevance
 from entrep_cli.evaluation.classification import ClassificationScores
 from entrep_cli.evaluation.comparison import GroupTotals
 from entrep_cli.evaluation.metrics import CLASSIFICATION, TASKS, TEXTS, headline_columns
-from entrep_cli.evaluation.retrieval import RetrievalScores, score_retrieval
+from entrep_cli.evaluation.retrieval import RelevanceOf, RetrievalScores, score_retrieval
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.retrieval.ranking import Exclusions, Ranking, match_codes, ranked_blocks
@@ -22,7 +22,7 @@ COMPARED = (CLASSIFICATION, *TASKS)
 
 @dataclass(frozen=True)
 class TextQueries:
-    """Texts that ask for images of a part.
+    """Texts that ask for images.
 
     Attributes:
         texts: findings, as `finding_texts` lists them.
@@ -37,10 +37,10 @@ class TextQueries:
 
 @dataclass(frozen=True)
 class SubsetScores:
-    """Scores of a part, or of a submission.
+    """Scores of a set of images, or of a submission.
 
     Attributes:
-        classification: of its images; None where they were not classified.
+        classification: of the images; None where they were not classified.
         retrieval: by the name of the relevance, `TEXTS` for texts; with class-aware retrieval each a second
             time, as in "class, class-aware soft", and image queries with a refinement, as in "class, refined".
         chance: Recall@1 of a candidate drawn at random, by the same names.
@@ -55,80 +55,72 @@ class SubsetScores:
     notes: list[str] = field(default_factory=list)
 
 
-def finding_texts(part: Catalog) -> list[str]:
-    """The distinct findings of a part that are texts, in the order of the images."""
-    return list(dict.fromkeys(key for keys in part.frame["findings"] for key in keys if not key.startswith("pair:")))
+def finding_texts(images: Catalog) -> list[str]:
+    """The distinct findings that are texts, in the order of the images."""
+    return list(dict.fromkeys(key for keys in images.frame["findings"] for key in keys if not key.startswith("pair:")))
 
 
 def score_subset(
-    part: Catalog,
-    seen: Embeddings,
+    images: Catalog,
+    embeddings: Embeddings,
     *,
     mask_groups: bool = True,
     rule: ClassRule = ClassRule(),
     texts: TextQueries | None = None,
     refinement: Refinement | None = None,
 ) -> SubsetScores:
-    """Score a part whose images `seen` holds, in the same order.
+    """Score images by their embeddings and probabilities, in the same order.
 
-    Every image is a query to all others of the part; itself, its exact copies and, with
-    `mask_groups`, its own group may not answer. With `rule`, retrieval is scored without and with it,
-    from the same queries and by the same resamples; with `refinement` likewise. With `texts`, each asks for all
-    images that have the finding.
+    Every image is a query to all others; itself, its exact copies and, with `mask_groups`, its group may not answer.
+    With `rule`, retrieval is scored without and with it, from the same queries and by the same resamples; with
+    `refinement` likewise. With `texts`, each asks for all images that have the finding.
     """
-    names = part.taxonomy.names
-    targets, groups = part.targets, part.groups
-    classes, vectors = np.asarray(seen.probabilities), np.asarray(seen.vectors)
-    classification = ClassificationScores(targets, classes.argmax(axis=1), names, groups)
-    exclude = subset_exclusions(part, seen, mask_groups)
-    labels = part.frame["label"].to_numpy(dtype=object)
-    findings = part.frame["findings"].tolist()
-    asked, given = match_codes(labels, labels)
-    kinds: dict[str, tuple[str, Callable[[slice], np.ndarray]]] = {"class": ("class", lambda rows: asked[rows, None] == given)}
+    targets, groups = images.targets, images.groups
+    probabilities, vectors = np.asarray(embeddings.probabilities), np.asarray(embeddings.vectors)
+    classification = ClassificationScores(targets, probabilities.argmax(axis=1), images.taxonomy.names, groups)
+    exclude = subset_exclusions(images, embeddings, mask_groups)
+    labels = images.frame["label"].to_numpy(dtype=object)
+    findings = images.frame["findings"].tolist()
+    query_codes, gallery_codes = match_codes(labels, labels)
+    relevances: dict[str, RelevanceOf] = {"class": lambda rows: query_codes[rows, None] == gallery_codes}
     if any(findings):
-        kinds["finding"] = ("finding", lambda rows: finding_relevance(findings[rows], findings))
-    found = SubsetScores(classification, {})
-    own = _Task("images", vectors, classes, vectors, classes, exclude, groups)
-    for key, (relevance, relevance_of) in kinds.items():
-        _score(found, own, key, relevance, relevance_of, rule)
-        if refinement is not None and key in found.retrieval:
+        relevances["finding"] = lambda rows: finding_relevance(findings[rows], findings)
+    scores = SubsetScores(classification, {})
+    for relevance, relevance_of in relevances.items():
+        task = _Task("images", vectors, probabilities, vectors, probabilities, exclude, groups, relevance, relevance_of)
+        _score(scores, task, relevance, rule)
+        if refinement is not None and relevance in scores.retrieval:
             blocks = refinement.ranked_blocks(vectors, vectors, None, exclude)
-            found.retrieval[f"{key}, {refinement}"] = _scored(blocks, own, relevance, relevance_of, found.retrieval[key].n_relevant)
-            if key in found.chance:
-                found.chance[f"{key}, {refinement}"] = found.chance[key]
+            _add(scores, relevance, str(refinement), _scored(blocks, task, scores.retrieval[relevance].n_relevant))
     if texts is not None and texts.texts:
         wanted = [(text,) for text in texts.texts]
-        task = _Task("texts", texts.vectors, texts.probabilities, vectors, classes, [], None)
-        _score(found, task, TEXTS, "finding", lambda rows: finding_relevance(wanted[rows], findings), rule)
-    return found
+        asked = (texts.vectors, texts.probabilities, vectors, probabilities, [], None)
+        _score(scores, _Task("texts", *asked, "finding", lambda rows: finding_relevance(wanted[rows], findings)), TEXTS, rule)
+    return scores
 
 
-def joined_subsets(parts: Sequence[SubsetScores]) -> SubsetScores:
-    """Scores of parts that share no image, as of one: every query by what its own part answered.
+def joined_subsets(subsets: Sequence[SubsetScores]) -> SubsetScores:
+    """Scores of subsets without a common image, as of one: every query is answered from its subset alone.
 
-    What a part could not be scored by is left out of all. Chance is the mean over queries; the hard rule's are added up.
+    What one subset could not be scored by is left out of all. Chance is the mean over queries; the hard rule's are added up.
     """
-    first = parts[0]
-    if len(parts) == 1:
+    first = subsets[0]
+    if len(subsets) == 1:
         return first
-    classified = [part.classification for part in parts]
-    classification = ClassificationScores(
-        np.concatenate([c.truth for c in classified]),
-        np.concatenate([c.predicted for c in classified]),
-        classified[0].class_names,
-        np.concatenate([c.groups for c in classified]),
-    )
+    columns = zip(*((s.classification.truth, s.classification.predicted, s.classification.groups) for s in subsets))
+    truth, predicted, groups = map(np.concatenate, columns)
+    classification = ClassificationScores(truth, predicted, first.classification.class_names, groups)
     retrieval, chance = {}, {}
     for key in first.retrieval:
-        own = [part.retrieval[key] for part in parts if key in part.retrieval]
-        if len(own) < len(parts):
+        each = [s.retrieval[key] for s in subsets if key in s.retrieval]
+        if len(each) < len(subsets):
             continue
-        columns = (np.concatenate([getattr(s, name) for s in own]) for name in ("first_rank", "average_precision", "n_relevant"))
-        groups = None if own[0].groups is None else np.concatenate([s.groups for s in own])
-        retrieval[key] = RetrievalScores(*columns, own[0].relevance, groups)
-        if all(key in part.chance for part in parts):
-            chance[key] = float(np.average([part.chance[key] for part in parts], weights=[s.scored.sum() for s in own]))
-    fell_back = {name: sum(part.fell_back[name] for part in parts) for name in first.fell_back}
+        columns = zip(*((s.first_rank, s.average_precision, s.n_relevant) for s in each))
+        groups = None if each[0].groups is None else np.concatenate([s.groups for s in each])
+        retrieval[key] = RetrievalScores(*map(np.concatenate, columns), each[0].relevance, groups)
+        if all(key in s.chance for s in subsets):
+            chance[key] = float(np.average([s.chance[key] for s in subsets], weights=[s.scored.sum() for s in each]))
+    fell_back = {name: sum(s.fell_back[name] for s in subsets) for name in first.fell_back}
     return SubsetScores(classification, retrieval, chance, fell_back)
 
 
@@ -148,15 +140,15 @@ def chance_recall(counts: Sequence[tuple[int, int]] | np.ndarray) -> float:
     return float((n_relevant / np.maximum(n_candidates, 1)).mean())
 
 
-def subset_exclusions(part: Catalog, seen: Embeddings, mask_groups: bool = True) -> Exclusions:
-    """What may not answer where every image of a part asks all others: itself, its exact copies and, if wanted, its own group."""
-    exclude = [(seen.items.image, seen.items.image), (seen.items.digest, seen.items.digest)]
-    return [*exclude, (part.groups, part.groups)] if mask_groups else exclude
+def subset_exclusions(images: Catalog, embeddings: Embeddings, mask_groups: bool = True) -> Exclusions:
+    """What may not answer where every image asks all others: itself, its exact copies and, if wanted, its group."""
+    exclude = [(embeddings.items.image, embeddings.items.image), (embeddings.items.digest, embeddings.items.digest)]
+    return [*exclude, (images.groups, images.groups)] if mask_groups else exclude
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Queries and the gallery they are put to."""
+    """Queries, the gallery they are put to, and what is relevant."""
 
     name: str
     queries: np.ndarray
@@ -165,6 +157,8 @@ class _Task:
     gallery_classes: np.ndarray
     exclude: Exclusions
     groups: np.ndarray | None
+    relevance: str
+    relevance_of: RelevanceOf
 
     def n_candidates(self) -> np.ndarray:
         """(Q,) int, gallery items that are not excluded."""
@@ -174,16 +168,14 @@ class _Task:
         return len(self.gallery) - np.array(masked, np.int64)
 
 
-def _score(
-    found: SubsetScores, task: _Task, key: str, relevance: str, relevance_of: Callable[[slice], np.ndarray], rule: ClassRule
-) -> None:
-    """Put the scores of a task into `found`, without and with the rule; by findings only where one is shared at all."""
-    plain = score_retrieval(task.queries, task.gallery, relevance_of, name=relevance, exclude=task.exclude, groups=task.groups)
-    if relevance != "class" and not plain.scored.any():
+def _score(scores: SubsetScores, task: _Task, key: str, rule: ClassRule) -> None:
+    """Add the scores of a task, without and with the rule; by findings only where some query has a relevant image."""
+    plain = score_retrieval(task.queries, task.gallery, task.relevance_of, name=task.relevance, exclude=task.exclude, groups=task.groups)
+    if task.relevance != "class" and not plain.scored.any():
         return
-    found.retrieval[key] = plain
+    scores.retrieval[key] = plain
     if plain.scored.any():
-        found.chance[key] = chance_recall(np.stack([plain.n_relevant, task.n_candidates()], axis=1)[plain.scored])
+        scores.chance[key] = chance_recall(np.stack([plain.n_relevant, task.n_candidates()], axis=1)[plain.scored])
     if rule.mode == "off" or task.query_classes is None:
         return
     bonus = rule.bonus(task.query_classes, task.gallery_classes)
@@ -195,23 +187,22 @@ def _score(
             fell_back += int(rule.fell_back(ranking, task.query_classes[rows], task.gallery_classes).sum())
             yield rows, ranking
 
-    found.retrieval[f"{key}, {rule}"] = _scored(blocks(), task, relevance, relevance_of, plain.n_relevant)
-    if key in found.chance:
-        found.chance[f"{key}, {rule}"] = found.chance[key]
-    found.fell_back[task.name] = fell_back
+    _add(scores, key, str(rule), _scored(blocks(), task, plain.n_relevant))
+    scores.fell_back[task.name] = fell_back
 
 
-def _scored(
-    blocks: Iterable[tuple[slice, Ranking]],
-    task: _Task,
-    relevance: str,
-    relevance_of: Callable[[slice], np.ndarray],
-    n_relevant: np.ndarray,
-) -> RetrievalScores:
+def _add(scores: SubsetScores, key: str, kind: str, ranked: RetrievalScores) -> None:
+    """Add another ranking of the same queries, which has the same chance."""
+    scores.retrieval[f"{key}, {kind}"] = ranked
+    if key in scores.chance:
+        scores.chance[f"{key}, {kind}"] = scores.chance[key]
+
+
+def _scored(blocks: Iterable[tuple[slice, Ranking]], task: _Task, n_relevant: np.ndarray) -> RetrievalScores:
     first, precision = np.zeros(len(task.queries), np.int64), np.zeros(len(task.queries))
     for rows, ranking in blocks:
-        hits = np.take_along_axis(np.asarray(relevance_of(rows), bool), ranking.indices, axis=1) & (ranking.indices >= 0)
+        hits = np.take_along_axis(np.asarray(task.relevance_of(rows), bool), ranking.indices, axis=1) & (ranking.indices >= 0)
         # What a filter takes away stays relevant: else a wrongly predicted class would leave the query out, and not count as wrong.
-        block = RetrievalScores.from_relevance(hits, n_relevant[rows], relevance)
+        block = RetrievalScores.from_relevance(hits, n_relevant[rows], task.relevance)
         first[rows], precision[rows] = block.first_rank, block.average_precision
-    return RetrievalScores(first, precision, n_relevant, relevance, task.groups)
+    return RetrievalScores(first, precision, n_relevant, task.relevance, task.groups)

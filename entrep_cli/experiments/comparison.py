@@ -13,8 +13,9 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.splits import Split, read_catalog_and_split
 from entrep_cli.errors import EntrepError, RunError, UsageError
 from entrep_cli.evaluation.comparison import Compared, Difference, GroupTotals, compare
-from entrep_cli.evaluation.scored import PARTS, QUERIES, check_trained_on, open_scored, texts_for
-from entrep_cli.evaluation.subsets import score_subset, totals_of
+from entrep_cli.evaluation.metrics import CLASSIFICATION, TEXTS, headline_columns
+from entrep_cli.evaluation.scored import QUERIES, SPLITS, check_trained_on, open_scored, texts_for
+from entrep_cli.evaluation.subsets import COMPARED, score_subset, totals_of
 from entrep_cli.methods import method_class
 from entrep_cli.results import Result, Table
 from entrep_cli.workspace import MANIFEST, Run, csv_text, find_run, open_run, runs_dir, write_json_atomic, write_text_atomic
@@ -22,13 +23,8 @@ from entrep_cli.workspace import MANIFEST, Run, csv_text, find_run, open_run, ru
 LABELS = "abcdefghijklmnopqrstuvwxyz"  # what marks refer to runs by
 ACCURACY, TEXT_RECALL = "accuracy", "text Recall@1, finding"
 IMAGE_RECALL = ("image Recall@1, finding", "image Recall@1, class")  # the first that was scored: track 2 asks by finding
-# Scores that fit beside each other into 80 columns.
-_TABLES = {
-    "Classes": {"accuracy": ACCURACY, "macro F1": "macro F1"},
-    "Images by class": {"Recall@1": "image Recall@1, class", "MRR": "image MRR, class"},
-    "Images by finding": {"Recall@1": "image Recall@1, finding", "MRR": "image MRR, finding"},
-    "Findings as texts": {"Recall@1": TEXT_RECALL},
-}
+_TABLES = {CLASSIFICATION: "Classes", "class": "Images by class", "finding": "Images by finding", TEXTS: "Findings as texts"}
+_SCORES_A_TABLE = 2  # more do not fit beside each other into 80 columns
 _MOST_PAIRS = 10  # in a table of differences; among more, those that matter are lost
 
 
@@ -95,14 +91,9 @@ class Comparison(Result):
         n = len(self.contenders)
         return n * (n - 1) // 2 if self.baseline is None else n - 1
 
-    def best(self, score: str) -> int:
-        """The place of the run with the highest score; of equal ones the first."""
-        intervals = self.scores[score].scores
-        return max((i for i, interval in enumerate(intervals) if interval), key=lambda i: intervals[i].value)
-
     def as_good(self, score: str) -> list[int]:
         """The places of the best run and of those that were compared with it and are not significantly worse."""
-        best = self.best(score)
+        best = self.scores[score].best
         undecided = [d for d in self.scores[score].differences if best in (d.first, d.second) and not d.significant]
         return sorted({best, *(i for d in undecided for i in (d.first, d.second))})
 
@@ -111,7 +102,7 @@ class Comparison(Result):
         """The run to answer each track with, of the tracks that a run was scored for."""
         image_recall = next((score for score in IMAGE_RECALL if score in self.scores), IMAGE_RECALL[0])
         wanted = {1: ACCURACY, 2: image_recall, 3: TEXT_RECALL}
-        return {track: self.contenders[self.best(score)].name for track, score in wanted.items() if score in self.scores}
+        return {track: self.contenders[self.scores[score].best].name for track, score in wanted.items() if score in self.scores}
 
     @property
     def undecided(self) -> list[str]:
@@ -121,7 +112,7 @@ class Comparison(Result):
     @property
     def legend(self) -> str:
         """What the letters of `tables` mean."""
-        marked = any(map(any, (compared.marks for compared in self._shown())))
+        marked = any(map(any, (compared.marks for compared in self.scores.values())))
         letters = (
             "A letter marks a run that this one is significantly better than" if marked else "No run is significantly better than another"
         )
@@ -132,22 +123,20 @@ class Comparison(Result):
         """Scores with marks, cost, and the differences of the pairs."""
         runs = [f"{LABELS[i]} {contender.name}" for i, contender in enumerate(self.contenders)]
         tables = []
-        for title, columns in _TABLES.items():
-            shown = {heading: self.scores[score] for heading, score in columns.items() if score in self.scores}
-            if not shown:
-                continue
-            first = next(iter(shown.values()))
-            of = "texts" if title == "Findings as texts" else f"images, {first.n_groups} groups"
-            rows = [(run, *(_marked(compared, i) for compared in shown.values())) for i, run in enumerate(runs)]
-            tables.append(Table(f"{title}: {self.title} ({first.n_items} {of})", ["run", *shown], rows))
+        for task, title in _TABLES.items():
+            columns = {m.name: self.scores[column] for column, (_, m) in headline_columns([task]).items() if column in self.scores}
+            of = "texts" if task == TEXTS else "images"
+            for start in range(0, len(columns), _SCORES_A_TABLE):
+                shown = dict(list(columns.items())[start : start + _SCORES_A_TABLE])
+                first = next(iter(shown.values()))
+                counts = f"{first.n_items} {of}" + ("" if task == TEXTS else f", {first.n_groups} groups")
+                rows = [(run, *(_marked(compared, i) for compared in shown.values())) for i, run in enumerate(runs)]
+                tables.append(Table(f"{title}: {self.title} ({counts})", ["run", *shown], rows))
         costs = [contender.cost for contender in self.contenders]
         cost = [(f"{c['learned_parameters']:,}", f"{c['parameters']:,}", f"{c['megabytes']:,.1f}", f"{c['seconds']:,.0f}") for c in costs]
         rows = [(run, *cells) for run, cells in zip(runs, cost)]
         tables.append(Table("Cost", ["run", "learned", "parameters", "MB", "s to train"], rows))
         return tables + [table for score, compared in self.scores.items() if (table := _differences(score, compared))]
-
-    def _shown(self) -> list[Compared]:
-        return [self.scores[score] for columns in _TABLES.values() for score in columns.values() if score in self.scores]
 
     def to_dict(self) -> dict[str, Any]:
         names = [contender.name for contender in self.contenders]
@@ -258,8 +247,8 @@ def compare_runs(
         UsageError: fewer than two runs, or more than 26.
         RunError: runs that cannot be compared, each with its fault.
     """
-    if split not in PARTS:
-        raise UsageError(f"Runs cannot be compared on {split!r}.", hint=f"--split {', '.join(PARTS)}")
+    if split not in SPLITS:
+        raise UsageError(f"Runs cannot be compared on {split!r}.", hint=f"--split {', '.join(SPLITS)}")
     if not 0 < level < 1:
         raise UsageError(f"The level must lie between 0 and 1, not be {level}.", hint="--level 0.05")
     runs = named_runs(names if baseline is None else [str(open_run(baseline).folder), *names])
@@ -272,7 +261,9 @@ def compare_runs(
         contenders.append(contender)
         notes += more
     columns = list(dict.fromkeys(score for contender in contenders for score in contender.scores))
-    scores = {c: compare([contender.scores.get(c) for contender in contenders], baseline=place, level=level) for c in columns}
+    directions = {column: metric.higher_is_better for column, (_, metric) in headline_columns(COMPARED).items()}
+    how = {"baseline": place, "level": level}
+    scores = {c: compare([run.scores.get(c) for run in contenders], higher_is_better=directions[c], **how) for c in columns}
     compared = Comparison(contenders, split, scored_fold, mask_groups, level, place, scores, list(dict.fromkeys(notes)))
     compared.notes.extend(_limits(compared))
     return compared
@@ -331,7 +322,7 @@ def _contender(
 ) -> tuple[Contender, list[str], int | None]:
     """A run as it is compared, its notes, and the fold that was scored; the model is let go."""
     scored = open_scored(str(run.folder), root, split, fold=fold, device=device)
-    scores = score_subset(scored.images, scored.seen, mask_groups=mask_groups, texts=texts_for(scored.model, scored.images))
+    scores = score_subset(scored.images, scored.embeddings, mask_groups=mask_groups, texts=texts_for(scored.model, scored.images))
     tensors = list(scored.model.parameters())
     size = sum(t.numel() * t.element_size() for t in tensors) / 1e6
     return Contender(run, totals_of(scores), sum(t.numel() for t in tensors), size), list(scored.notes), scored.fold

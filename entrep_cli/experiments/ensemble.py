@@ -16,6 +16,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import EntrepError, RunError, UsageError
 from entrep_cli.evaluation.calibration import calibration_sample, with_temperature
 from entrep_cli.evaluation.intervals import Interval, Sample, pooled
+from entrep_cli.evaluation.metrics import CALIBRATION, CLASSIFICATION, METRICS, headline_columns
 from entrep_cli.evaluation.selection import learned_from_all_folds, temperature_on, validation_subset
 from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.experiments.ensemble_weights import mixture_weights, ranking_weights
@@ -30,7 +31,7 @@ from entrep_cli.retrieval.sets import open_model, subset_embeddings
 from entrep_cli.workspace import CONFIG, Run, find_run, write_text_atomic
 
 WAYS = ("validation", "equal")
-SCORES = ("accuracy", "macro F1", "NLL", "recall@1", "mrr")
+TASKS = (CLASSIFICATION, CALIBRATION, "class")  # what the members are compared by, of the metrics
 _AS_TRAINED = {"accuracy": "val_accuracy", "macro F1": "val_macro_f1", "NLL": "val_loss"}  # as a training calls these scores
 
 
@@ -39,9 +40,10 @@ class Built:
     """An ensemble and what it and its members come to on validation.
 
     Attributes:
-        names: of the members; `scores`: of each of them, then of the ensemble, the `SCORES` with intervals.
+        names: of the members.
+        scores: of each member, then of the ensemble, the headline metrics of `TASKS` with intervals.
         gains: what the ensemble adds to the best member by each score, from the same resamples; (member, interval).
-        All three are empty where there is no validation part.
+        val: the validation images; None, and `scores` and `gains` empty, where none are left.
     """
 
     model: Ensemble
@@ -50,12 +52,16 @@ class Built:
     gains: dict[str, tuple[str, Interval]]
     val: Catalog | None = None
 
+    @property
+    def members(self) -> list[tuple[str, float, float, float]]:
+        """Name, weight in the classes, weight in the rankings, and temperature of each member."""
+        weights = self.model.weights
+        return list(zip(self.names, weights.classes, weights.ranking, weights.temperatures))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON and `run.json`."""
-        weights = self.model.weights
-        columns = zip(self.names, weights.classes, weights.ranking, weights.temperatures)
         return {
-            "members": [{"run": name, "classes": c, "ranking": r, "temperature": t} for name, c, r, t in columns],
+            "members": [{"run": name, "classes": c, "ranking": r, "temperature": t} for name, c, r, t in self.members],
             "validation": {
                 name: {key: interval.as_dict() for key, interval in row.items()}
                 for name, row in zip([*self.names, "ensemble"], self.scores)
@@ -92,7 +98,7 @@ def check_members(names: Sequence[str], catalog: Catalog, split: Split, weights:
         try:
             run = find_run(name)
             if run is None:
-                faults.append(f"{name}: there is no such run")
+                faults.append(f"{name}: no such run")
             elif not is_method(method := run.manifest.get("method")):
                 faults.append(f"{name}: {method} classifies nothing")
             else:
@@ -108,7 +114,7 @@ def check_members(names: Sequence[str], catalog: Catalog, split: Split, weights:
     faults += _differing(runs)
     if weights == "validation":
         faults += [
-            f"{run.reference}: has learned from every fold, so no validation part is left to find weights on; --weights equal needs none"
+            f"{run.reference}: has learned from every fold, so no validation images are left to choose weights on; --weights equal needs none"
             for run in runs
             if learned_from_all_folds(run)
         ]
@@ -217,20 +223,21 @@ def _found(seen: Sequence[Embeddings], temperatures: Sequence[float], val: Catal
 
 
 def _compared(
-    seen: Sequence[Embeddings], temperatures: Sequence[float], names: Sequence[str], val: Catalog
+    embeddings: Sequence[Embeddings], temperatures: Sequence[float], names: Sequence[str], val: Catalog
 ) -> tuple[list[dict[str, Interval]], dict[str, tuple[str, Interval]]]:
     """Scores of the members and, last, of the ensemble; and what it adds to the best member by each."""
     rows: list[list[Sample]] = []
-    for own, t in zip(seen, temperatures):
-        scores = score_subset(val, own)
-        likelihood = calibration_sample(with_temperature(own.probabilities, t), val.targets, val.groups)
-        there = scores.retrieval["class"]
-        rows.append([scores.classification.sample, likelihood, *([there.sample] if there.scored.any() else [])])
-    intervals = [{key: found[key] for sample in row for found in [sample.intervals()] for key in SCORES if key in found} for row in rows]
+    for member, t in zip(embeddings, temperatures):
+        scores = score_subset(val, member)
+        likelihood = calibration_sample(with_temperature(member.probabilities, t), val.targets, val.groups)
+        retrieval = scores.retrieval["class"]
+        rows.append([scores.classification.sample, likelihood, *([retrieval.sample] if retrieval.scored.any() else [])])
+    keys = [metric.key for _, metric in headline_columns(TASKS).values()]
+    scored = [{key: value for sample in row for key, value in sample.intervals().items() if key in keys} for row in rows]
     gains = {}
-    for key in intervals[-1]:
-        sign = -1 if key == "NLL" else 1
-        best = max(range(len(names)), key=lambda i: sign * intervals[i][key].value)
+    for key in scored[-1]:
+        sign = 1 if METRICS[key].higher_is_better else -1
+        best = max(range(len(names)), key=lambda i: sign * scored[i][key].value)
         at = next(i for i, sample in enumerate(rows[-1]) if key in sample.names)
         gains[key] = (names[best], pooled([rows[-1][at]], [rows[best][at]])[key])
-    return intervals, gains
+    return scored, gains

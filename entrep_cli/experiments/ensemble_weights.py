@@ -70,7 +70,7 @@ def ranking_weights(vectors: Sequence[np.ndarray], relevant: np.ndarray, candida
     """
     asked = np.flatnonzero((relevant & candidates).any(axis=1))
     if not len(asked):
-        raise RunError("No validation image has another of its class, outside its own group, to find.")
+        raise RunError("No validation image has another of its class, outside its group, to retrieve.")
     asked = asked[:: -(-len(asked) * relevant.shape[1] // _CELLS)]
     candidates, relevant = candidates[asked], relevant[asked] & candidates[asked]
     cosines = [np.asarray(rows, np.float32)[asked] @ np.asarray(rows, np.float32).T for rows in vectors]

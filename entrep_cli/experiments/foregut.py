@@ -17,7 +17,7 @@ import torch
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.evaluation.classification import ClassificationScores, report_cells
 from entrep_cli.evaluation.intervals import Interval, pooled
-from entrep_cli.evaluation.scored import seen_by, texts_for
+from entrep_cli.evaluation.scored import embedded_by, texts_for
 from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, score_subset
 from entrep_cli.methods.base import Decisions
 from entrep_cli.methods.hybrid import NONE_ACCEPTED, Hybrid
@@ -75,7 +75,7 @@ def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str
     prototype, baseline = (Run(run.path(name)) for name in ("prototype", "baseline"))
     nearest = load_model(prototype, device)
     of_hybrid, of_prototype, of_baseline = (
-        seen_by(own, model, part, catalog, root, on)
+        embedded_by(own, model, part, catalog, root, on)
         for own, model in ((run, hybrid), (prototype, nearest), (baseline, load_model(baseline, device)))
     )
     decisions, later = hybrid.decide_images(part.paths, part.digests), _later_stages(hybrid, part)

@@ -23,7 +23,7 @@ from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.splits import Split
 from entrep_cli.evaluation.classification import ClassificationScores
 from entrep_cli.evaluation.intervals import Interval, pooled
-from entrep_cli.experiments.ablation import Before, Row
+from entrep_cli.experiments.ablation_table import Before, Row
 from entrep_cli.methods.mics import MicsRecipe, start_encoders
 from entrep_cli.methods.mics_pretraining import LOSSES, MicsPretrainingRecipe, gather, initial_encoders, pretrain_run
 from entrep_cli.models.backbones import Backbone

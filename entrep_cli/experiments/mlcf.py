@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from entrep_cli.errors import UsageError
-from entrep_cli.experiments.ablation import Row
+from entrep_cli.experiments.ablation_table import Row
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 
 _TUNED = {"lora": "+ LoRA", "full": "+ full tuning"}

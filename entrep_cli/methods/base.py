@@ -17,6 +17,7 @@ from torch import nn
 
 from entrep_cli import console
 from entrep_cli.errors import UsageError, first_line
+from entrep_cli.results import Table
 
 if TYPE_CHECKING:
     from entrep_cli.data.catalog import Catalog
@@ -261,11 +262,14 @@ def in_classes_of(model: Model, catalog: Catalog) -> Catalog:
     return catalog if model.target == "class" else catalog.of_target(model.target)
 
 
-def show_stages(title: str, stages: Sequence[Mapping[str, Any]]) -> None:
+def stage_table(title: str, stages: Sequence[Mapping[str, Any]]) -> Table:
     """The rows of `Model.stage_counts` as a table."""
     columns = {"by": "decided by"}
-    console.table(
-        title,
-        [columns.get(key, key) for key in stages[0]],
-        [["-" if value is None else value for value in row.values()] for row in stages],
-    )
+    rows = [["-" if value is None else value for value in row.values()] for row in stages]
+    return Table(title, [columns.get(key, key) for key in stages[0]], rows)
+
+
+def show_stages(title: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of `Model.stage_counts`."""
+    table = stage_table(title, stages)
+    console.table(table.title, table.columns, table.rows)

@@ -121,7 +121,7 @@ def tables_beside(scored: Scored, scores: SubsetScores) -> tuple[Table, ...]:
     if scored.images.taxonomy.names != Taxonomy.entrep().names:
         return ()
     layouts = ", ".join(layout.split(" in ")[0] for layout in scored.run.manifest["data"]["layouts"])  # the folders are nobody's business
-    where = f"{len(scored.images)} images of {layouts}, split {scored.part}"
+    where = f"{len(scored.images)} images of {layouts}, split {scored.split}"
     paper = published(_PAPER)
     ours = _ours(scored, scores)
     beside = [_beside(paper.table(number), cells, paper.title, where) for number, cells in sorted(ours.items())]
@@ -131,7 +131,7 @@ def tables_beside(scored: Scored, scores: SubsetScores) -> tuple[Table, ...]:
 def _ours(scored: Scored, scores: SubsetScores) -> dict[int, Cells]:
     """Ours for the paper's tables: what `entrep reproduce` wrote for this split, else from the scores."""
     manifest = scored.run.manifest
-    written = scored.run.path("paper", f"{scored.part}.json")
+    written = scored.run.path("paper", f"{scored.split}.json")
     if manifest["method"] == "hybrid" and written.is_file():
         document = json.loads(written.read_text("utf-8"))
         if document["images"] == len(scored.images):

@@ -46,7 +46,7 @@ def gather(scored: Scored, *, private: bool = False, top_k: int = 6, flags: str 
         flags: options as they are typed, for the commands to run next; left out where they are private.
     """
     try:
-        temperature = select(scored.run, scored.model, (scored.catalog, scored.split), temperature=True).temperature
+        temperature = select(scored.run, scored.model, (scored.catalog, scored.division), temperature=True).temperature
     except RunError:  # no validation split, or none that no member was trained on
         temperature = None
     texts = texts_for(scored.model, scored.images)
@@ -86,7 +86,7 @@ def content_of(
         stages: of a hybrid.
         explain: draws attention maps; UsageError where the model has none, which the report then says.
     """
-    images, embeddings, run, manifest = scored.images, scored.seen, scored.run, scored.run.manifest
+    images, embeddings, run, manifest = scored.images, scored.embeddings, scored.run, scored.run.manifest
     pictures = Pictures(images.paths, images.images, private)
     scores = score_subset(images, embeddings, texts=texts)
     console.say(f"Drawing the map of {len(images)} images.")
@@ -95,7 +95,7 @@ def content_of(
     recipe = run.path(CONFIG).read_text("utf-8") if run.path(CONFIG).is_file() else ""
     return Content(
         run=run.name,
-        split=scored.part + ("" if scored.fold is None else f", fold {scored.fold}"),
+        split=scored.split + ("" if scored.fold is None else f", fold {scored.fold}"),
         n_images=len(images),
         n_groups=len(set(images.groups)),
         data=", ".join(_layouts(manifest, private)),
@@ -178,7 +178,7 @@ def facts(manifest: Mapping[str, Any], recipe: str, private: bool) -> dict[str, 
 
 def mistakes_of(scored: Scored, pictures: Pictures, explain: Explain | None, n: int = N_MISTAKES) -> Mistakes:
     """The most confident wrong answers, each with its attention map."""
-    images, probabilities = scored.images, np.asarray(scored.seen.probabilities)
+    images, probabilities = scored.images, np.asarray(scored.embeddings.probabilities)
     targets, names = images.targets, images.taxonomy.names
     rows = worst_mistakes(probabilities, targets, n)
     answers = probabilities.argmax(axis=1)
@@ -222,14 +222,14 @@ def _attention(scored: Scored, pixels: np.ndarray, classes: list[int]) -> tuple[
 
 
 def _calibration(scored: Scored, temperature: Temperature | None) -> Calibration:
-    probabilities, targets = np.asarray(scored.seen.probabilities), scored.images.targets
+    probabilities, targets = np.asarray(scored.embeddings.probabilities), scored.images.targets
     plain, groups = reliability(probabilities, targets), scored.images.groups
     scores = calibration_sample(probabilities, targets, groups).intervals()
     if temperature is None:
         return Calibration(plain, scores)
     tempered = with_temperature(probabilities, temperature.value)
     tempered_scores = calibration_sample(tempered, targets, groups).intervals()
-    is_val = scored.part == "val"
+    is_val = scored.split == "val"
     return Calibration(plain, scores, reliability(tempered, targets), tempered_scores, temperature.value, temperature.images, is_val)
 
 

@@ -205,9 +205,9 @@ def test_evaluate_shows_before_and_after_side_by_side(trained, entrep, monkeypat
 
 def test_scores_on_the_part_that_chose_the_weight_are_marked(trained, entrep):
     line = ["evaluate", "--split", "val", "--class-aware", "soft"]
-    assert "chosen on the validation part itself" in entrep(*line).err
-    assert "chosen on the validation part itself" not in entrep(*line, "--class-weight", 0.1).err
-    assert "chosen on the validation part itself" not in entrep("evaluate", "--class-aware", "soft").err
+    assert "chosen on the validation split itself" in entrep(*line).err
+    assert "chosen on the validation split itself" not in entrep(*line, "--class-weight", 0.1).err
+    assert "chosen on the validation split itself" not in entrep("evaluate", "--class-aware", "soft").err
 
 
 def test_evaluate_asks_the_texts_of_the_part(trained_clip, entrep):

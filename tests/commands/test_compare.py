@@ -48,7 +48,7 @@ def test_a_planted_difference_is_marked(twins, entrep, monkeypatch):
         right = np.ones(n, bool) if folder.endswith("twin") else np.arange(n) % (2 if folder.endswith("third") else 3) == 0
         answered = np.where(right, truth, (truth + 1) % len(scored.images.taxonomy.names))
         shares = np.eye(len(scored.images.taxonomy.names), dtype=np.float32)[answered]
-        return replace(scored, seen=replace(scored.seen, probabilities=shares))
+        return replace(scored, embeddings=replace(scored.embeddings, probabilities=shares))
 
     monkeypatch.setattr(comparison, "open_scored", planted)
     done = entrep("compare", "dinov2", "third", "twin", "--split", "queries", "--name", "planted", "--no-mask-groups")

@@ -122,7 +122,7 @@ def test_runs_that_make_no_ensemble_are_told_all_at_once(trained, entrep):
     assert done.code == 1 and len(faults) == 7
     for start in ("data: was trained on other data", "split: was trained on another split", "classes: has other classes"):
         assert any(fault.startswith(start) for fault in faults)
-    for part in ("mics-pretrain classifies nothing", "half", "[red]none: there is no such run", "dinov2: named 2 times"):
+    for part in ("mics-pretrain classifies nothing", "half", "[red]none: no such run", "dinov2: named 2 times"):
         assert any(part in fault for fault in faults)
     assert not (trained / "ensemble").exists()
     assert "two runs or more" in entrep("ensemble", "dinov2").err
@@ -171,7 +171,7 @@ def test_calibrated_scores_and_flips(trained, entrep):
     assert flipped["temperature"] == kept["temperature"] and flipped["temperature-flip"]["value"] != t
     assert entrep("predict", "--track", 2, "--tta", "--gallery", "queries").code == 0
     noted = entrep("evaluate", "--split", "val")
-    assert "fitted on the validation part itself" in noted.err
+    assert "fitted on the validation split itself" in noted.err
 
 
 def test_folds_are_trained_gathered_and_answer_together(tmp_path, monkeypatch, entrep, small):

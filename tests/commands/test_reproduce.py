@@ -84,7 +84,7 @@ def test_what_cannot_be_reproduced_is_refused(trained, entrep):
         (["mlcf"], "no paper 'mlcf'"),
         (["foregut", "--run", "dinov2"], "not of hybrid"),
         (["foregut", "--run", "x", "--seed", "1"], "one or the other"),
-        (["foregut", "--split", "train"], "nothing to score"),
+        (["foregut", "--split", "train"], "Nothing can be scored"),
     ):
         done = entrep("reproduce", *arguments)
         assert done.code == 2 and said in done.err

@@ -102,7 +102,7 @@ def test_the_dictionary_is_json():
     ("truth", "predicted", "names", "groups", "message"),
     [
         ([0, 1], [0], NAMES, None, "differ in length"),
-        ([], [], NAMES, None, "nothing to score"),
+        ([], [], NAMES, None, "Nothing to score"),
         (
             [0, 4],
             [0, 0],

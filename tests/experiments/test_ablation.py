@@ -18,7 +18,8 @@ from entrep_cli.evaluation.scored import scored_subset
 from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.experiments import ablation
-from entrep_cli.experiments.ablation import Row, run_ablation
+from entrep_cli.experiments.ablation import run_ablation
+from entrep_cli.experiments.ablation_table import Row
 from entrep_cli.experiments.mlcf import rows
 from entrep_cli.methods.clip_lora import ClipLoraRecipe
 from entrep_cli.methods.runs import load_model
@@ -97,16 +98,16 @@ def test_a_table_is_finished_by_the_same_command_and_grows_with_seeds(setting, t
     root, catalog, split, recipe = setting
     table = [row for row in rows(recipe) if row.key in ("base", "tuned")]
     names = trained(monkeypatch)
-    first, _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32")
+    first = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32").rows
     assert names == ["base-seed0", "tuned-seed0"]
     folder = tmp_path / "runs" / "ablations" / "mlcf"
     (folder / "tuned-seed0" / MANIFEST).unlink()  # as if its training had been killed
     names.clear()
-    again, chance = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, precision="fp32")
+    again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, precision="fp32").rows
     assert names == ["tuned-seed0", "base-seed1", "tuned-seed1"]
     assert {s.row.key: list(s.spread.values()) == [0.0] * len(s.spread) for s in first} == {"base": True, "tuned": True}
     document = json.loads((folder / "table.json").read_text())
-    assert [len(row["runs"]) for row in document["rows"]] == [2, 2] and document["on"] == "test"
+    assert [len(row["runs"]) for row in document["rows"]] == [2, 2] and document["split"] == "test"
     assert document["rows"][0]["parameters"] < document["rows"][1]["parameters"]
     with open(folder / "table.csv", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -117,8 +118,8 @@ def test_a_table_is_finished_by_the_same_command_and_grows_with_seeds(setting, t
 def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, monkeypatch):
     root, catalog, split, recipe = setting
     table = [row for row in rows(recipe) if row.key in ("base", "tuned")]
-    for on in ("queries", "val"):
-        (base, tuned), _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on=on, precision="fp32")
+    for split_name in ("queries", "val"):
+        base, tuned = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, split=split_name, precision="fp32").rows
         assert base.change == {}
         for name, change in tuned.change.items():
             assert change.value == pytest.approx(tuned.scores[name].value - base.scores[name].value)
@@ -128,7 +129,7 @@ def test_scores_of_a_row_are_means_and_changes_are_their_differences(setting, mo
     assert kept == [14, 14]
     predicted = [np.load(run.path("embeddings", "test", "probabilities.npy")).argmax(1) for run in tuned.runs]
     truth = np.repeat([catalog.taxonomy.index(c) for c in sorted(catalog.taxonomy.names)], 2)  # names of test images sort by class
-    again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, on="queries", precision="fp32")[0][1]
+    again = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=2, split="queries", precision="fp32").rows[1]
     assert again.scores["accuracy"].value == pytest.approx(np.mean([(p == truth).mean() for p in predicted]))
     assert again.spread["accuracy"] == pytest.approx(np.std([(p == truth).mean() for p in predicted], ddof=1))
     groups = scored_subset(catalog, split, root, "queries", None).groups
@@ -142,21 +143,21 @@ def test_runs_of_other_settings_are_named_and_kept(setting, tmp_path):
     table = rows(recipe)[:1]
     run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1)
     other = build_recipe(ClipLoraRecipe, recipe.model_dump(), {"train": {"epochs": 2}})
-    with pytest.raises(RunError, match="started otherwise") as caught:
+    with pytest.raises(RunError, match="started with other settings") as caught:
         run_ablation("mlcf", catalog, split, table, other, root, seeds=1)
     assert list(caught.value.faults) == ["base-seed0: other settings"]
-    with pytest.raises(RunError, match="started otherwise") as caught:
+    with pytest.raises(RunError, match="started with other settings") as caught:
         run_ablation("mlcf", catalog, make_split(catalog, seed=1), table, recipe, root, seeds=1)
     assert "another split" in caught.value.faults[0]
-    found, _ = run_ablation("mlcf", catalog, split, table, other, root, seeds=1, overwrite=True)
+    found = run_ablation("mlcf", catalog, split, table, other, root, seeds=1, overwrite=True).rows
     assert found[0].runs[0].complete
 
 
 def test_what_cannot_be_scored_is_told_before_anything_is_trained(setting, monkeypatch):
     root, catalog, split, recipe = setting
     names = trained(monkeypatch)
-    with pytest.raises(UsageError, match="nothing to score"):
-        run_ablation("mlcf", catalog, split, rows(recipe), recipe, root, on="train")
+    with pytest.raises(UsageError, match="Nothing can be scored"):
+        run_ablation("mlcf", catalog, split, rows(recipe), recipe, root, split="train")
     with pytest.raises(RunError, match="empty"):
         run_ablation("mlcf", catalog, make_split(catalog, ratios=(80, 20, 0)), rows(recipe), recipe, root)
     assert not names
@@ -168,7 +169,7 @@ def test_a_training_that_never_began_forbids_no_other_settings(setting, tmp_path
     without = build_recipe(ClipLoraRecipe, recipe.model_dump(), {"backbone": {"weights": str(tmp_path / "nowhere.safetensors")}})
     with pytest.raises(RunError, match="No such weights file"):
         run_ablation("mlcf", catalog, split, table, without, root, seeds=1)
-    found, _ = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32")
+    found = run_ablation("mlcf", catalog, split, table, recipe, root, seeds=1, precision="fp32").rows
     document = json.loads((tmp_path / "runs" / "ablations" / "mlcf" / "table.json").read_text())
     # What `--run` takes, and no place of this machine.
     (written,) = [run["run"] for row in document["rows"] for run in row["runs"]]
@@ -189,12 +190,12 @@ def test_over_folds_every_image_is_scored_by_a_model_that_left_it_out(setting, t
     table = [row for row in rows(recipe) if row.key in ("base", "tuned")]
     names = trained(monkeypatch)
     how = {"seeds": 1, "precision": "fp32"}
-    (base, tuned), _ = run_ablation("mlcf", catalog, split, table, recipe, root, folds=2, **how)
+    base, tuned = run_ablation("mlcf", catalog, split, table, recipe, root, folds=2, **how).rows
     assert names == ["base-fold0-seed0", "tuned-fold0-seed0", "base-fold1-seed0", "tuned-fold1-seed0"]
     truth, hits = dict(zip(catalog.images, catalog.targets)), []
     for fold, run in enumerate(tuned.runs):
         assert run.manifest["split"]["fold"] == fold
-        seen = read_embeddings(run, "part-test")
+        seen = read_embeddings(run, "split-test")
         assert set(seen.items.image) == set(split.images("test", fold))
         hits.append([p == truth[image] for p, image in zip(seen.probabilities.argmax(1), seen.items.image)])
     assert tuned.scores["accuracy"].value == pytest.approx(np.mean(np.concatenate(hits)))
@@ -212,7 +213,7 @@ def test_over_folds_every_image_is_scored_by_a_model_that_left_it_out(setting, t
 def test_folds_that_cannot_be_scored_are_refused_before_training(setting):
     root, catalog, split, recipe = setting
     table, folded = rows(recipe)[:1], make_split(catalog, folds=3)
-    wrong = [(split, {"folds": 2}), (folded, {"folds": 4}), (folded, {"folds": 2, "fold": 1}), (folded, {"folds": 2, "on": "queries"})]
+    wrong = [(split, {"folds": 2}), (folded, {"folds": 4}), (folded, {"folds": 2, "fold": 1}), (folded, {"folds": 2, "split": "queries"})]
     for given, more in wrong:
         with pytest.raises(UsageError, match="[Ff]old"):
             run_ablation("mlcf", catalog, given, table, recipe, root, **more)
@@ -223,7 +224,7 @@ def test_a_row_that_refines_trains_nothing_and_is_scored_on_what_is_there(settin
     split, base = make_split(catalog, ratios=(60, 20, 20)), rows(recipe)[0]
     refined = Row("refine", "expanded", [], against="base", refine=("qe", "whiten"))
     names = trained(monkeypatch)
-    found, _ = run_ablation("mlcf", catalog, split, [base, refined], recipe, root, seeds=1, precision="fp32")
+    found = run_ablation("mlcf", catalog, split, [base, refined], recipe, root, seeds=1, precision="fp32").rows
     assert names == ["base-seed0"] and [run.name for run in found[1].runs] == ["base-seed0"]
     assert found[1].scores["accuracy"] == found[0].scores["accuracy"]
     run = found[0].runs[0]

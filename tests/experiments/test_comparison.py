@@ -67,9 +67,12 @@ def planted(monkeypatch):
             made_run(name)
             answers[name] = seen(images, accuracy, 100 * seed + i)
 
-        def opened(folder: str, root, on, *, fold, device):
-            name = folder.rsplit("/", 1)[-1]
-            return SimpleNamespace(images=images, seen=answers[name], model=torch.nn.Linear(2, 3), notes=(f"note of {on}",), fold=fold)
+        def opened(folder: str, root, split, *, fold, device):
+            model = torch.nn.Linear(2, 3)
+            model.reads_text = False
+            return SimpleNamespace(
+                images=images, embeddings=answers[folder.rsplit("/", 1)[-1]], model=model, notes=(f"note of {split}",), fold=fold
+            )
 
         monkeypatch.setattr(comparison, "open_scored", opened)
         things = SimpleNamespace(fingerprint="d", root="data"), SimpleNamespace(fingerprint="s")
@@ -88,7 +91,7 @@ def test_a_planted_difference_is_marked_and_told(planted, tmp_path):
     for score in (ACCURACY, "macro F1", "image Recall@1, class"):
         assert found.scores[score].marks == [(), (0,), (0,)]
     assert found.scores["image Recall@1, finding"].n_items < found.scores["image Recall@1, class"].n_items == EXAMS * FRAMES
-    assert found.as_good(ACCURACY) == [1, 2] and found.best(ACCURACY) in (1, 2) and found.n_pairs == 3
+    assert found.as_good(ACCURACY) == [1, 2] and found.scores[ACCURACY].best in (1, 2) and found.n_pairs == 3
     assert found.notes == ["note of test"]
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     weak, strong, _ = document["runs"]
@@ -119,7 +122,7 @@ def test_a_baseline_is_compared_with_all_others_and_nothing_else(planted, tmp_pa
     assert [c.name for c in found.contenders] == ["base", "first", "second"] and found.baseline == 0 and found.n_pairs == 2
     assert [(d.first, d.second) for d in found.scores[ACCURACY].differences] == [(0, 1), (0, 2)]
     assert found.to_dict()["baseline"] == "base" and found.title == "3 runs, split val"
-    assert found.best(ACCURACY) == 2 and found.as_good(ACCURACY) == [2]  # "first" was not compared with the best
+    assert found.scores[ACCURACY].best == 2 and found.as_good(ACCURACY) == [2]  # "first" was not compared with the best
 
 
 def test_too_few_exams_for_any_mark_is_told(planted, tmp_path, monkeypatch):
@@ -129,7 +132,7 @@ def test_too_few_exams_for_any_mark_is_told(planted, tmp_path, monkeypatch):
 
     def of_few(*args, **more):
         scored = opened(*args, **more)
-        scored.images, scored.seen = Catalog(scored.images.frame.loc[few].reset_index(drop=True), AB), scored.seen.take(few)
+        scored.images, scored.embeddings = Catalog(scored.images.frame.loc[few].reset_index(drop=True), AB), scored.embeddings.take(few)
         return scored
 
     monkeypatch.setattr(comparison, "open_scored", of_few)

@@ -85,5 +85,5 @@ def test_ranking_weights_do_not_depend_on_how_far_cosines_spread():
 
 
 def test_nothing_to_find_is_told():
-    with pytest.raises(RunError, match="to find"):
+    with pytest.raises(RunError, match="to retrieve"):
         ranking_weights([np.eye(3)], np.eye(3, dtype=bool), ~np.eye(3, dtype=bool))

@@ -53,7 +53,7 @@ def test_rows_share_their_pretraining_and_the_same_command_finishes_the_table(se
     monkeypatch.setattr(mics, "pretrain_run", lambda *given, **more: (seen.append(given[3].name), original(*given, **more)))
     chosen = [row for row in rows(recipe) if row.key in ("scratch-10", "consistency-10", "all-10", "all-100", "no-shift-100")]
     how = {"seeds": 1, "device": "cpu", "precision": "fp32"}
-    found, _ = run_ablation("mics", catalog, split, chosen, recipe, root, **how)
+    found = run_ablation("mics", catalog, split, chosen, recipe, root, **how).rows
     assert seen == ["pretrain-consistency", "pretrain-all"]
     folder = tmp_path / "runs" / "ablations" / "mics"
     table = json.loads((folder / "table.json").read_text())
@@ -67,11 +67,11 @@ def test_rows_share_their_pretraining_and_the_same_command_finishes_the_table(se
     for name in ("pretrain-consistency", "consistency-10-seed0"):
         (folder / name / MANIFEST).unlink()
     seen.clear()
-    again, _ = run_ablation("mics", catalog, split, chosen, recipe, root, **how)
+    again = run_ablation("mics", catalog, split, chosen, recipe, root, **how).rows
     assert seen == ["pretrain-consistency"]
     assert [s.scores["accuracy"].value for s in again] == [s.scores["accuracy"].value for s in found]
     other = build_recipe(MicsRecipe, recipe.model_dump(), {"pretraining": {"mask_ratio": 0.5}})
-    with pytest.raises(RunError, match="started otherwise") as error:
+    with pytest.raises(RunError, match="started with other settings") as error:
         run_ablation("mics", catalog, split, chosen, other, root, **how)
     assert "pretrain-all: other settings" in error.value.faults
 

@@ -35,8 +35,8 @@ def scored(tmp_path_factory):
 
 
 def content(scored, **more):
-    texts = TextQueries(FINDINGS, np.asarray(scored.seen.vectors)[:2])
-    temperature = temperature_on(np.asarray(scored.seen.probabilities), scored.images.targets)
+    texts = TextQueries(FINDINGS, np.asarray(scored.embeddings.vectors)[:2])
+    temperature = temperature_on(np.asarray(scored.embeddings.probabilities), scored.images.targets)
     stages = [{"by": "<b>all</b>", "stage": "", "images": 24, "share": 1.0, "right": None}]
     return content_of(scored, temperature=temperature, texts=texts, stages=stages, explain=overlays, flags=" --data 'my <data>'", **more)
 

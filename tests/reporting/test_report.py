@@ -63,7 +63,7 @@ def test_the_temperature_is_of_the_validation_part_alone(scored):
     sure[np.arange(200), np.where(rng.random(200) < 0.5, targets, (targets + 1) % 7)] = 0.994
     found = content_of(scored, temperature=temperature_on(sure, targets)).calibration
     assert found.temperature > 1.5 and found.n_fitted == 200 and not found.same_images
-    own = scored.seen.probabilities
+    own = scored.embeddings.probabilities
     assert found.tempered.ece == pytest.approx(reliability(with_temperature(own, found.temperature), scored.images.targets).ece)
     assert found.plain.ece == pytest.approx(reliability(own, scored.images.targets).ece) == found.ece.value
     assert content_of(scored).calibration.temperature is None
@@ -79,13 +79,13 @@ def test_mistakes_are_explained_for_what_was_answered(scored):
     part = scored.images
     pictures = Pictures(part.paths, part.images)
     found = mistakes_of(scored, pictures, explain, n=3)
-    answers = scored.seen.probabilities.argmax(axis=1)
+    answers = scored.embeddings.probabilities.argmax(axis=1)
     assert found.n == int((answers != part.targets).sum()) > 3 and len(found.shown) == 3 and found.by == "rollout"
     assert asked["pixels"].shape == (3, 3, 32, 32) and asked["pixels"].dtype == np.uint8
     assert [part.taxonomy.names[c] for c in asked["classes"]] == [one.answer for one in found.shown]
     for one in found.shown:
         i = part.images.index(one.name)
-        assert one.p_answer == pytest.approx(float(scored.seen.probabilities[i].max())) and one.p_answer > one.p_truth
+        assert one.p_answer == pytest.approx(float(scored.embeddings.probabilities[i].max())) and one.p_answer > one.p_truth
         assert one.truth == part.frame["label"][i] != one.answer and one.attention.startswith("data:image/jpeg")
 
     def refuse(pixels, classes):
@@ -96,7 +96,7 @@ def test_mistakes_are_explained_for_what_was_answered(scored):
 
 
 def test_published_figures_stand_beside_ours_and_are_never_ours(tmp_path, scored):
-    scores = score_subset(scored.images, scored.seen)
+    scores = score_subset(scored.images, scored.embeddings)
     tables = tables_beside(scored, scores)
     assert [t.title.split(":")[0] for t in tables[:2]] == ["Table 6", "Table 9"]  # the baseline's
     accuracy = dict(zip(tables[1].headings[1:], {row[0]: row[1:] for row in tables[1].rows}["baseline"]))
@@ -111,7 +111,7 @@ def test_published_figures_stand_beside_ours_and_are_never_ours(tmp_path, scored
 
     hybrid = make_scored(tmp_path / "h", per_class=2, method="hybrid")
     write_json(hybrid.run.path("paper", "test.json"), {"images": 14, "tables": {"7": {"ear": {"precision": 0.5}}}})
-    first = tables_beside(hybrid, score_subset(hybrid.images, hybrid.seen))[0]
+    first = tables_beside(hybrid, score_subset(hybrid.images, hybrid.embeddings))[0]
     assert first.title.startswith("Table 7") and first.rows[0][:3] == ("ear", "0.9744", "0.5000")
     other = make_scored(tmp_path / "o", per_class=2, classes=["polyp", "cyst"])
-    assert tables_beside(other, score_subset(other.images, other.seen)) == ()
+    assert tables_beside(other, score_subset(other.images, other.embeddings)) == ()

@@ -16,7 +16,7 @@ def scored(tmp_path_factory):
 
 
 def scored_sheets(scored, **more):
-    part, seen = scored.images, scored.seen
+    part, seen = scored.images, scored.embeddings
     scores = score_subset(part, seen, texts=more.get("texts"))
     return scores, sheets_of(part, seen, scores, Pictures(part.paths, part.images, more.pop("private", False)), **more)
 
@@ -24,7 +24,7 @@ def scored_sheets(scored, **more):
 def test_sheets_agree_with_the_scores(scored):
     """A naive ranking of each query, its own group left out, gives the same answers and the same first rank."""
     scores, sheets = scored_sheets(scored, top_k=4)
-    frame, vectors = scored.images.frame.set_index("image"), np.asarray(scored.seen.vectors, np.float64)
+    frame, vectors = scored.images.frame.set_index("image"), np.asarray(scored.embeddings.vectors, np.float64)
     place = {name: i for i, name in enumerate(scored.images.images)}
     assert [s.relevance for s in sheets] == ["class", "finding"]
     for sheet in (*sheets[0].best, *sheets[0].worst):
@@ -43,7 +43,7 @@ def test_sheets_agree_with_the_scores(scored):
 
 
 def test_texts_ask_for_images(scored):
-    v = np.asarray(scored.seen.vectors)[:2]
+    v = np.asarray(scored.embeddings.vectors)[:2]
     scores, sheets = scored_sheets(scored, texts=TextQueries(["a scar", "wax"], v))
     (texts,) = [s for s in sheets if s.relevance == "text to finding"]
     assert {s.heading for s in (*texts.best, *texts.worst)} == {"a scar", "wax"} and all(s.tiles[0].kind != "query" for s in texts.best)
