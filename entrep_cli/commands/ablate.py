@@ -49,7 +49,7 @@ def ablate(
     Train a recipe without its components, then with one after the other, each alike and with several
     seeds, and score all in one table. What is trained stays: the same command goes on where it was
     interrupted, and more --seeds, --folds or --rows add to it. With --folds nothing but training images is
-    scored, each by models that left it out: what is chosen so has not seen the test part. What rows of mics
+    scored, each by models that left it out: so the test images choose nothing. What rows of mics
     start from is pre-trained once, for all of them.
     """
     from entrep_cli.experiments.ablation import ABLATIONS, run_ablation
@@ -57,7 +57,7 @@ def ablate(
     from entrep_cli.recipes.recipe import build_recipe, parse_assignments, read_recipe
 
     if paper not in ABLATIONS:
-        raise UsageError(f"There is no ablation {paper!r}.", hint=f"choose one of: {', '.join(ABLATIONS)}")
+        raise UsageError(f"No ablation {paper!r}.", hint=f"choose one of: {', '.join(ABLATIONS)}")
     if name is not None and not re.fullmatch(r"\w[\w.+-]*", name):
         raise UsageError(f"{name!r} cannot be the name of a folder.", hint="use letters, digits, - and _")
     ablation = ABLATIONS[paper]

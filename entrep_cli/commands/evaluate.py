@@ -25,12 +25,12 @@ def evaluate(
         str | None,
         typer.Option("--split", help="train, val or test (the default); queries: the test folder and its truth.", show_default=False),
     ] = None,
-    fold: Annotated[int | None, typer.Option(help="Another fold than the run's own.", min=0, show_default=False)] = None,
+    fold: Annotated[int | None, typer.Option(help="Another fold than that of the run.", min=0, show_default=False)] = None,
     mask_groups: Annotated[
         bool | None,
         typer.Option(
             "--mask-groups/--no-mask-groups",
-            help="Whether frames of the query's own group are left out of the answers (default: yes).",
+            help="Whether frames of the query's group are left out of the answers (default: yes).",
             show_default=False,
         ),
     ] = None,

@@ -4,7 +4,7 @@
     entrep ablate best --recipe mobilenetv2-clip --weights FILE --folds 3 --seeds 1 --rows base --rows 'loss-*'
 
 Every row is the recipe with one thing changed, and is compared with the recipe itself; what the recipe has
-already is no row, and a part that it has, such as a metric loss, is taken away in another. The factors are
+already is no row, and a component that it has, such as a metric loss, is taken away in another. The factors are
 those that the teams of ENTRep 2025 name, and what papers on fine-tuning and on image retrieval offer.
 """
 

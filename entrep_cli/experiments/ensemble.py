@@ -75,7 +75,7 @@ def parse_weights(text: str, n_members: int) -> tuple[float, ...] | str:
     if text in WAYS:
         return text
     try:
-        given = tuple(float(part) for part in text.split(","))
+        given = tuple(float(number) for number in text.split(","))
     except ValueError:
         given = ()
     if len(given) != n_members or not all(math.isfinite(w) and w >= 0 for w in given) or not sum(given) > 0:

@@ -1,6 +1,6 @@
 """How much each member of an ensemble counts, found on validation: one set of weights for classes, one for rankings.
 
-For the classes the likelihood is to be the greatest: maximum-likelihood weights of a mixture whose parts
+For the classes the likelihood is to be the greatest: maximum-likelihood weights of a mixture whose components
 are fixed, a concave problem that expectation-maximisation solves (Dempster, Laird and Rubin 1977, section
 4.3). For the rankings it is Recall@1, then the mean reciprocal rank, over a coarse grid (ours): both jump,
 so there is nothing to climb, and on a few hundred queries a finer grid would only fit them closer.
@@ -54,7 +54,7 @@ def ranking_weights(vectors: Sequence[np.ndarray], relevant: np.ndarray, candida
     """(M,) weights of the members' cosines with the best Recall@1, then mean reciprocal rank, then nearest to equal.
 
     Cosines of different models do not spread alike, and the one that spreads most would decide alone. So
-    the grid is one of standardised cosines: the weight of a member is its share divided by the deviation of
+    the grid is one of standardised cosines: the weight of a member is its fraction divided by the deviation of
     its cosines over all candidates, which is the same as to standardise them, for what is added to all
     candidates of a query changes no ranking.
 
@@ -76,11 +76,11 @@ def ranking_weights(vectors: Sequence[np.ndarray], relevant: np.ndarray, candida
     cosines = [np.asarray(rows, np.float32)[asked] @ np.asarray(rows, np.float32).T for rows in vectors]
     deviations = np.array([max(float(c[candidates].std()), 1e-6) for c in cosines])
     best, chosen = None, np.empty(0)
-    for shares in simplex_grid(len(vectors)):
-        weights = shares / deviations
+    for fractions in simplex_grid(len(vectors)):
+        weights = fractions / deviations
         scores = sum(np.float32(w) * c for w, c in zip(weights, cosines))
         ranks = first_ranks(scores, relevant, candidates)
-        key = (int((ranks == 1).sum()), round(float((1 / ranks).sum()), 6), -round(float(((shares - 1 / len(shares)) ** 2).sum()), 6))
+        key = (int((ranks == 1).sum()), round(float((1 / ranks).sum()), 6), -round(float(((fractions - 1 / len(fractions)) ** 2).sum()), 6))
         if best is None or key > best:
             best, chosen = key, weights / weights.sum()
     return chosen, deviations

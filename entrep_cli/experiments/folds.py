@@ -7,8 +7,8 @@ predicted once, by a run that has neither learned from it nor chosen anything on
     out-of-fold.csv           image, fold, label, prediction, and the probability of every class
     cross-validation.json     scores fold by fold, their mean and spread, and pooled over all images
 
-The whole is a run of `ensemble`: the folds' runs count alike, for each has another validation part, so no
-part is left on which they could be weighed against each other.
+The whole is a run of `ensemble`: the folds' runs count alike, for each has another validation fold, so no
+images are left on which they could be weighed against each other.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.calibration import calibration_sample, with_temperature
 from entrep_cli.evaluation.intervals import Interval
+from entrep_cli.evaluation.metrics import METRICS
 from entrep_cli.evaluation.selection import select
 from entrep_cli.evaluation.subsets import SubsetScores, joined_subsets, score_subset
 from entrep_cli.experiments.ensemble import write_ensemble
@@ -111,26 +112,26 @@ def train_folds(
         UsageError: the split has no folds; and what the training of a fold raises.
     """
     check_folds(split)
-    held, models, parts = [], [], []
+    held, models, members = [], [], []
     for fold in range(split.folds):
-        part = fold_run(run, fold)
-        console.say("", f"Fold {fold} of 0 to {split.folds - 1}{': it is complete.' if resume and part.complete else ''}")
-        part.folder.mkdir(exist_ok=True)
-        with component_of(run, part):
-            model, _ = train_run(catalog, split, recipe, part, device=device, precision=precision, fold=fold, resume=resume)
-        held.append(_held(part, model, catalog, split, fold))
+        member = fold_run(run, fold)
+        console.say("", f"Fold {fold} of 0 to {split.folds - 1}{': it is complete.' if resume and member.complete else ''}")
+        member.folder.mkdir(exist_ok=True)
+        with component_of(run, member):
+            model, _ = train_run(catalog, split, recipe, member, device=device, precision=precision, fold=fold, resume=resume)
+        held.append(_held(member, model, catalog, split, fold))
         models.append(model)
-        parts.append(part)
+        members.append(member)
     found = cross_validated(held)
     ones = (1.0,) * split.folds
     weights = Weights(ones, ones, tuple(own.temperature for own in held), tuple(own.dimensions for own in held))
-    model = Ensemble(models, parts, EnsembleRecipe(target=models[0].target, weights="equal", seed=recipe.seed), weights)
+    model = Ensemble(models, members, EnsembleRecipe(target=models[0].target, weights="equal", seed=recipe.seed), weights)
     names = held[0].images.taxonomy.names
     write_csv_atomic(run.path(PREDICTIONS), ["image", "fold", "label", "predicted", *names], _predictions(held, names))
     write_json_atomic(run.path(FILE), {"method": recipe.method, "folds": split.folds, "seed": split.seed, **found.as_dict()})
-    told = [part.manifest["validation"] for part in parts]
-    validation = {key: float(np.mean([own[key] for own in told])) for key in told[0]}
-    n_val = max(part.manifest["data"]["images"]["val"] for part in parts)
+    validations = [member.manifest["validation"] for member in members]
+    validation = {key: float(np.mean([own[key] for own in validations])) for key in validations[0]}
+    n_val = max(member.manifest["data"]["images"]["val"] for member in members)
     write_ensemble(model, run, about_data(catalog, split, None), validation, n_val, cross_validation=found.as_dict())
     return model, found
 
@@ -141,7 +142,7 @@ def cross_validated(held: Sequence[Held]) -> CrossValidation:
     targets, groups = (np.concatenate([getattr(own.images, key) for own in held]) for key in ("targets", "groups"))
     probabilities = [own.probabilities for own in held]
     calibrated = [with_temperature(own.probabilities, own.temperature) for own in held]
-    pooled: dict[str, Interval] = {key: i for key, i in whole.classification.sample.intervals().items() if key != "weighted F1"}
+    pooled: dict[str, Interval] = {key: i for key, i in whole.classification.sample.intervals().items() if METRICS[key].headline}
     folds = {key: [own.scores.classification.sample.intervals(resamples=0)[key].value for own in held] for key in pooled}
     for kind, rows in (("", probabilities), (", calibrated", calibrated)):
         pooled |= {f"{key}{kind}": i for key, i in calibration_sample(np.concatenate(rows), targets, groups).intervals().items()}
@@ -155,12 +156,12 @@ def cross_validated(held: Sequence[Held]) -> CrossValidation:
     return CrossValidation(folds, pooled, len(targets))
 
 
-def _held(part: Run, model: Model, catalog: Catalog, split: Split, fold: int) -> Held:
+def _held(member: Run, model: Model, catalog: Catalog, split: Split, fold: int) -> Held:
     images = in_classes_of(model, catalog.subset(split.images("test", fold)))
     if not len(images):
         raise RunError(f"Fold {fold} has no image of the classes that the run tells apart.", hint="split again: `entrep split --folds 5`")
-    seen: Embeddings = subset_embeddings(part, model, images, catalog)
-    temperature = select(part, model, (catalog, split), temperature=True).temperature.value
+    seen: Embeddings = subset_embeddings(member, model, images, catalog)
+    temperature = select(member, model, (catalog, split), temperature=True).temperature.value
     return Held(images, np.asarray(seen.probabilities), temperature, score_subset(images, seen), seen.vectors.shape[1])
 
 

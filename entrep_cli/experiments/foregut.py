@@ -1,6 +1,6 @@
 """*Fusion at the Foregut*, all of it, from one hybrid run: the paper's Tables 4 to 13 beside ours, and its figure 2.
 
-The hybrid and its parts, each complete in the run, are scored on one part of the data; nothing is trained
+The hybrid and its components, each complete in the run, are scored on one split of the data; nothing is trained
 here. The paper's figures come from `reporting/published.toml`.
 """
 
@@ -65,59 +65,60 @@ class Foregut:
         }
 
 
-def score_foregut(run: Run, part: Catalog, catalog: Catalog, root: Path, on: str, *, device: str = "auto") -> Foregut:
-    """Score a hybrid and its parts on `part`, draw the map, and write both into the run's `paper/`.
+def score_foregut(run: Run, images: Catalog, catalog: Catalog, root: Path, split: str, *, device: str = "auto") -> Foregut:
+    """Score a hybrid and its components on `images`, those of `split`, draw the map, and write both into the run's `paper/`.
 
-    Table 10 says neither what is right nor what its gallery is: ours has every image of the part as a query to
-    the others, those of its own group left out, and counts the region as right, by which the paper filters.
+    Table 10 says neither what is right nor what its gallery is: ours has every image as a query to
+    the others, those of its group left out, and counts the region as right, by which the paper filters.
     """
     hybrid = load_model(run, device)
     prototype, baseline = (Run(run.path(name)) for name in ("prototype", "baseline"))
     nearest = load_model(prototype, device)
     of_hybrid, of_prototype, of_baseline = (
-        embedded_by(own, model, part, catalog, root, on)
+        embedded_by(own, model, images, catalog, root, split)
         for own, model in ((run, hybrid), (prototype, nearest), (baseline, load_model(baseline, device)))
     )
-    decisions, later = hybrid.decide_images(part.paths, part.digests), _later_stages(hybrid, part)
+    decisions, later = hybrid.decide_images(images.paths, images.digests), _later_stages(hybrid, images)
     answers = {
         "prototypes": of_prototype.probabilities.argmax(axis=1),
         "baseline": of_baseline.probabilities.argmax(axis=1),
         "region and experts": later.classes.numpy(),
         "hybrid": of_hybrid.probabilities.argmax(axis=1),
     }
-    names, groups = part.taxonomy.names, part.groups
-    classes = {name: ClassificationScores(part.targets, given, names, groups) for name, given in answers.items()}
-    region_part = part.of_target("region")
-    region_of = np.array([region_part.taxonomy.index(c.region) for c in part.taxonomy.classes])
+    names, groups = images.taxonomy.names, images.groups
+    classes = {name: ClassificationScores(images.targets, given, names, groups) for name, given in answers.items()}
+    in_region_classes = images.of_target("region")
+    region_of = np.array([in_region_classes.taxonomy.index(c.region) for c in images.taxonomy.classes])
     by_region_prototypes = _region_probabilities(nearest, of_prototype)
     in_regions = {"region prototypes": by_region_prototypes.argmax(axis=1), **{name: region_of[given] for name, given in answers.items()}}
     regions = {
-        name: ClassificationScores(region_part.targets, given, region_part.taxonomy.names, groups) for name, given in in_regions.items()
+        name: ClassificationScores(in_region_classes.targets, given, in_region_classes.taxonomy.names, groups)
+        for name, given in in_regions.items()
     }
     retrieval = score_subset(
-        region_part,
+        in_region_classes,
         replace(of_prototype, probabilities=by_region_prototypes),
         rule=ClassRule("hard"),
-        texts=_with_regions(nearest, texts_for(nearest, part)),
+        texts=_with_regions(nearest, texts_for(nearest, images)),
     )
     found = Foregut(
         classes,
         regions,
         pooled([classes["hybrid"].sample], [classes["baseline"].sample]),
-        hybrid.stage_counts(decisions, torch.from_numpy(part.targets)),
+        hybrid.stage_counts(decisions, torch.from_numpy(images.targets)),
         retrieval,
         _tables(classes, regions, retrieval),
-        _map(run, of_prototype, part, on),
+        _map(run, of_prototype, images, split),
     )
-    write_json_atomic(run.path("paper", f"{on}.json"), {"run": run.name, "on": on, "images": len(part), **found.as_dict()})
+    write_json_atomic(run.path("paper", f"{split}.json"), {"run": run.name, "split": split, "images": len(images), **found.as_dict()})
     return found
 
 
-def _later_stages(hybrid: Hybrid, part: Catalog) -> Decisions:
+def _later_stages(hybrid: Hybrid, images: Catalog) -> Decisions:
     """What the region model and the experts say to every image."""
     own, hybrid.threshold = hybrid.threshold, NONE_ACCEPTED
     try:
-        return hybrid.decide_images(part.paths, part.digests)
+        return hybrid.decide_images(images.paths, images.digests)
     finally:
         hybrid.threshold = own
 
@@ -161,14 +162,14 @@ def _tables(
     return tables
 
 
-def _map(run: Run, seen: Embeddings, part: Catalog, on: str) -> Path | None:
-    if len(part) < 4:
+def _map(run: Run, seen: Embeddings, images: Catalog, split: str) -> Path | None:
+    if len(images) < 4:
         return None
-    labels = part.frame["label"].tolist()
-    region = {c.name: c.region for c in part.taxonomy.classes}
+    labels = images.frame["label"].tolist()
+    region = {c.name: c.region for c in images.taxonomy.classes}
     return embedding_map(
         tsne(np.asarray(seen.vectors)),
         [("regions", [region[label] for label in labels]), ("classes", labels)],
-        f"t-SNE of the prototypes' visual embeddings, run {run.name}, {on}: {len(part)} images",
-        order=[*part.taxonomy.names, *part.taxonomy.regions],
-    ).png(run.path("paper", f"{on}-map.png"))
+        f"t-SNE of the prototypes' visual embeddings, run {run.name}, {split}: {len(images)} images",
+        order=[*images.taxonomy.names, *images.taxonomy.regions],
+    ).png(run.path("paper", f"{split}-map.png"))
