@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ MODEL = "model.safetensors"
 METRICS = "metrics.csv"
 CHECKPOINT = "checkpoint.pt"
 SPLIT = "split.json"
+SCHEMA = 2  # of `run.json`: one more whenever commands need what older runs do not record
 
 
 # ---------------------------------------------------------------- places
@@ -191,7 +193,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """`run.json`; RunError where the run is half written or the file is damaged."""
+        """`run.json`, for reading alone; RunError where the run is incomplete, of another schema, or the file is damaged."""
         path = self.folder / MANIFEST
         if not path.is_file():
             raise RunError(
@@ -202,16 +204,27 @@ class Run:
                 else "the command that began it (hybrid, ablate, reproduce) goes on with it",
             )
         try:
-            manifest = json.loads(path.read_text("utf-8"))
-            if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-                raise ValueError("not an object with the files of a run")
-            return manifest
+            state = path.stat()
+            manifest = _read_manifest(path, state.st_mtime_ns, state.st_size, state.st_ino)
         except ValueError as error:
+            raise RunError(f"The manifest of run {self.name!r} is damaged: {error}.", where=path, hint=self._again({})) from error
+        if (schema := manifest.get("schema", 1)) != SCHEMA:
             raise RunError(
-                f"The manifest of run {self.name!r} is damaged: {error}.",
+                f"Run {self.name!r} was made by {'an older' if schema < SCHEMA else 'a newer'} entrep: "
+                f"its schema is {schema}, and this entrep reads {SCHEMA}.",
                 where=path,
-                hint=f"train it again with `entrep train --recipe {self.folder / CONFIG} --name {self.name} --overwrite`",
-            ) from error
+                hint=self._again(manifest),
+            )
+        return manifest
+
+    def _again(self, manifest: Mapping[str, Any]) -> str:
+        """How to make the run anew."""
+        if self.reference != self.name:
+            return "run the command again that made it (hybrid, ablate, reproduce), with --overwrite"
+        if manifest.get("method") == "ensemble":
+            return f"make it again with `entrep ensemble RUN RUN --name {self.name} --overwrite`"
+        command = "pretrain mics" if manifest.get("method") == "mics-pretrain" else "train"
+        return f"train it again with `entrep {command} --recipe {self.folder / CONFIG} --name {self.name} --overwrite`"
 
     def remove_if_empty(self) -> None:
         """Take away the folder of a training that ended before it wrote a checkpoint.
@@ -228,7 +241,7 @@ class Run:
         paths = (path for path in sorted(self.folder.iterdir()) if path.is_file() and path.suffix != ".tmp")
         files = {path.name: file_sha256(path) for path in paths if path.name not in (MANIFEST, CHECKPOINT)}
         completed = datetime.now(UTC).isoformat(timespec="microseconds")
-        write_json_atomic(self.folder / MANIFEST, {**manifest, "files": files, "completed": completed})
+        write_json_atomic(self.folder / MANIFEST, {**manifest, "schema": SCHEMA, "files": files, "completed": completed})
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     @property
@@ -252,6 +265,17 @@ class Run:
                 faults=faults,
                 hint="copy the run folder again from where it was trained, or train it again",
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _read_manifest(path: Path, mtime_ns: int, size: int, inode: int) -> dict[str, Any]:
+    """A manifest, parsed once for each state of the file; ValueError where it is none."""
+    manifest = json.loads(path.read_text("utf-8"))
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError("not an object with the files of a run")
+    if not isinstance(manifest.get("schema", 1), int):
+        raise ValueError("its schema is no number")
+    return manifest
 
 
 def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: bool = False) -> Run:

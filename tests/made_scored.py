@@ -24,6 +24,7 @@ from entrep_cli.workspace import Run
 from tests.tiny import ENTREP, draw, write_json
 
 MANIFEST = {
+    "schema": 2,
     "entrep": "0.1.0",
     "method": "dinov2",
     "weights": {"name": "vit", "weights": "/home/someone/secret/w.safetensors", "sha256": "ab12"},

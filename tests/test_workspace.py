@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,32 @@ def test_a_damaged_manifest(content):
             ask()
     # It does not stand in the way of the others.
     assert train("n") == open_run("n") == open_run()
+
+
+@pytest.mark.parametrize(
+    ("schema", "who", "method"), [(None, "an older", "train"), (1, "an older", "pretrain mics"), (3, "a newer", "ensemble")]
+)
+def test_a_manifest_of_another_schema(schema, who, method):
+    run = train()
+    name = {"train": "dinov2", "pretrain mics": "mics-pretrain"}.get(method, method)
+    manifest = {key: value for key, value in run.manifest.items() if key != "schema"} | {"method": name}
+    write_json_atomic(run.path(MANIFEST), manifest if schema is None else {**manifest, "schema": schema})
+    for ask in (lambda: run.manifest, open_run):
+        with pytest.raises(RunError, match=f"made by {who} entrep") as error:
+            ask()
+        assert f"entrep {method} " in error.value.hint and "--name m --overwrite" in error.value.hint
+
+
+def test_a_manifest_that_changes_is_read_again(monkeypatch):
+    run = train()
+    before = run.manifest
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", lambda _: pytest.fail("parsed already"))
+        assert run.manifest == before and Run(run.folder).manifest == before
+    state = run.path(MANIFEST).stat()
+    write_json_atomic(run.path(MANIFEST), {**before, "method": "dinov3"})  # of the same length
+    os.utime(run.path(MANIFEST), ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert run.manifest["method"] == "dinov3" and run.path(MANIFEST).stat().st_size == state.st_size
 
 
 def test_names_of_runs():

@@ -118,7 +118,7 @@ def explain(
                     "predicted": names[predicted[i]],
                     "probability": float(probabilities[predicted[i]]),
                     **(of_class if vector is None else {"shown": text, "cosine": float(answer.embeddings[i] @ vector)}),
-                    "component": explained.parts[i] or None,
+                    "component": explained.components[i] or None,
                     "by": explained.ways[i],
                     "brightest_tenth": explained.brightest_tenth[i],
                     "file": str(files[len(rows)]),

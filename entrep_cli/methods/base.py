@@ -7,24 +7,25 @@ package of its own that declares the entry point `entrep.methods`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 
 from entrep_cli import console
 from entrep_cli.errors import UsageError, first_line
 from entrep_cli.results import Table
+from entrep_cli.workspace import MODEL, Run, write_bytes_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.images import Preprocess
     from entrep_cli.data.taxonomy import Taxonomy
     from entrep_cli.recipes.recipe import Recipe
-    from entrep_cli.workspace import Run
 
 
 COMPILED = " compiled"  # after the name of what computes
@@ -42,6 +43,31 @@ class Inference(NamedTuple):
     embeddings: torch.Tensor
     probabilities: torch.Tensor
     stage: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an explanation looks into: an image tower on the way from pixels to scores.
+
+    Attributes:
+        tower: a model of timm, or an image tower of open_clip; any other one together with `layers`.
+        encode: (n, 3, H, W) uint8 pixels to what `answer` reads; runs the tower.
+        answer: to (n, K) scores.
+        columns: for each of the images `rows` the column of its score.
+        class_token: whether a ViT is read out at its class token, and not at the mean of its patches.
+        rows: the images that this tower answers, by their indices; None for all.
+        component: the name of the tower in a model of several; "" in a model of one.
+        layers: modules in the order of the pass whose outputs are (n, D, h, w) maps of the image, the last one best.
+    """
+
+    tower: nn.Module
+    encode: Callable[[torch.Tensor], Any]
+    answer: Callable[[Any], torch.Tensor]
+    columns: Sequence[int]
+    class_token: bool = False
+    rows: Sequence[int] | None = None
+    component: str = ""
+    layers: Sequence[nn.Module] = ()
 
 
 class Decisions(NamedTuple):
@@ -206,7 +232,29 @@ class Model(nn.Module, ABC):
         """
         return []
 
+    def subjects(self, pixels: torch.Tensor, classes: Sequence[int]) -> list[Subject]:
+        """What `explain_images` looks into for the (N,) classes asked about, as indices; every image is a row of one subject.
+
+        Raises:
+            UsageError: the model has no image tower to look into, or cannot answer a class.
+        """
+        raise self._unexplained()
+
+    def _unexplained(self) -> UsageError:
+        return UsageError(
+            f"A model of the method {self.name} cannot be explained: it names no image tower to look into.",
+            hint="explain a run that it is made of: `entrep explain IMAGE --run RUN`",
+        )
+
     # ------------------------------------------------------------ texts
+
+    def text_subject(self, vector: torch.Tensor, n: int) -> Subject:
+        """What is looked into for the cosines of n images to a text of the (1, D) embedding `vector`."""
+        raise self._unexplained()
+
+    def text_graph(self, texts: Sequence[str]) -> tuple[nn.Module, torch.Tensor] | None:
+        """For an export: a module from (M, L) int64 tokens to (M, D) unit rows, and the tokens of texts; None without one."""
+        return None
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows.
@@ -252,6 +300,16 @@ class Method(Model):
     @abstractmethod
     def load(cls, run: Run, recipe: Any, taxonomy: Taxonomy, device: torch.device) -> Method:
         """Read a model back, ready for inference."""
+
+
+def save_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the weights of a model into its run."""
+    write_bytes_atomic(run.path(MODEL), save({name: value.contiguous().cpu() for name, value in tensors.items()}))
+
+
+def load_tensors(run: Run) -> dict[str, torch.Tensor]:
+    """The weights of a model as `save_tensors` wrote them, on the CPU."""
+    return load_file(run.path(MODEL))
 
 
 def in_classes_of(model: Model, catalog: Catalog) -> Catalog:

@@ -19,26 +19,17 @@ from torch.nn import functional as F
 
 from entrep_cli import processes
 from entrep_cli.data.augment import AugmentSettings, MixSettings, batch_views
-from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text
 from entrep_cli.errors import DataError, RunError, UsageError
-from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
-from entrep_cli.methods.clip_texts import TextSettings, TrainingTexts, say_cut, say_vietnamese, text_features
-from entrep_cli.models.clip import (
-    Architecture,
-    ClipSettings,
-    build_clip,
-    encode_texts,
-    load_clip_weights,
-    make_tokenizer,
-    pixel_statistics,
-    read_architecture,
-)
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Subject, load_tensors, save_tensors
+from entrep_cli.methods.clip_texts import TextSettings, TrainingTexts, class_prompts, text_features
+from entrep_cli.methods.clip_towers import ARCHITECTURE, Towers, check_texts
+from entrep_cli.models.clip import Architecture, ClipSettings, encode_texts, load_clip_weights, read_architecture
 from entrep_cli.models.device import autocast
 from entrep_cli.models.fusion import FusionSettings, LevelFusion, StageProjections, level_embeddings, mix_same_class
-from entrep_cli.models.inputs import ImageSettings, Normalise
+from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.lora import LoraSettings, add_lora, merged
 from entrep_cli.models.towers import set_checkpointing
 from entrep_cli.recipes.recipe import Recipe
@@ -48,9 +39,7 @@ from entrep_cli.training.losses import MetricSettings, clamped_scale, metric_los
 from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import batches, class_batches
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, write_bytes_atomic, write_json_atomic
-
-_ARCHITECTURE = "clip.json"
+from entrep_cli.workspace import Run
 
 
 class ClipLoraRecipe(Recipe):
@@ -102,7 +91,7 @@ class ClipLoraRecipe(Recipe):
         return n
 
 
-class ClipLora(Method):
+class ClipLora(Towers, Method):
     """Two towers, the fusion of levels and a linear head; the trained model of the method."""
 
     Recipe = ClipLoraRecipe
@@ -110,22 +99,15 @@ class ClipLora(Method):
     low_precision = ("backbone.visual", "stages")
 
     def __init__(self, architecture: Architecture, recipe: ClipLoraRecipe, taxonomy: Taxonomy) -> None:
-        super().__init__()
+        super().__init__(architecture, recipe.backbone, recipe.image)
         self.recipe = recipe
         self.taxonomy = taxonomy
-        self.architecture = architecture
-        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
-        mean, std = pixel_statistics(self.backbone, architecture)
-        self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
-        self.tokenizer = make_tokenizer(recipe.backbone, architecture)
-        self.context_length = architecture.config["text_cfg"].get("context_length", 77)
         dim = architecture.config["embed_dim"]
         self.stages = StageProjections(self.backbone.visual, recipe.fusion.levels, dim)
         self.fusion = LevelFusion(dim, recipe.fusion)
         self.head = nn.Linear(dim, len(taxonomy))
         self.pretrained_text = False  # whether pretrained weights filled the text tower
         self.from_base: set[str] = set()  # what a run need not save, as the base weights have it
-        self.normalise = Normalise(mean, std)
 
     @property
     def reads_text(self) -> bool:
@@ -145,8 +127,12 @@ class ClipLora(Method):
         """(M, context) token ids to (M, D) unit rows."""
         return F.normalize(encode_texts(self.backbone, tokens).float(), dim=1)
 
-    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.tokenizer(list(texts)).to(self.normalise.shift.device)
+    @property
+    def no_vietnamese(self) -> str:
+        if self.pretrained_text and (reason := super().no_vietnamese):
+            return reason
+        languages = self.recipe.texts.languages
+        return "" if "vi" in languages else f"the run has learned from texts in {', '.join(languages)} alone"
 
     def train(self, mode: bool = True) -> ClipLora:
         super().train(mode)
@@ -165,13 +151,9 @@ class ClipLora(Method):
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows. Texts that are cut, or not of the tower's language, are counted aloud; empty ones are a DataError."""
         self._check_reads_texts()
-        empty = [f"text {i}" for i, text in enumerate(texts, 1) if not clean_text(text)]
-        if empty or not texts:
-            what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
-            raise DataError(what, faults=empty, hint="a query needs at least a word")
-        say_cut(self, texts)
-        say_vietnamese(self, texts, "ask in English")
-        return torch.cat([self.encode(self.tokens(part)) for part in _parts(texts, self.recipe.batch_size)])
+        check_texts(texts)
+        self.warn_of_texts(texts, "ask in English")
+        return self._encode_all(texts)
 
     @torch.inference_mode()
     def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -181,20 +163,20 @@ class ClipLora(Method):
         cut as by `embed_texts`, which tells it. DataError: a text is empty, or a class has no prompt; each is named.
         """
         self._check_reads_texts()
-        languages = self.recipe.texts.languages
-        prompts = [[p for language in languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in self.taxonomy.classes]
+        prompts = class_prompts(self.taxonomy, self.recipe.texts.languages)
         faults = [f"text {i} is empty" for i, text in enumerate(texts, 1) if not clean_text(text)] or ["there is no text"] * (not texts)
         faults += [f"class {c.name} has no prompt" for c, own in zip(self.taxonomy.classes, prompts) if not own]
         if faults:
             hint = "a text needs a word; write prompts of a class into taxonomy.toml"
-            raise DataError("The classes of the texts cannot be told.", faults=faults, hint=hint)
+            raise DataError("The classes of the texts are not known.", faults=faults, hint=hint)
 
-        def encode(some: Sequence[str]) -> torch.Tensor:
-            return torch.cat([self.encode(self.tokens(part)) for part in _parts(some, self.recipe.batch_size)])
-
-        of_class = encode([p for own in prompts for p in own]).split([len(own) for own in prompts])
+        of_class = self._encode_all([p for own in prompts for p in own]).split([len(own) for own in prompts])
         classes = F.normalize(torch.stack([own.mean(dim=0) for own in of_class]), dim=1)
-        return (clamped_scale(self.backbone.logit_scale) * (encode(texts) @ classes.T)).softmax(dim=1)
+        return (clamped_scale(self.backbone.logit_scale) * (self._encode_all(texts) @ classes.T)).softmax(dim=1)
+
+    def _encode_all(self, texts: Sequence[str]) -> torch.Tensor:
+        size = self.batch_size
+        return torch.cat([self.encode(self.tokens(texts[start : start + size])) for start in range(0, len(texts), size)])
 
     def _check_reads_texts(self) -> None:
         if not self.reads_text:
@@ -203,33 +185,33 @@ class ClipLora(Method):
                 hint="train with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
             )
 
-    def save(self, run: Run) -> None:
-        from safetensors.torch import save
+    def subjects(self, pixels: torch.Tensor, classes: Sequence[int]) -> list[Subject]:
+        return [self.subject(self.logits, classes)]
 
-        write_json_atomic(
-            run.path(_ARCHITECTURE),
-            {"model_cfg": self.architecture.config, "preprocess_cfg": {"mean": self.preprocess.mean, "std": self.preprocess.std}},
-        )
-        kept = {name: value.contiguous().cpu() for name, value in self.state_dict().items() if name not in self.from_base}
-        write_bytes_atomic(run.path(MODEL), save(kept))
+    def text_subject(self, vector: torch.Tensor, n: int) -> Subject:
+        return self.subject(lambda embeddings: embeddings @ vector.T, [0] * n)
+
+    def text_graph(self, texts: Sequence[str]) -> tuple[nn.Module, torch.Tensor]:
+        return _TextGraph(self.backbone), self.tokens(texts)
+
+    def save(self, run: Run) -> None:
+        self.save_architecture(run)
+        save_tensors(run, {name: value for name, value in self.state_dict().items() if name not in self.from_base})
 
     @classmethod
     def load(cls, run: Run, recipe: ClipLoraRecipe, taxonomy: Taxonomy, device: torch.device) -> ClipLora:
-        from safetensors.torch import load_file
-
-        model = cls(read_architecture(str(run.path(_ARCHITECTURE))), recipe, taxonomy)
-        kept = load_file(run.path(MODEL))
+        model = cls(read_architecture(str(run.path(ARCHITECTURE))), recipe, taxonomy)
         if recipe.tune != "full":
-            found, filled = load_clip_weights(model.backbone, recipe.backbone)
+            origin, filled = load_clip_weights(model.backbone, recipe.backbone)
             trained_on = run.manifest["weights"]
-            if found.get("sha256") != trained_on.get("sha256"):
+            if origin.get("sha256") != trained_on.get("sha256"):
                 raise RunError(
                     "The base weights are not those the run was trained on.",
                     where=recipe.backbone.weights,
                     hint=f"bring back {trained_on.get('weights')}",
                 )
             _choose_what_learns(model, filled)
-        differing = model.load_state_dict(kept, strict=False)
+        differing = model.load_state_dict(load_tensors(run), strict=False)
         lost = [name for name in differing.missing_keys if name not in model.from_base]
         if lost or differing.unexpected_keys:
             raise RuntimeError(f"its tensors are not those of the recipe: {', '.join([*lost, *differing.unexpected_keys][:4])}")
@@ -254,7 +236,7 @@ class ClipLora(Method):
             set_checkpointing(model.backbone, recipe.tune)
         model.pretrained_text = "text" in origin.get("towers", ())
         model.to(context.device)
-        learned = _train(model, TrainingTexts(model, train), filled, context)
+        learned = _train(model, TrainingTexts(model, recipe.texts, train), filled, context)
         return Fitted(model.eval(), learned.scores, learned.epoch, origin, learned.parameters, learned.seconds)
 
 
@@ -292,7 +274,7 @@ def _train(model: ClipLora, texts: TrainingTexts, filled: str | None, context: F
         pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
         val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
     targets, val_targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
-    features_of = text_features(model, texts)
+    features_of = text_features(model, texts, recipe.batch_size)
     objective = Objective(model.taxonomy, recipe.loss, settings.label_smoothing).to(device)
 
     def losses(epoch: int) -> Iterator[torch.Tensor]:
@@ -343,6 +325,12 @@ def _batches(targets: torch.Tensor, recipe: ClipLoraRecipe, generator: torch.Gen
     return class_batches(targets, max(1, recipe.train.batch_size // recipe.images_per_class), recipe.images_per_class, generator)
 
 
-def _parts(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), size):
-        yield texts[start : start + size]
+class _TextGraph(nn.Module):
+    """(M, L) int64 token ids to (M, D) unit rows; texts are not cut to their length, for a graph has no such step."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.backbone.encode_text(tokens).float(), dim=1)

@@ -1,23 +1,20 @@
-"""The texts of `clip-lora`: what it learns from, and what is told of texts that its tower cannot read."""
+"""The texts that `clip-lora` learns from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
-from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese, names_a_side
+from entrep_cli.data.taxonomy import Taxonomy
+from entrep_cli.data.texts import clean_text, finding_keys, names_a_side
 from entrep_cli.errors import DataError
-from entrep_cli.models.clip import ENGLISH_ONLY, texts_cut
+from entrep_cli.methods.clip_towers import Towers
 from entrep_cli.recipes.recipe import Section
-
-if TYPE_CHECKING:
-    from entrep_cli.methods.clip_lora import ClipLora
 
 
 class TextSettings(Section):
@@ -34,13 +31,18 @@ class TextSettings(Section):
     findings: bool = True
 
 
+def class_prompts(taxonomy: Taxonomy, languages: Sequence[str]) -> list[list[str]]:
+    """The prompts of every class, those of the first language first."""
+    return [[p for language in languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in taxonomy.classes]
+
+
 class TrainingTexts:
     """The class prompts and finding texts of a training set, as tokens, and which finding is true of which image."""
 
-    def __init__(self, model: ClipLora, train: Catalog) -> None:
-        settings = model.recipe.texts
+    def __init__(self, towers: Towers, settings: TextSettings, train: Catalog) -> None:
         taxonomy = train.taxonomy
-        prompts = [[p for language in settings.languages for p in c.prompts.get(language, ()) if clean_text(p)] for c in taxonomy.classes]
+        prompts = class_prompts(taxonomy, settings.languages)
+        self.settings = settings
         unnamed = [c.name for c, own in zip(taxonomy.classes, prompts) if not own]
         if unnamed and settings.contrast:
             keys = " or ".join(f"prompts.{language}" for language in settings.languages)
@@ -52,20 +54,19 @@ class TrainingTexts:
             )
         self.class_of_prompt = torch.tensor([i for i, own in enumerate(prompts) for _ in own])
         flat = [p for own in prompts for p in own]
-        self.prompt_tokens = model.tokens(flat) if flat else None
+        self.prompt_tokens = towers.tokens(flat) if flat else None
         self.n_classes = len(taxonomy)
         keys = [self._keys(train, row, settings) for row in train.frame.to_dict("records")]
         vocabulary = sorted({key for own in keys for key in own})
         place = {key: i for i, key in enumerate(vocabulary)}
-        self.finding_tokens = model.tokens(vocabulary) if vocabulary else None
+        self.finding_tokens = towers.tokens(vocabulary) if vocabulary else None
         self.sided = torch.tensor([names_a_side(key) for key in vocabulary], dtype=torch.bool)
         self.true_of = torch.zeros(len(train), len(vocabulary), dtype=torch.bool)
         for i, own in enumerate(keys):
             self.true_of[i, [place[key] for key in own]] = True
         if settings.contrast:
-            say_cut(model, [*flat, *vocabulary])
-            if "vi" in settings.languages:
-                say_vietnamese(model, [*flat, *vocabulary], "leave them out with --set 'texts.languages=[\"en\"]'")
+            hint = "leave them out with --set 'texts.languages=[\"en\"]'" if "vi" in settings.languages else None
+            towers.warn_of_texts([*flat, *vocabulary], hint)
 
     @staticmethod
     def _keys(train: Catalog, row: dict, settings: TextSettings) -> list[str]:
@@ -89,53 +90,32 @@ class TrainingTexts:
         return drawn, torch.cat([classes, true_of[:, drawn]], dim=1)
 
 
-def text_features(model: ClipLora, texts: TrainingTexts) -> Callable[[torch.Tensor], torch.Tensor]:
+def text_features(towers: Towers, texts: TrainingTexts, batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from drawn findings to (C + M, D) unit rows: class prompts averaged on the sphere, then findings.
 
     A text tower that does not learn is asked once.
     """
-    visual = {id(p) for p in model.backbone.visual.parameters()}
-    learns = any(p.requires_grad for n, p in model.backbone.named_parameters() if id(p) not in visual and n != "logit_scale")
+    visual = {id(p) for p in towers.backbone.visual.parameters()}
+    learns = any(p.requires_grad for n, p in towers.backbone.named_parameters() if id(p) not in visual and n != "logit_scale")
 
     def encode(tokens: torch.Tensor | None) -> torch.Tensor:
-        return torch.cat([model.encode(part) for part in tokens.split(model.recipe.batch_size)])
+        return torch.cat([towers.encode(part) for part in tokens.split(batch_size)])
 
     fixed = None
-    if not learns and model.recipe.texts.contrast:
-        was = model.training
-        model.eval()  # a dropout in the tower would be drawn once, for all of the training
+    if not learns and texts.settings.contrast:
+        was = towers.training
+        towers.eval()  # a dropout in the tower would be drawn once, for all of the training
         with torch.no_grad():
             fixed = encode(texts.prompt_tokens), None if texts.finding_tokens is None else encode(texts.finding_tokens)
-        model.train(was)
+        towers.train(was)
 
     def features(drawn: torch.Tensor) -> torch.Tensor:
-        prompts = fixed[0] if fixed else model.encode(texts.prompt_tokens)
+        prompts = fixed[0] if fixed else towers.encode(texts.prompt_tokens)
         member = F.one_hot(texts.class_of_prompt, texts.n_classes).to(prompts)
         classes = F.normalize(member.T @ prompts, dim=1)
         if not len(drawn):
             return classes
-        findings = fixed[1][drawn] if fixed else model.encode(texts.finding_tokens[drawn])
+        findings = fixed[1][drawn] if fixed else towers.encode(texts.finding_tokens[drawn])
         return torch.cat([classes, findings])
 
     return features
-
-
-def say_cut(model: ClipLora, texts: Sequence[str]) -> None:
-    """Tell how many texts are longer than the text tower's context, and cut."""
-    n = texts_cut(model.tokenizer, texts, model.context_length)
-    if n:
-        console.warn(f"{n} of {len(texts)} texts are longer than the {model.context_length} tokens of the text tower and are cut.")
-
-
-def say_vietnamese(model: ClipLora, texts: Sequence[str], hint: str) -> None:
-    """Tell how many texts are Vietnamese, where the text tower cannot know it: by its tokenizer, or for want of training."""
-    n = sum(map(is_vietnamese, texts))
-    languages = model.recipe.texts.languages
-    if model.pretrained_text and not model.architecture.multilingual:
-        reason = f"the pretrained text tower {ENGLISH_ONLY}"
-    elif "vi" not in languages:
-        reason = f"the run has learned from texts in {', '.join(languages)} alone"
-    else:
-        return
-    if n:
-        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and {reason}; {hint}.")

@@ -9,66 +9,26 @@ the same cached features, whichever comes first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
 from entrep_cli import console
-from entrep_cli.data.augment import AugmentSettings, MixSettings
+from entrep_cli.data.augment import MixSettings
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
-from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
-from entrep_cli.methods.dinov2_training import fit_full, fit_head
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Subject, load_tensors, save_tensors
+from entrep_cli.methods.dinov2_training import Dinov2Recipe, fit_full, fit_head
 from entrep_cli.methods.runs import warn_of_leaks
-from entrep_cli.models.backbones import Backbone, BackboneSettings, create_backbone
-from entrep_cli.models.heads import Head, HeadSettings
-from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.models.backbones import Backbone, create_backbone
+from entrep_cli.models.heads import Head
 from entrep_cli.models.towers import set_checkpointing, tower_of
-from entrep_cli.recipes.recipe import Recipe
-from entrep_cli.training.loop import LoopSettings
 from entrep_cli.training.objective import LossSettings
-from entrep_cli.workspace import MODEL, Run, write_bytes_atomic
-
-
-class Dinov2Recipe(Recipe):
-    """The settings of `dinov2`.
-
-    Attributes:
-        target: `class`, `region`, or the name of a region: then the run is the expert among its classes,
-            a binary one for a pair such as ear-left and ear-right (of three or more, ours).
-        tune: `head` freezes the backbone; `full` fine-tunes it.
-        freeze_norm: with `full`, keep batch statistics as the pretrained weights have them.
-        checkpointing: with `full`, keep no activations inside the backbone's blocks, and work them out again for
-            the gradients: less memory, a third more time, the same gradients.
-        views: augmented views of each training image whose features are cached, with `head`.
-        embedding: what retrieval compares: the `head`'s last hidden layer, `backbone` features, or
-            `both`, each as a unit vector, one after the other.
-        batch_size: images at a time where nothing is learned.
-        mixing: of training images, with `full`.
-    """
-
-    method: Literal["dinov2"] = "dinov2"
-    target: str = "class"
-    tune: Literal["head", "full"] = "head"
-    freeze_norm: bool = True
-    checkpointing: bool = False
-    views: Annotated[int, Field(ge=0)] = 4
-    embedding: Literal["backbone", "head", "both"] = "head"
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    image: ImageSettings = ImageSettings()
-    backbone: BackboneSettings = BackboneSettings()
-    augment: AugmentSettings = AugmentSettings()
-    mixing: MixSettings = MixSettings()
-    loss: LossSettings = LossSettings()
-    head: HeadSettings = HeadSettings()
-    # Smoothed labels and averaged weights, for a validation part is small and a single epoch's score
-    # swings; no balancing. Chosen on the training part of a real set, by grouped folds (README).
-    train: LoopSettings = LoopSettings(label_smoothing=0.1, average=0.99, balance="none")
+from entrep_cli.workspace import Run
 
 
 class Dinov2(Method):
@@ -110,17 +70,21 @@ class Dinov2(Method):
         embeddings = F.normalize(torch.cat([F.normalize(part, dim=1) for part in parts], dim=1), dim=1)
         return Inference(embeddings, self.head.output(hidden).softmax(dim=1))
 
-    def save(self, run: Run) -> None:
-        from safetensors.torch import save
+    def subjects(self, pixels: torch.Tensor, classes: Sequence[int]) -> list[Subject]:
+        backbone = self.backbone
 
-        write_bytes_atomic(run.path(MODEL), save({k: v.contiguous().cpu() for k, v in self.state_dict().items()}))
+        def answer(features: torch.Tensor) -> torch.Tensor:
+            return self.head(backbone.pool(features))
+
+        return [Subject(backbone.model, backbone.features, answer, classes, class_token=backbone.settings.pooling == "token")]
+
+    def save(self, run: Run) -> None:
+        save_tensors(run, self.state_dict())
 
     @classmethod
     def load(cls, run: Run, recipe: Dinov2Recipe, taxonomy: Taxonomy, device: torch.device) -> Dinov2:
-        from safetensors.torch import load_file
-
         model = cls(Backbone(recipe.backbone, recipe.image.size), recipe, taxonomy)
-        model.load_state_dict(load_file(run.path(MODEL)))
+        model.load_state_dict(load_tensors(run))
         return model.to(device).eval()
 
     @classmethod
@@ -149,7 +113,7 @@ class Dinov2(Method):
             if precision != "fp32" and not tower_of(backbone.model).is_vit:
                 console.say(f"Features: in fp32; of {precision} convolutions gain little, and lose more than a ViT.")
                 precision = "fp32"
-            learned = fit_head(model, origin, replace(context, precision=precision))
+            learned = fit_head(model, backbone, model.head, origin, replace(context, precision=precision))
         else:
             learned = fit_full(model, replace(context, train=train.of_target(recipe.target), val=val.of_target(recipe.target)))
         return Fitted(model.eval(), learned.scores, learned.epoch, origin, learned.parameters, learned.seconds, precision)

@@ -1,4 +1,4 @@
-"""The two ways to train `dinov2`: a head on features of a frozen backbone, which are worked out once, or all of it."""
+"""The settings of `dinov2`, and its two ways to train: a head on cached features of a frozen backbone, or all of it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,84 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from entrep_cli import console, processes
-from entrep_cli.data.augment import augment, batch_views
+from entrep_cli.data.augment import AugmentSettings, MixSettings, augment, batch_views
 from entrep_cli.data.catalog import Catalog
+from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.methods.base import FitContext
+from entrep_cli.methods.base import FitContext, Model
+from entrep_cli.models.backbones import Backbone, BackboneSettings
 from entrep_cli.models.device import autocast
-from entrep_cli.models.heads import Head
+from entrep_cli.models.heads import Head, HeadSettings
+from entrep_cli.models.inputs import ImageSettings
+from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.gathering import gathered
 from entrep_cli.training.loop import LoopResult, LoopSettings, epoch_generator, fit
-from entrep_cli.training.objective import Objective
+from entrep_cli.training.objective import LossSettings, Objective
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
 from entrep_cli.workspace import METRICS, Run, atomic_path, cache_dir, fingerprint, write_csv_atomic, write_json_atomic
 
-if TYPE_CHECKING:
-    from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
-
-_TOLD = "training.json"  # what is worth knowing of a training beside its scores
+_LOG = "training.json"  # what is worth knowing of a training beside its scores
 
 
-def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> LoopResult:
+class Dinov2Recipe(Recipe):
+    """The settings of `dinov2`.
+
+    Attributes:
+        target: `class`, `region`, or the name of a region: then the run is the expert among its classes,
+            a binary one for a pair such as ear-left and ear-right (of three or more, ours).
+        tune: `head` freezes the backbone; `full` fine-tunes it.
+        freeze_norm: with `full`, keep batch statistics as the pretrained weights have them.
+        checkpointing: with `full`, keep no activations inside the backbone's blocks, and work them out again for
+            the gradients: less memory, a third more time, the same gradients.
+        views: augmented views of each training image whose features are cached, with `head`.
+        embedding: what retrieval compares: the `head`'s last hidden layer, `backbone` features, or
+            `both`, each as a unit vector, one after the other.
+        batch_size: images at a time where nothing is learned.
+        mixing: of training images, with `full`.
+    """
+
+    method: Literal["dinov2"] = "dinov2"
+    target: str = "class"
+    tune: Literal["head", "full"] = "head"
+    freeze_norm: bool = True
+    checkpointing: bool = False
+    views: Annotated[int, Field(ge=0)] = 4
+    embedding: Literal["backbone", "head", "both"] = "head"
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    image: ImageSettings = ImageSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    augment: AugmentSettings = AugmentSettings()
+    mixing: MixSettings = MixSettings()
+    loss: LossSettings = LossSettings()
+    head: HeadSettings = HeadSettings()
+    # Smoothed labels and averaged weights, for a validation part is small and a single epoch's score
+    # swings; no balancing. Chosen on the training part of a real set, by grouped folds (README).
+    train: LoopSettings = LoopSettings(label_smoothing=0.1, average=0.99, balance="none")
+
+
+def fit_head(model: Model, backbone: Backbone, head: Head, origin: dict[str, Any], context: FitContext) -> LoopResult:
     """Train the head on features of several views; `train` and `val` have all classes, the target is worked out here.
 
     The precision is that of the backbone's features; the head learns in float32.
     """
-    recipe, train, val, run = model.recipe, context.train, context.val, context.run
-    device, precision, resume = context.device, context.precision, context.resume
+    recipe, train, val, run, device = context.recipe, context.train, context.val, context.run, context.device
     if recipe.backbone.weights == "none":
         console.warn("The frozen backbone has random weights; its features mean little. --tune full trains it.")
     model.requires_grad_(False).eval()
     with processes.main_first():
-        views = [_view_features(model, train, origin, view, device, precision) for view in range(recipe.views + 1)]
-        val_features, val_classes = _view_features(model, val, origin, 0, device, precision)
+        views = [_view_features(backbone, model.preprocess, train, view, origin, context) for view in range(recipe.views + 1)]
+        val_features, val_classes = _view_features(backbone, model.preprocess, val, 0, origin, context)
     seen = _targets(train.taxonomy, recipe.target)[torch.stack([t for _, t in views])]  # (V + 1, N), -1 outside of the target
     own = seen[0] >= 0
     features = torch.stack([f[own] for f, _ in views])  # (V + 1, n, D)
@@ -58,7 +96,7 @@ def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> Loop
         return classification_scores(head(val_features.to(head.output.weight.device)).cpu(), val_targets)
 
     # Only the head is handed to the loop: it is all that is learned, checkpointed and averaged.
-    head = model.head.requires_grad_(True)
+    head.requires_grad_(True)
     if recipe.head.kind == "logistic":
         fitted = _solve_head(head.cpu(), features, seen, validate, model.taxonomy, recipe, run)  # scikit-learn is at home there
         model.to(device)
@@ -75,8 +113,8 @@ def fit_head(model: Dinov2, origin: dict[str, Any], context: FitContext) -> Loop
             yield objective(head(features[shown, pick].to(device)), seen[shown, pick].to(device))
 
     if recipe.train.balance == "oversample":
-        _tell_oversampling(run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy)
-    return _run_loop(head, losses, validate, targets, recipe, run, resume)
+        _log_oversampling(run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy)
+    return _run_loop(head, losses, validate, targets, replace(context, precision="fp32"))
 
 
 def _solve_head(
@@ -92,7 +130,7 @@ def _solve_head(
     order = torch.arange(len(targets))
     if recipe.train.balance == "oversample":
         order = _repeated(targets)
-        _tell_oversampling(run, targets, order, taxonomy)
+        _log_oversampling(run, targets, order, taxonomy)
     rows, wanted = features[:, order].flatten(0, 1), seen[:, order].flatten()
     rows, wanted = rows[wanted >= 0], wanted[wanted >= 0]
     weights = class_weights(targets, len(taxonomy))[wanted] if recipe.train.balance == "weights" else None
@@ -111,7 +149,7 @@ def _solve_head(
     chosen = max(tried, key=_better)
     console.say(f"Logistic regression: C = {chosen['c']:g} (of {len(tried)}, chosen on validation).")
     write_csv_atomic(run.path(METRICS), list(chosen), ([f"{row[key]:.6g}" for key in chosen] for row in tried))
-    _tell(run, c=chosen["c"])
+    _log(run, c=chosen["c"])
     scores = {key: value for key, value in chosen.items() if key != "c"}
     return LoopResult(0, scores, 0, time.monotonic() - started, sum(p.numel() for p in head.parameters()))
 
@@ -120,10 +158,10 @@ def _better(scores: dict[str, float]) -> tuple[float, float]:
     return scores[MONITOR], -scores["val_loss"]
 
 
-def fit_full(model: Dinov2, context: FitContext) -> LoopResult:
+def fit_full(model: Model, context: FitContext) -> LoopResult:
     """Train backbone and head; `train` and `val` have the classes of the target alone."""
-    recipe, train, val, run = model.recipe, context.train, context.val, context.run
-    device, precision, resume = context.device, context.precision, context.resume
+    recipe, train, val = context.recipe, context.train, context.val
+    device, precision = context.device, context.precision
     with processes.main_first():
         pixels = load_pixels(train.paths, train.digests, model.preprocess, "training images")
         val_pixels = load_pixels(val.paths, val.digests, model.preprocess, "validation images")
@@ -150,21 +188,22 @@ def fit_full(model: Dinov2, context: FitContext) -> LoopResult:
         return classification_scores(torch.cat(logits), val_targets)
 
     if recipe.train.balance == "oversample":
-        _tell_oversampling(run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy)
-    return _run_loop(model, losses, validate, targets, recipe, run, resume, precision)
+        _log_oversampling(
+            context.run, targets, _epoch_order(targets, recipe.train, torch.Generator().manual_seed(recipe.seed)), model.taxonomy
+        )
+    return _run_loop(model, losses, validate, targets, context)
 
 
-def _run_loop(
-    module: nn.Module, losses: Callable, validate: Callable, targets, recipe: Dinov2Recipe, run: Run, resume: bool, precision: str = "fp32"
-) -> LoopResult:
+def _run_loop(module: nn.Module, losses: Callable, validate: Callable, targets: torch.Tensor, context: FitContext) -> LoopResult:
+    recipe = context.recipe
     steps = len(batches(torch.arange(len(targets)), recipe.train.batch_size))
     started = recipe.backbone.weights != "none"  # random weights learn as fast as the head
     pretrained = {name for name, _ in module.named_parameters() if started and name.startswith("backbone.")}
-    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": resume, "pretrained": pretrained, "precision": precision}
-    return fit(module, losses, steps, validate, recipe.train, run, **how)
+    how = {"monitor": MONITOR, "seed": recipe.seed, "resume": context.resume, "pretrained": pretrained, "precision": context.precision}
+    return fit(module, losses, steps, validate, recipe.train, context.run, **how)
 
 
-# ---------------------------------------------------------------- parts
+# ---------------------------------------------------------------- features, targets and the order of an epoch
 
 
 def _targets(taxonomy: Taxonomy, target: str) -> torch.Tensor:
@@ -174,46 +213,48 @@ def _targets(taxonomy: Taxonomy, target: str) -> torch.Tensor:
 
 
 def _view_features(
-    model: Dinov2, part: Catalog, origin: dict[str, Any], view: int, device: torch.device, precision: str
+    backbone: Backbone, preprocess: Preprocess, images: Catalog, view: int, origin: dict[str, Any], context: FitContext
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) features and (N,) class indices of view `view`: 0 is the image itself, the others augmented.
 
-    Kept on disk by pixels, backbone, weights, precision, preprocessing and augmentation. Of all classes of the part,
+    Cached by pixels, backbone, weights, precision, preprocessing and augmentation. Of all classes of the images,
     whatever the model's target is, so that one pass of the backbone serves every target.
     """
-    recipe = model.recipe
-    targets = torch.from_numpy(part.targets)
+    recipe, device, precision = context.recipe, context.device, context.precision
+    targets = torch.from_numpy(images.targets)
     # Augmentation draws batch by batch, so the size of a batch is part of what a view is.
     view_key = (
-        [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), part.taxonomy.mirrors, part.targets.tolist()] if view else []
+        [view, recipe.seed, recipe.batch_size, recipe.augment.model_dump(), images.taxonomy.mirrors, images.targets.tolist()]
+        if view
+        else []
     )
     # Random weights come from the seed; how weights are called and where they stand changes nothing.
     identity = [recipe.backbone.name, recipe.backbone.pooling, recipe.backbone.options, origin.get("sha256", recipe.seed)]
     identity += [precision] if precision != "fp32" else []
-    key = fingerprint([identity, model.preprocess.as_dict(), view_key, part.digests])
+    key = fingerprint([identity, preprocess.as_dict(), view_key, images.digests])
     path = cache_dir("features") / f"{key}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with np.load(path, allow_pickle=False) as cached:
                 # A view's classes follow from what its key holds; of the images themselves only the pixels are in it.
-                return torch.from_numpy(kept["features"]), torch.from_numpy(kept["targets"]) if view else targets
+                return torch.from_numpy(cached["features"]), torch.from_numpy(cached["targets"]) if view else targets
         except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
             path.unlink()  # damaged: computed again
-    pixels = load_pixels(part.paths, part.digests, model.preprocess, "images")
+    pixels = load_pixels(images.paths, images.digests, preprocess, "images")
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + view)
     features, shown = [], []
     title = f"Features of view {view}" if view else "Features"
-    with console.progress(title, len(part)) as advance, torch.inference_mode(), autocast(device, precision):
+    with console.progress(title, len(images)) as advance, torch.inference_mode(), autocast(device, precision):
         for batch, wanted in zip(batched(pixels, recipe.batch_size), targets.split(recipe.batch_size)):
             if view:
-                batch, wanted, _ = augment(batch, wanted, part.taxonomy, recipe.augment, generator)
-            features.append(model.backbone(batch.to(device)).float().cpu())
+                batch, wanted, _ = augment(batch, wanted, images.taxonomy, recipe.augment, generator)
+            features.append(backbone(batch.to(device)).float().cpu())
             shown.append(wanted)
             advance(len(batch))
-    found = {"features": torch.cat(features).numpy(), "targets": torch.cat(shown).numpy()}
+    arrays = {"features": torch.cat(features).numpy(), "targets": torch.cat(shown).numpy()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **found)
-    return torch.from_numpy(found["features"]), torch.from_numpy(found["targets"])
+        np.savez(file, **arrays)
+    return torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["targets"])
 
 
 def _epoch_order(targets: torch.Tensor, settings: LoopSettings, generator: torch.Generator) -> torch.Tensor:
@@ -229,16 +270,16 @@ def _repeated(targets: torch.Tensor) -> torch.Tensor:
     return torch.cat([own.repeat(-(-largest // len(own)))[:largest] for own in members])
 
 
-def _tell_oversampling(run: Run, targets: torch.Tensor, order: torch.Tensor, taxonomy: Taxonomy) -> None:
+def _log_oversampling(run: Run, targets: torch.Tensor, order: torch.Tensor, taxonomy: Taxonomy) -> None:
     """Say, and keep in the run, how many images a class has and how often they are shown: in an epoch, or in all."""
     has, shown = (torch.bincount(t, minlength=len(taxonomy)).tolist() for t in (targets, targets[order]))
     for name, n, m in zip(taxonomy.names, has, shown):
         console.say(f"oversampled: {n} images of class {name} shown as {m}")
-    _tell(run, oversampled={name: {"images": n, "shown": m} for name, n, m in zip(taxonomy.names, has, shown)})
+    _log(run, oversampled={name: {"images": n, "shown": m} for name, n, m in zip(taxonomy.names, has, shown)})
 
 
-def _tell(run: Run, **more: Any) -> None:
-    path = run.path(_TOLD)
+def _log(run: Run, **more: Any) -> None:
+    path = run.path(_LOG)
     write_json_atomic(path, {**(json.loads(path.read_text("utf-8")) if path.is_file() else {}), **more})
 
 

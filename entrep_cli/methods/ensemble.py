@@ -28,11 +28,11 @@ from torch.nn import functional as F
 
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError, UsageError
-from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Model
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Model, load_tensors, save_tensors
 from entrep_cli.methods.runs import load_model
 from entrep_cli.models.inputs import resized
 from entrep_cli.recipes.recipe import Recipe
-from entrep_cli.workspace import MANIFEST, MODEL, Run, file_sha256, find_run, write_bytes_atomic, write_json_atomic
+from entrep_cli.workspace import MANIFEST, Run, file_sha256, find_run, write_json_atomic
 
 MEMBERS = "members.json"
 INSIDE = "./"
@@ -173,11 +173,9 @@ class Ensemble(Method):
 
     def save(self, run: Run) -> None:
         """Write the weights, and which runs the members are: by name, or by `./` where they lie in this one's folder."""
-        from safetensors.torch import save
-
         own = {name: torch.tensor(getattr(self.weights, name), dtype=torch.float64) for name in ("classes", "ranking", "temperatures")}
         own["dimensions"] = torch.tensor(self.weights.dimensions)
-        write_bytes_atomic(run.path(MODEL), save(own))
+        save_tensors(run, own)
         write_json_atomic(run.path(MEMBERS), [_reference(member, run) for member in self.member_runs])
 
     @classmethod
@@ -187,9 +185,7 @@ class Ensemble(Method):
         Raises:
             RunError: members that are gone, or are not those the ensemble was made of; each is named.
         """
-        from safetensors.torch import load_file
-
-        kept = load_file(run.path(MODEL))
+        kept = load_tensors(run)
         runs = members_of(run)
         weights = Weights(*(tuple(kept[name].tolist()) for name in ("classes", "ranking", "temperatures", "dimensions")))
         return cls([load_model(member, str(device)) for member in runs], runs, recipe, weights).to(device)

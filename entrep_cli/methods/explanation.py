@@ -10,21 +10,14 @@ answers, its weights and its mode are the same afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from entrep_cli.data.modalities import pseudo_nbi
 from entrep_cli.errors import UsageError
-from entrep_cli.methods.clip_lora import ClipLora
-from entrep_cli.methods.dinov2 import Dinov2
-from entrep_cli.methods.hybrid import Hybrid
-from entrep_cli.methods.mics import Mics
-from entrep_cli.methods.prototype import Prototype
+from entrep_cli.methods.base import Model, Subject
 from entrep_cli.models.attention_maps import (
     agreement,
     grad_cam,
@@ -36,13 +29,7 @@ from entrep_cli.models.attention_maps import (
     record_outputs,
     rollout,
 )
-from entrep_cli.models.backbones import Backbone
-from entrep_cli.models.inputs import resized
-from entrep_cli.models.mics_encoders import patch_tokens
 from entrep_cli.models.towers import Tower, tower_of
-
-if TYPE_CHECKING:
-    from entrep_cli.methods.base import Model
 
 # What `by` can ask for, and what it is called.
 WAYS = {
@@ -68,11 +55,11 @@ class Explained:
         heat: (N, H, W) float32 in [0, 1], on the CPU. The largest of an image is 1; it is 0 everywhere where
             nothing speaks for the class. By attention and by LayerCAM, what stands out: above the
             image's mean by two standard deviations, or by half of the way to its largest.
-        by: how, as in "Grad-CAM"; where parts of a hybrid are looked into in different ways, all of them.
+        by: how, as in "Grad-CAM"; where components of a hybrid are looked into in different ways, all of them.
         ways: (N,) how, of each image.
         classes: (N,) the class that was asked about, as an index; -1 for a text.
-        parts: (N,) which part of the model is shown, as in "prototypes"; "" where it has one part alone.
-        brightest_tenth: (N,) share of all heat, also of what does not stand out, that lies on the hottest tenth of
+        components: (N,) which component of the model is shown, as in "prototypes"; "" where it has one alone.
+        brightest_tenth: (N,) fraction of all heat, also of what does not stand out, that lies on the hottest tenth of
             the pixels (`hottest_fraction`); 0 where there is none.
     """
 
@@ -80,25 +67,8 @@ class Explained:
     by: str
     ways: tuple[str, ...]
     classes: tuple[int, ...]
-    parts: tuple[str, ...]
+    components: tuple[str, ...]
     brightest_tenth: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """One image tower on the way from pixels to scores.
-
-    Attributes:
-        encode: (n, 3, H, W) pixels to what `answer` reads; runs the tower.
-        answer: to (n, K) scores.
-        class_token: whether what is read out of a ViT is its class token, and not the mean of its patches.
-    """
-
-    tower: Tower
-    encode: Callable[[torch.Tensor], torch.Tensor]
-    answer: Callable[[torch.Tensor], torch.Tensor]
-    class_token: bool
-    part: str = ""
 
 
 @torch.inference_mode(False)  # whatever mode the caller is in: what is made in it takes no gradient
@@ -121,167 +91,41 @@ def explain_images(
             class that it cannot answer. DataError: an empty text.
     """
     if by not in ("auto", *WAYS):
-        raise UsageError(f"There is no way {by!r} to explain.", hint=f"choose one of: auto, {', '.join(WAYS)}")
+        raise UsageError(f"No way {by!r} to explain.", hint=f"choose one of: auto, {', '.join(WAYS)}")
     if text is not None and (classes is not None or by == "rollout"):
         what = "a class" if classes is not None else "attention rollout, which knows no text"
         raise UsageError(f"A text cannot be shown together with {what}.", hint="leave one of the two out")
-    device = next(model.parameters()).device
-    pixels = pixels.to(device).clone()
+    pixels = pixels.to(model.device).clone()
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         if text is not None:
-            vector = model.embed_texts([text]).clone()
-            groups = [(_of_text(model, vector), list(range(len(pixels))), [0] * len(pixels))]
             asked = [-1] * len(pixels)
+            subjects = [model.text_subject(model.embed_texts([text]).clone(), len(pixels))]
         else:
             asked = model.classify(pixels).argmax(dim=1).tolist() if classes is None else [int(c) for c in classes]
-            _check_classes(model, asked, len(pixels))
-            groups = _of_classes(model, pixels, asked)
+            assert len(asked) == len(pixels), f"{len(asked)} classes for {len(pixels)} images"
+            subjects = model.subjects(pixels, asked)
         heat = torch.zeros(len(pixels), *pixels.shape[2:])
-        parts, ways = [""] * len(pixels), [""] * len(pixels)
-        shares = torch.zeros(len(pixels), dtype=torch.float64)
-        for subject, rows, columns in groups:
-            way = _way(subject.tower, by)
-            size = _batch_size(subject.tower)
+        components, ways = [""] * len(pixels), [""] * len(pixels)
+        brightest = torch.zeros(len(pixels), dtype=torch.float64)
+        for subject in subjects:
+            tower = tower_of(subject.tower)
+            way, size = _way(tower, by), _batch_size(tower)
+            rows = list(range(len(pixels)) if subject.rows is None else subject.rows)
+            columns = torch.tensor(subject.columns, device=pixels.device)
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
-                found = _look(subject, way, pixels[some], torch.tensor(columns[start : start + size], device=device))
-                found = _upsampled(found, tuple(pixels.shape[2:]))
-                shares[some] = hottest_fraction(found)
-                heat[some] = _up_to_one(_standing_out(found) if way in _CUT else found).cpu()
+                raw = _look(subject, tower, way, pixels[some], columns[start : start + size])
+                raw = _upsampled(raw, tuple(pixels.shape[2:]))
+                brightest[some] = hottest_fraction(raw)
+                heat[some] = _up_to_one(_standing_out(raw) if way in _CUT else raw).cpu()
             for row in rows:
-                parts[row], ways[row] = subject.part, WAYS[way]
+                components[row], ways[row] = subject.component, WAYS[way]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Explained(heat, ", ".join(dict.fromkeys(ways)), tuple(ways), tuple(asked), tuple(parts), tuple(shares.tolist()))
-
-
-def _check_classes(model: Model, asked: Sequence[int], n: int) -> None:
-    assert len(asked) == n, f"{len(asked)} classes for {n} images"
-    prototypes = model.prototypes if isinstance(model, Prototype) else model.prototype.prototypes if isinstance(model, Hybrid) else None
-    if prototypes is None:
-        return
-    without = sorted({c for c in asked if not prototypes.classes[c].any()})
-    if without:
-        raise UsageError(
-            "There is no prototype to look for.",
-            faults=[f"{model.taxonomy.names[c]}: it had no training image" for c in without],
-            hint="ask about another class",
-        )
-
-
-# ---------------------------------------------------------------- what of a model is looked into
-
-
-def _of_text(model: Model, vector: torch.Tensor) -> _Subject:
-    """The cosines (n, 1) of images to a text."""
-    part = ""
-    if isinstance(model, Hybrid):
-        model, part = model.prototype, "prototypes"
-    towers = model.towers if isinstance(model, Prototype) else model
-    if not hasattr(towers, "backbone") or not hasattr(towers.backbone, "visual"):
-        raise _unknown(model)
-    return _clip(towers, lambda embeddings: embeddings @ vector.T, part)
-
-
-def _of_classes(model: Model, pixels: torch.Tensor, asked: Sequence[int]) -> list[tuple[_Subject, list[int], list[int]]]:
-    """What is looked into, for which images, and the column of each one's score."""
-    if isinstance(model, Hybrid):
-        return _of_hybrid(model, pixels, asked)
-    if isinstance(model, ClipLora):
-        subject = _clip(model, model.logits)
-    elif isinstance(model, Dinov2):
-        subject = _dinov2(model)
-    elif isinstance(model, Prototype):
-        subject = _prototype(model)
-    elif isinstance(model, Mics):
-        subject = _mics(model)
-    else:
-        raise _unknown(model)
-    return [(subject, list(range(len(asked))), list(asked))]
-
-
-def _unknown(model: object) -> UsageError:
-    return UsageError(
-        f"A model of the kind {type(model).__name__} cannot be explained: it has no image tower that is known here.",
-        hint="explain a run that it is made of: `entrep explain IMAGE --run RUN`",
-    )
-
-
-def _clip(towers: nn.Module, answer: Callable[[torch.Tensor], torch.Tensor], part: str = "") -> _Subject:
-    """`ClipLora`, or the `Towers` of prototypes: calling either gives unit rows."""
-    tower = tower_of(towers.backbone.visual)
-    return _Subject(tower, towers, answer, tower.pools_class_token, part)
-
-
-def _dinov2(model: Dinov2, part: str = "") -> _Subject:
-    backbone: Backbone = model.backbone
-    return _Subject(
-        tower_of(backbone.model),
-        backbone.features,
-        lambda features: model.head(backbone.pool(features)),
-        class_token=backbone.settings.pooling == "token",
-        part=part,
-    )
-
-
-def _prototype(model: Prototype, part: str = "") -> _Subject:
-    rows = model.prototypes.classes.float()
-    return _clip(model.towers, lambda embeddings: embeddings @ rows.T, part)
-
-
-def _mics(model: Mics) -> _Subject:
-    """The encoder of white light, for that is the picture one sees; the other one's tokens are as they are."""
-    classifier = model.classifier
-
-    def answer(white: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return classifier.classify_tokens(*white)[1]
-
-    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return patch_tokens(classifier.white, pixels), narrow(pixels)
-
-    def narrow(pixels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return patch_tokens(classifier.narrow, pseudo_nbi(pixels))
-
-    return _Subject(tower_of(classifier.white.model), encode, answer, class_token=False, part="white-light encoder")
-
-
-def _of_hybrid(model: Hybrid, pixels: torch.Tensor, asked: Sequence[int]) -> list[tuple[_Subject, list[int], list[int]]]:
-    """By image, what decided: the prototypes, the coarse model, or the expert of the region.
-
-    Where another class than one of the region decided on is asked about, that is the coarse model's doing,
-    and it is shown for the region of that class.
-    """
-    decisions = model.decide(pixels)
-    region_of = model.region_of.tolist()
-    regions = model.taxonomy.regions
-    experts = dict(zip(model.expert_regions, model.experts))
-    rows: dict[str, list[int]] = {}
-    columns: dict[str, list[int]] = {}
-    for i, (own, stage, decided) in enumerate(zip(asked, decisions.stages.tolist(), decisions.classes.tolist())):
-        region = regions[region_of[own]]
-        if stage == 1:
-            part, column = "prototypes", own
-        elif region in experts and (region_of[own] == region_of[decided] or model.region is None):
-            part, column = f"expert {region}", experts[region].taxonomy.names.index(model.taxonomy.names[own])
-        else:
-            part, column = "region model", model.region.taxonomy.names.index(region)
-        rows.setdefault(part, []).append(i)
-        columns.setdefault(part, []).append(column)
-
-    def subject(part: str) -> _Subject:
-        if part == "prototypes":
-            own, found = model.prototype, _prototype(model.prototype, part)
-        else:
-            own = model.region if part == "region model" else experts[part.removeprefix("expert ")]
-            found = _dinov2(own, part)
-        size = own.preprocess.size
-        return _Subject(found.tower, lambda x: found.encode(resized(x, size)), found.answer, found.class_token, part)
-
-    return [(subject(part), rows[part], columns[part]) for part in rows]
+    return Explained(heat, ", ".join(dict.fromkeys(ways)), tuple(ways), tuple(asked), tuple(components), tuple(brightest.tolist()))
 
 
 # ---------------------------------------------------------------- looking
@@ -296,36 +140,35 @@ def _way(tower: Tower, by: str) -> str:
     return by
 
 
-def _look(subject: _Subject, way: str, pixels: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _look(subject: Subject, tower: Tower, way: str, pixels: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """(n, h, w) heat of zero or more, on the tower's own grid."""
     if way == "rollout":
-        return _by_attention(subject, pixels, None)
+        return _by_attention(subject, tower, pixels, None)
     if way == "gradient-rollout":
-        return _by_attention(subject, pixels, columns)
+        return _by_attention(subject, tower, pixels, columns)
     if way == "layer-cam":
-        layers = subject.tower.last_layers(_LAYERS)
+        layers = subject.layers[-_LAYERS:] or tower.last_layers(_LAYERS)
     else:
-        layers = [subject.tower.last_layer(pixels.shape[-1], _PLACES) if way == "hires-cam" else subject.tower.last_layer()]
+        layers = subject.layers[-1:] or [tower.last_layer(pixels.shape[-1], _PLACES) if way == "hires-cam" else tower.last_layer()]
     with torch.enable_grad():
         with record_outputs(*layers) as outputs:
             encoded = subject.encode(pixels)
         outputs = outputs[: len(layers)]
-        features = [subject.tower.as_map(output.detach()) for output in outputs]
+        features = [tower.as_map(output.detach()) for output in outputs]
         if all(f.shape[2:] == (1, 1) for f in features):
             raise UsageError(
                 f"The last map of this model has one place alone at {pixels.shape[-1]} pixels, which tells nothing of where.",
                 hint="--by layer-cam looks at earlier ones too; or train with larger images: --set image.size=224",
             )
         score = subject.answer(encoded).gather(1, columns[:, None]).sum()
-        gradients = [subject.tower.as_map(g) for g in torch.autograd.grad(score, outputs)]
+        gradients = [tower.as_map(g) for g in torch.autograd.grad(score, outputs)]
     if way == "layer-cam":
         return agreement([layer_cam(f, g) for f, g in zip(features, gradients)])
     return (hires_cam if way == "hires-cam" else grad_cam)(features[0], gradients[0])
 
 
-def _by_attention(subject: _Subject, pixels: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+def _by_attention(subject: Subject, tower: Tower, pixels: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
     """`columns` of the scores, for the gradient-weighted rollout; None for the plain one."""
-    tower = subject.tower
     n_prefix, grid = tower.n_prefix_tokens, tower.grid
     n_tokens = n_prefix + grid[0] * grid[1]
     with torch.set_grad_enabled(columns is not None):

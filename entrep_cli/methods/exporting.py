@@ -54,17 +54,6 @@ class _ImageTower(nn.Module):
         return inspect.unwrap(type(self.model).infer)(self.model, pixels)[:2]
 
 
-class _TextTower(nn.Module):
-    """(M, L) int64 token ids to (M, D) unit rows; texts are not cut to their length, for a graph has no such step."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.backbone = model.backbone
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.backbone.encode_text(tokens).float(), dim=1)
-
-
 def export_onnx(run: Run, model: Model, pixels: torch.Tensor) -> dict[str, Any]:
     """Write the towers of a run's model, on the CPU in float32, and compare them with torch; the manifest.
 
@@ -86,14 +75,17 @@ def export_onnx(run: Run, model: Model, pixels: torch.Tensor) -> dict[str, Any]:
         }
     }
     parity = {_IMAGE: _export(_ImageTower(model), pixels, folder / _IMAGE, "images", ("pixels",), ("embeddings", "probabilities"))}
-    if _reads_texts(model):
-        prompts = [prompt for c in model.taxonomy.classes for own in c.prompts.values() for prompt in own][:8] or ["nose", "ear"]
-        tokens = model.tokens(prompts)
+    prompts = [prompt for c in model.taxonomy.classes for own in c.prompts.values() for prompt in own][:8] or ["nose", "ear"]
+    text = model.text_graph(prompts) if model.reads_text else None
+    if text:
+        graph, tokens = text
         towers[_TEXT] = {
             "inputs": {"tokens": ["texts", tokens.shape[1], "int64"]},
             "outputs": {"embeddings": "unit rows, float32"},
         }
-        parity[_TEXT] = _export(_TextTower(model), tokens, folder / _TEXT, "texts", ("tokens",), ("embeddings",))
+        parity[_TEXT] = _export(graph, tokens, folder / _TEXT, "texts", ("tokens",), ("embeddings",))
+    elif model.reads_text:
+        console.warn(f"The text tower of {model.name} is that of the run or weights it was made from: not exported here.")
     manifest = {
         "run": run.name,
         "model": _model_hashes(run),
@@ -204,13 +196,6 @@ def _session(path: Path) -> Any:
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-
-
-def _reads_texts(model: Model) -> bool:
-    has = getattr(model, "reads_text", False) and hasattr(model, "backbone") and hasattr(model, "tokens")
-    if getattr(model, "reads_text", False) and not has:
-        console.warn(f"The text tower of {model.recipe.method} is that of the run or weights it was made from: not exported here.")
-    return has
 
 
 def _model_hashes(run: Run) -> dict[str, str]:

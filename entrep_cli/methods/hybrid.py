@@ -32,7 +32,7 @@ from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.images import Preprocess
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
-from entrep_cli.methods.base import Decisions, FitContext, Fitted, Inference, Method, show_stages
+from entrep_cli.methods.base import Decisions, FitContext, Fitted, Inference, Method, Subject, load_tensors, save_tensors, show_stages
 from entrep_cli.methods.dinov2 import Dinov2
 from entrep_cli.methods.hybrid_components import (
     HybridRecipe,
@@ -48,10 +48,10 @@ from entrep_cli.methods.prototype import Prototype
 from entrep_cli.models.inputs import resized
 from entrep_cli.models.prototypes import fit_temperature
 from entrep_cli.training.validation import batched, classification_scores
-from entrep_cli.workspace import CONFIG, MODEL, Run, write_bytes_atomic, write_json_atomic
+from entrep_cli.workspace import CONFIG, MODEL, Run, write_json_atomic
 
 NONE_ACCEPTED = 1.01  # a threshold above every cosine and probability
-_PARTS = "components.json"  # hashes of the parts: the run's own files must change when one of them does
+_COMPONENTS = "components.json"  # hashes of the components: the run's own files must change when one of them does
 _STAGES = "stages.json"
 _LEAST = 1e-12  # a probability of 0 must not make a validation loss infinite, which JSON cannot hold
 _EDGE = 1e-6  # more than two ways to round the same cosine differ
@@ -94,8 +94,8 @@ class Hybrid(Method):
         self.experts = nn.ModuleList(experts.values())
         self.threshold = threshold
         self.temperatures = list(temperatures) or [1.0] * (1 + len(experts))
-        self.parts: dict[str, Any] = {}
-        self.told: dict[str, Any] = {}
+        self.components: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
         fine = [model for model in (region, *experts.values()) if model is not None]
         share_backbones(fine)
         self.preprocess = _preprocess([prototype.preprocess, *(model.preprocess for model in fine)])
@@ -159,6 +159,38 @@ class Hybrid(Method):
     def classify_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, C) probabilities by the prototypes: the other stages see images alone."""
         return self.prototype.classify_texts(texts)
+
+    def subjects(self, pixels: torch.Tensor, classes: Sequence[int]) -> list[Subject]:
+        """By image, what decided: the prototypes, the coarse model, or the expert of the region.
+
+        Where another class than one of the region decided on is asked about, that is the coarse model's doing,
+        and it is shown for the region of that class.
+        """
+        self.prototype.check_classes(classes)
+        decisions, regions, region_of = self.decide(pixels), self.taxonomy.regions, self.region_of.tolist()
+        experts = dict(zip(self.expert_regions, self.experts))
+        asked: dict[str, tuple[Method, list[int], list[int]]] = {}  # component -> model, rows and columns
+        for row, (label, stage, decided) in enumerate(zip(classes, decisions.stages.tolist(), decisions.classes.tolist())):
+            region = regions[region_of[label]]
+            if stage == 1:
+                component, model, column = "prototypes", self.prototype, label
+            elif region in experts and (region_of[label] == region_of[decided] or self.region is None):
+                component, model = f"expert {region}", experts[region]
+                column = model.taxonomy.index(self.taxonomy.names[label])
+            else:
+                component, model, column = "region model", self.region, self.region.taxonomy.index(region)
+            _, rows, columns = asked.setdefault(component, (model, [], []))
+            rows.append(row)
+            columns.append(column)
+        return [
+            replace(_resizing(subject, model.preprocess.size), component=component, rows=rows)
+            for component, (model, rows, columns) in asked.items()
+            for subject in model.subjects(pixels, columns)
+        ]
+
+    def text_subject(self, vector: torch.Tensor, n: int) -> Subject:
+        subject = self.prototype.text_subject(vector, n)
+        return replace(_resizing(subject, self.prototype.preprocess.size), component="prototypes")
 
     def _answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Decisions]:
         first = self._first(pixels)
@@ -229,23 +261,19 @@ class Hybrid(Method):
 
     def save(self, run: Run) -> None:
         """Write threshold, temperatures, the hashes of the parts and the stage table; the parts stand there already."""
-        from safetensors.torch import save
-
         own = {"threshold": self.threshold, "temperatures": self.temperatures}
-        write_bytes_atomic(run.path(MODEL), save({name: torch.tensor(value, dtype=torch.float64) for name, value in own.items()}))
-        write_json_atomic(run.path(_PARTS), self.parts)
-        write_json_atomic(run.path(_STAGES), self.told)
+        save_tensors(run, {name: torch.tensor(value, dtype=torch.float64) for name, value in own.items()})
+        write_json_atomic(run.path(_COMPONENTS), self.components)
+        write_json_atomic(run.path(_STAGES), self.summary)
 
     @classmethod
     def load(cls, run: Run, recipe: HybridRecipe, taxonomy: Taxonomy, device: torch.device) -> Hybrid:
-        from safetensors.torch import load_file
-
-        kept = load_file(run.path(MODEL))
-        parts = json.loads(run.path(_PARTS).read_text("utf-8"))
-        models = {name: load_one(run, name, hashes, device) for name, hashes in parts.items()}
+        kept = load_tensors(run)
+        components = json.loads(run.path(_COMPONENTS).read_text("utf-8"))
+        models = {name: load_one(run, name, hashes, device) for name, hashes in components.items()}
         experts = {model.recipe.target: model for name, model in models.items() if name.startswith("expert-")}
         made = cls(models["prototype"], models.get("region"), experts, recipe, float(kept["threshold"]), kept["temperatures"].tolist())
-        made.parts, made.told = parts, json.loads(run.path(_STAGES).read_text("utf-8"))
+        made.components, made.summary = components, json.loads(run.path(_STAGES).read_text("utf-8"))
         return made.to(device)
 
     # ------------------------------------------------------------ training
@@ -271,9 +299,9 @@ class Hybrid(Method):
             check_views(*(model.preprocess for key, model in models.items() if key != "towers"))
         experts = {model.recipe.target: model for name, model in models.items() if name.startswith("expert-")}
         made = cls(models["prototype"], models.get("region"), experts, recipe).to(device)
-        made.parts = {name: {file: m["files"][file] for file in (CONFIG, MODEL)} for name, m in manifests.items()}
+        made.components = {name: {file: m["files"][file] for file in (CONFIG, MODEL)} for name, m in manifests.items()}
         scores = made._choose(val, _classify_alone(models["baseline"], val, device).argmax(dim=1))
-        weights = {"name": "hybrid", "weights": "its parts", "parts": {name: m["weights"] for name, m in manifests.items()}}
+        weights = {"name": "hybrid", "weights": "its components", "components": {name: m["weights"] for name, m in manifests.items()}}
         parameters, seconds = (sum(m[key] for m in manifests.values()) for key in ("parameters", "seconds"))
         # What was trained in an earlier sitting is counted by the parts.
         return Fitted(made, scores, 0, weights, parameters, max(seconds, time.monotonic() - started))
@@ -350,7 +378,7 @@ class Hybrid(Method):
             for name, classes in compared.items()
         ]
         columns = ["model", "accuracy", "macro F1", "weighted F1", "region accuracy"]
-        console.table(f"Hybrid and its parts on validation ({n} images)", columns, [tuple(row.values()) for row in models])
+        console.table(f"Hybrid and its components on validation ({n} images)", columns, [tuple(row.values()) for row in models])
         seen = {"least": float(confidences.min()), "median": float(confidences.median()), "largest": float(confidences.max())}
         if not (decisions.stages == 1).any() and self.recipe.threshold != "tune":
             why = "A query has no description, so it is far from the fused prototypes. " if self.recipe.confidence == "similarity" else ""
@@ -362,7 +390,7 @@ class Hybrid(Method):
         if self.recipe.abstain:
             console.say(f"Marked as out of distribution (probability below {self.recipe.abstain:g}): {abstained} of {n} validation images.")
         names = ["region", *self.expert_regions]
-        self.told = {
+        self.summary = {
             "threshold": self.threshold,
             "confidence": self.recipe.confidence,
             "tuned": self.recipe.threshold == "tune",
@@ -373,6 +401,11 @@ class Hybrid(Method):
             "abstained": abstained,
             "models": models,
         }
+
+
+def _resizing(subject: Subject, size: int) -> Subject:
+    """The same tower given pixels of another size."""
+    return replace(subject, encode=lambda pixels: subject.encode(resized(pixels, size)))
 
 
 def _right(decisions: Decisions, targets: torch.Tensor, own: torch.Tensor, abstains: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The recipe of a hybrid, and its parts: which there are, how each is trained, checked and read back."""
+"""The recipe of a hybrid, and its components: which there are, how each is trained, checked and read back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
@@ -70,17 +70,11 @@ class HybridRecipe(Recipe):
     experts: Dinov2Recipe = Dinov2Recipe()
     expert_head: Literal["mlp", "linear", "logistic"] = "mlp"  # after `experts`, with which it is checked
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_sections_of_its_own(cls, table: Any) -> Any:
-        # `entrep train` gives every recipe these for --backbone and --epochs, empty where none are asked for.
-        return {k: v for k, v in table.items() if k not in ("backbone", "train") or v} if isinstance(table, dict) else table
-
     @field_validator("experts")
     @classmethod
     def _targets_are_known(cls, experts: Dinov2Recipe) -> Dinov2Recipe:
         if experts.target != "class":
-            raise ValueError("the hybrid sets the targets of its parts itself; leave experts.target at class")
+            raise ValueError("the hybrid sets the targets of its components itself; leave experts.target at class")
         return experts
 
     @field_validator("expert_head")
@@ -96,7 +90,7 @@ def component_recipes(recipe: HybridRecipe, taxonomy: Taxonomy, run: Run) -> dic
 
     Raises:
         DataError: a taxonomy in which nothing is to be told apart, or with a region that no target can name.
-        UsageError: recipes of other methods, or parts that wait for each other.
+        UsageError: recipes of other methods, or components that wait for each other.
     """
     several = [region for region in taxonomy.regions if sum(c.region == region for c in taxonomy.classes) > 1]
     if len(taxonomy) < 2:
@@ -214,11 +208,11 @@ def load_one(run: Run, name: str, hashes: Mapping[str, str], device: torch.devic
         there = part.manifest["files"]
         changed = [f"{file} is another one" for file, sha256 in hashes.items() if there.get(file) != sha256]
         if changed:
-            raise RunError(f"Part {name!r} was trained anew.", faults=changed)
+            raise RunError(f"Component {name!r} was trained anew.", faults=changed)
         return None if name in ("towers", "baseline") else load_model(part, str(device))
     except RunError as error:
         raise RunError(
-            f"Part {name!r} of run {run.name!r} cannot be used: {error.what}",
+            f"Component {name!r} of run {run.name!r} cannot be used: {error.what}",
             where=error.where or part.folder,
             faults=error.faults,
             hint="copy the whole run folder again from where it was trained, or "

@@ -13,7 +13,7 @@ comes as white light alone, and the model makes its pseudo-NBI itself.** Validat
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,20 +30,20 @@ from entrep_cli.data.modalities import NarrowBand, pseudo_nbi
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.errors import RunError
-from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Subject, load_tensors, save_tensors
 from entrep_cli.methods.mics_pretraining import IMAGES, MicsPretrainingRecipe, PretrainingSection, Second, augment_alike, second_modality
 from entrep_cli.methods.runs import warn_of_leaks
 from entrep_cli.models.backbones import Backbone, BackboneSettings, read_weights
 from entrep_cli.models.device import autocast
 from entrep_cli.models.inputs import ImageSettings
-from entrep_cli.models.mics_encoders import MODALITIES, create_encoders, encoder_state, load_encoders
+from entrep_cli.models.mics_encoders import MODALITIES, create_encoders, encoder_state, load_encoders, patch_tokens
 from entrep_cli.models.mics_fusion import FusionEncoderSettings, MicsClassifier
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.loop import LoopResult, LoopSettings, epoch_generator, fit
 from entrep_cli.training.sampling import balanced_order, batches, class_weights
 from entrep_cli.training.shift import ShiftDictionary, ShiftSettings
 from entrep_cli.training.validation import MONITOR, batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, find_run, write_bytes_atomic, write_json_atomic
+from entrep_cli.workspace import MODEL, Run, find_run, write_json_atomic
 
 LABELS = "labels.json"  # which training images kept their label
 DICTIONARY = "dictionary.json"  # what the shift dictionary is made of
@@ -114,21 +114,30 @@ class Mics(Method):
         fused, logits = self.classifier(pixels, pseudo_nbi(pixels))
         return Inference(F.normalize(fused.float(), dim=1), logits.float().softmax(dim=1))
 
-    def save(self, run: Run) -> None:
-        from safetensors.torch import save
+    def subjects(self, pixels: torch.Tensor, classes: Sequence[int]) -> list[Subject]:
+        """The encoder of white light, for that is the picture one sees; the other one's tokens are as they are."""
+        classifier = self.classifier
 
-        # Under the encoders' own names, so that other trainings find them (`backbones`, `load_encoders`).
-        state = self.classifier.state_dict()
-        write_bytes_atomic(run.path(MODEL), save({key: value.contiguous().cpu() for key, value in state.items()}))
+        def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            white = patch_tokens(classifier.white, pixels)
+            with torch.no_grad():
+                return white, patch_tokens(classifier.narrow, pseudo_nbi(pixels))
+
+        def answer(tokens: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            return classifier.classify_tokens(*tokens)[1]
+
+        return [Subject(classifier.white.model, encode, answer, classes, component="white-light encoder")]
+
+    def save(self, run: Run) -> None:
+        # Under the encoders' own names, so that other trainings can read them (`backbones`, `load_encoders`).
+        save_tensors(run, self.classifier.state_dict())
 
     @classmethod
     def load(cls, run: Run, recipe: MicsRecipe, taxonomy: Taxonomy, device: torch.device) -> Mics:
-        from safetensors.torch import load_file
-
         bare = recipe.backbone.model_copy(update={"weights": "none"})
         white, narrow, _ = create_encoders(bare, recipe.image.size)
         model = cls(_classifier(white, narrow, recipe, len(taxonomy)), recipe, taxonomy)
-        model.classifier.load_state_dict(load_file(run.path(MODEL)))
+        model.classifier.load_state_dict(load_tensors(run))
         return model.to(device).eval()
 
     @classmethod
@@ -258,7 +267,7 @@ def _train(
     weight = class_weights(targets, len(taxonomy)).to(device) if settings.balance == "weights" else None
     criterion = nn.CrossEntropyLoss(weight, label_smoothing=settings.label_smoothing)
     rounds = max(1, -(-recipe.epoch_images // len(labelled)))
-    kept = _keep_tokens(model, images, labelled, targets, val_pixels, device) if recipe.tune == "head" else None
+    cached = _cache_tokens(model, images, labelled, targets, val_pixels, device) if recipe.tune == "head" else None
 
     def order(generator: torch.Generator) -> torch.Tensor:
         if settings.balance == "oversample":
@@ -283,25 +292,26 @@ def _train(
     def from_tokens(epoch: int) -> Iterator[torch.Tensor]:
         generator = epoch_generator(recipe.seed, epoch)
         for pick in batches(order(generator), settings.batch_size):
-            view = torch.randint(len(kept.targets), (len(pick),), generator=generator)
-            tokens = [of_modality[view, pick].to(device) for of_modality in kept.tokens]
-            yield loss(lambda shifts: classifier.classify_tokens(*tokens, shifts)[1], pick, kept.targets[view, pick], generator)
+            view = torch.randint(len(cached.targets), (len(pick),), generator=generator)
+            tokens = [of_modality[view, pick].to(device) for of_modality in cached.tokens]
+            yield loss(lambda shifts: classifier.classify_tokens(*tokens, shifts)[1], pick, cached.targets[view, pick], generator)
 
     @torch.no_grad()
     def validate(_: nn.Module) -> dict[str, float]:
-        if kept is not None:
-            parts = zip(*(tokens.split(recipe.batch_size) for tokens in kept.val))
-            logits = [classifier.classify_tokens(*(tokens.to(device) for tokens in pair))[1].float().cpu() for pair in parts]
-        else:
-            pixels = (batch.to(device) for batch in batched(val_pixels, recipe.batch_size))
-            logits = [classifier(batch, pseudo_nbi(batch))[1].float().cpu() for batch in pixels]
+        with autocast(device, precision):
+            if cached is not None:
+                pairs = zip(*(tokens.split(recipe.batch_size) for tokens in cached.val))
+                logits = [classifier.classify_tokens(*(tokens.to(device) for tokens in pair))[1].float().cpu() for pair in pairs]
+            else:
+                pixels = (batch.to(device) for batch in batched(val_pixels, recipe.batch_size))
+                logits = [classifier(batch, pseudo_nbi(batch))[1].float().cpu() for batch in pixels]
         return classification_scores(torch.cat(logits), val_targets)
 
     steps = len(batches(order(torch.Generator().manual_seed(0)), settings.batch_size))
     started = recipe.backbone.weights != "none"
     slow = {name for name, _ in classifier.named_parameters() if started and name.startswith(tuple(f"{m}." for m in MODALITIES))}
     how = {"monitor": MONITOR, "seed": recipe.seed, "resume": context.resume, "pretrained": slow, "precision": precision}
-    return fit(classifier, from_pixels if kept is None else from_tokens, steps, validate, settings, context.run, **how)
+    return fit(classifier, from_pixels if cached is None else from_tokens, steps, validate, settings, context.run, **how)
 
 
 class _Tokens(NamedTuple):
@@ -319,7 +329,7 @@ class _Tokens(NamedTuple):
 
 
 @torch.no_grad()
-def _keep_tokens(
+def _cache_tokens(
     model: Mics, images: _Images, labelled: torch.Tensor, targets: torch.Tensor, val_pixels: np.ndarray, device: torch.device
 ) -> _Tokens | None:
     """None where they would take more memory than is right; every epoch then runs the encoders, on new views."""

@@ -30,6 +30,7 @@ from entrep_cli.data.splits import Split
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.data.texts import casefold
 from entrep_cli.errors import DataError, RunError
+from entrep_cli.methods.base import save_tensors
 from entrep_cli.methods.runs import STARTED, check_started, started_on, versions
 from entrep_cli.models.backbones import Backbone, BackboneSettings
 from entrep_cli.models.device import autocast, choose_device, choose_precision, make_deterministic
@@ -40,9 +41,8 @@ from entrep_cli.recipes.recipe import Recipe, recipe_toml
 from entrep_cli.training.loop import LoopResult, LoopSettings, end_training, epoch_generator, fit
 from entrep_cli.training.sampling import batches
 from entrep_cli.version import __version__
-from entrep_cli.workspace import CONFIG, MODEL, Run, fingerprint, trained_on, write_bytes_atomic, write_json_atomic, write_text_atomic
+from entrep_cli.workspace import CONFIG, Run, fingerprint, trained_on, write_json_atomic, write_text_atomic
 
-PRETRAINING = "mics-pretrain"  # in the place of a method in its runs: they answer nothing
 IMAGES = "images.csv"  # what a pre-training has seen
 LOSSES = ("reconstruction", "consistency", "alignment")
 MONITOR = "val_score"  # less the held-out loss: the loop keeps the epoch with the highest
@@ -308,9 +308,7 @@ def pretrain_run(
     if pictures:
         pictures.losses(fitted.epoch)
 
-    from safetensors.torch import save
-
-    write_bytes_atomic(run.path(MODEL), save({key: value.contiguous().cpu() for key, value in model.state_dict().items()}))
+    save_tensors(run, model.state_dict())
     run.mark_complete(
         {
             "entrep": __version__,

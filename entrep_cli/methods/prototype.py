@@ -18,25 +18,25 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from entrep_cli import console
 from entrep_cli.data.catalog import Catalog
 from entrep_cli.data.pixels import load_pixels
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.data.texts import clean_text, finding_keys, is_vietnamese
-from entrep_cli.errors import DataError, RunError
-from entrep_cli.methods.base import FitContext, Fitted, Inference, Method
+from entrep_cli.errors import DataError, RunError, UsageError
+from entrep_cli.methods.base import FitContext, Fitted, Inference, Method, Subject, load_tensors, save_tensors
 from entrep_cli.methods.clip_lora import ClipLora
-from entrep_cli.methods.prototype_towers import Towers, open_towers, say_texts, say_towers
+from entrep_cli.methods.clip_towers import ARCHITECTURE, Towers, check_texts
+from entrep_cli.methods.prototype_towers import open_towers, say_towers
 from entrep_cli.models.clip import ClipSettings
 from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.prototypes import DEFAULT_TEMPERATURE, TEMPERATURES, Prototypes, fit_temperature, fuse, nearest
 from entrep_cli.recipes.recipe import Recipe
 from entrep_cli.training.validation import batched, classification_scores
-from entrep_cli.workspace import MODEL, Run, atomic_path, cache_dir, fingerprint, write_bytes_atomic, write_json_atomic
+from entrep_cli.workspace import Run, atomic_path, cache_dir, fingerprint
 
-_ARCHITECTURE = "clip.json"
 _LEAST = 1e-12  # a probability of 0 must not make a validation loss infinite, which JSON cannot hold
 
 
@@ -60,12 +60,6 @@ class PrototypeRecipe(Recipe):
     image: ImageSettings = ImageSettings()
     backbone: ClipSettings = ClipSettings(name="hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_trained(cls, table: Any) -> Any:
-        # `entrep train` gives every recipe a `train` section for its --epochs, empty where none are asked for.
-        return {key: value for key, value in table.items() if key != "train" or value} if isinstance(table, dict) else table
-
 
 class Prototype(Method):
     """Two frozen towers and the prototypes; the trained model of the method.
@@ -77,7 +71,7 @@ class Prototype(Method):
 
     Recipe = PrototypeRecipe
 
-    def __init__(self, towers: Towers | ClipLora, recipe: PrototypeRecipe, taxonomy: Taxonomy, prototypes: Prototypes) -> None:
+    def __init__(self, towers: Towers, recipe: PrototypeRecipe, taxonomy: Taxonomy, prototypes: Prototypes) -> None:
         super().__init__()
         self.recipe = recipe
         self.taxonomy = taxonomy
@@ -99,11 +93,8 @@ class Prototype(Method):
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) unit rows. Texts that are cut, or not of the tower's language, are counted aloud; empty ones are a DataError."""
-        empty = [f"text {i}" for i, text in enumerate(texts, 1) if not clean_text(text)]
-        if empty or not texts:
-            what = f"{len(empty)} of {len(texts)} texts are empty." if texts else "There are no texts to embed."
-            raise DataError(what, faults=empty, hint="a query needs at least a word")
-        say_texts(self.towers, texts, "ask in English")
+        check_texts(texts)
+        self.towers.warn_of_texts(texts, "ask in English")
         return _encode(self, texts)
 
     @torch.inference_mode()
@@ -137,29 +128,40 @@ class Prototype(Method):
         sums = probabilities.new_zeros(len(probabilities), len(self.taxonomy.regions))
         return sums.index_add_(1, self.region_of, probabilities)
 
-    def save(self, run: Run) -> None:
-        from safetensors.torch import save
+    def subjects(self, pixels: torch.Tensor, classes: Sequence[int]) -> list[Subject]:
+        self.check_classes(classes)
+        rows = self.prototypes.classes.float()
+        return [self.towers.subject(lambda embeddings: embeddings @ rows.T, classes)]
 
-        if isinstance(self.towers, Towers):
-            pixels = {"mean": self.preprocess.mean, "std": self.preprocess.std}
-            write_json_atomic(run.path(_ARCHITECTURE), {"model_cfg": self.towers.architecture.config, "preprocess_cfg": pixels})
-        write_bytes_atomic(run.path(MODEL), save({k: v.contiguous().cpu() for k, v in self.prototypes.state_dict().items()}))
+    def text_subject(self, vector: torch.Tensor, n: int) -> Subject:
+        return self.towers.subject(lambda embeddings: embeddings @ vector.T, [0] * n)
+
+    def check_classes(self, classes: Sequence[int]) -> None:
+        """UsageError that names the classes without a prototype."""
+        if without := sorted({c for c in classes if not self.prototypes.classes[c].any()}):
+            raise UsageError(
+                "No prototype to explain.",
+                faults=[f"{self.taxonomy.names[c]}: it had no training image" for c in without],
+                hint="ask about another class",
+            )
+
+    def save(self, run: Run) -> None:
+        if not isinstance(self.towers, ClipLora):  # a run has its own
+            self.towers.save_architecture(run)
+        save_tensors(run, self.prototypes.state_dict())
 
     @classmethod
     def load(cls, run: Run, recipe: PrototypeRecipe, taxonomy: Taxonomy, device: torch.device) -> Prototype:
-        from safetensors.torch import load_file
-
         made_with = run.manifest["weights"]
         beside = [str(run.folder.parent / made_with["run"])] if "run" in made_with else []
-        towers, found = open_towers(recipe, device, run.path(_ARCHITECTURE), beside, made_with.get("sha256"))
-        if found["sha256"] != made_with.get("sha256"):
+        towers, origin = open_towers(recipe.backbone, recipe.image, device, run.path(ARCHITECTURE), beside, made_with.get("sha256"))
+        if origin["sha256"] != made_with.get("sha256"):
             raise RunError(
                 "The towers are not those that the prototypes were made with.",
                 where=recipe.backbone.weights,
                 hint=f"bring back {made_with.get('weights')}, or make the prototypes again: `entrep train prototype`",
             )
-        kept = load_file(run.path(MODEL))
-        return cls(towers, recipe, taxonomy, Prototypes(**kept)).to(device)
+        return cls(towers, recipe, taxonomy, Prototypes(**load_tensors(run))).to(device)
 
     @classmethod
     def fit(cls, context: FitContext) -> Fitted:
@@ -174,7 +176,7 @@ class Prototype(Method):
         started = time.monotonic()
         recipe, train, val, device = context.recipe, context.train, context.val, context.device
         texts = _texts(train, recipe)
-        towers, origin = open_towers(recipe, device)
+        towers, origin = open_towers(recipe.backbone, recipe.image, device)
         say_towers(towers, origin, context.run)
         dim = towers.architecture.config["embed_dim"]
         regions = train.taxonomy.regions
@@ -253,7 +255,7 @@ def _image_rows(model: Prototype, origin: dict[str, Any], part: Catalog, what: s
 def _text_rows(model: Prototype, origin: dict[str, Any], texts: Sequence[str]) -> torch.Tensor:
     """(N, D) unit text embeddings, each different text embedded once; kept on disk by texts and towers."""
     different = list(dict.fromkeys(texts))
-    say_texts(model.towers, different, "--set language=en takes English ones")
+    model.towers.warn_of_texts(different, "--set language=en takes English ones")
     rows = _kept([*_identity(model, origin), different], len(different), lambda: _encode(model, different).cpu())
     place = {text: i for i, text in enumerate(different)}
     return rows[[place[text] for text in texts]]

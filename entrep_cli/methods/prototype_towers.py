@@ -4,73 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from entrep_cli import console
-from entrep_cli.data.images import Preprocess
-from entrep_cli.data.texts import is_vietnamese
 from entrep_cli.errors import UsageError, WeightsError
 from entrep_cli.methods.clip_lora import ClipLora
-from entrep_cli.methods.clip_texts import say_cut, say_vietnamese
+from entrep_cli.methods.clip_towers import Towers
 from entrep_cli.methods.runs import load_model, warn_of_leaks
-from entrep_cli.models.clip import (
-    ENGLISH_ONLY,
-    Architecture,
-    build_clip,
-    load_clip_weights,
-    make_tokenizer,
-    pixel_statistics,
-    read_architecture,
-)
-from entrep_cli.models.inputs import Normalise
+from entrep_cli.models.clip import ClipSettings, load_clip_weights, read_architecture
+from entrep_cli.models.inputs import ImageSettings
 from entrep_cli.models.pretrained import weights_path
 from entrep_cli.workspace import MODEL, Run, find_run, runs_dir, trained_on
 
-if TYPE_CHECKING:
-    from entrep_cli.methods.prototype import PrototypeRecipe
-
-
-class Towers(nn.Module):
-    """Image and text tower of a CLIP as published. `ClipLora` answers to the same names, and serves as well.
-
-    Calling it gives (N, D) unit rows of (N, 3, H, W) pixels; `tokens` and `encode` give those of texts.
-    """
-
-    def __init__(self, architecture: Architecture, recipe: PrototypeRecipe) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.backbone = build_clip(architecture, recipe.image.size, recipe.backbone.pooling)
-        mean, std = pixel_statistics(self.backbone, architecture)
-        self.preprocess = Preprocess(recipe.image.size, recipe.image.fit, recipe.image.field_of_view, mean, std)
-        self.tokenizer = make_tokenizer(recipe.backbone, architecture)
-        self.context_length = architecture.config["text_cfg"].get("context_length", 77)
-        self.normalise = Normalise(mean, std)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.backbone.encode_image(self.normalise(pixels)).float(), dim=1)
-
-    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.tokenizer(list(texts)).to(self.normalise.shift.device)
-
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
-
 
 def open_towers(
-    recipe: PrototypeRecipe, device: torch.device, architecture: Path | None = None, beside: Sequence[str] = (), sha256: str | None = None
-) -> tuple[Towers | ClipLora, dict[str, Any]]:
+    settings: ClipSettings,
+    image: ImageSettings,
+    device: torch.device,
+    architecture: Path | None = None,
+    beside: Sequence[str] = (),
+    sha256: str | None = None,
+) -> tuple[Towers, dict[str, Any]]:
     """The towers of a recipe with their weights, and where these came from; `sha256` is always among it.
 
     Args:
+        settings, image: of the recipe; `weights` may be a trained clip-lora run.
         architecture: the file in which a run kept it, for a hub's may be gone.
         beside: where else a run may stand that gave the towers.
         sha256: of its model, where it is known: of several runs the one that has it is taken.
     """
-    weights = recipe.backbone.weights
+    weights = settings.weights
     if weights == "none":
         raise UsageError(
             "Prototypes need pretrained towers: nothing is trained, and random ones have no meaning.",
@@ -78,9 +43,9 @@ def open_towers(
         )
     if weights != "hub" and not weights_path(weights).is_file():
         return _open_run(weights, device, beside, sha256)
-    name = str(architecture) if architecture and architecture.is_file() else recipe.backbone.name
-    towers = Towers(read_architecture(name), recipe)
-    origin, filled = load_clip_weights(towers.backbone, recipe.backbone)
+    name = str(architecture) if architecture and architecture.is_file() else settings.name
+    towers = Towers(read_architecture(name), settings, image)
+    origin, filled = load_clip_weights(towers.backbone, settings)
     if filled != "":
         raise UsageError(
             "The weights fill the image tower alone, and a text tower that starts fresh says nothing to fuse with it.",
@@ -119,18 +84,9 @@ def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256:
     return model, {**origin, "base": manifest["weights"], "trained_on": trained_on(manifest)}
 
 
-def say_towers(towers: Towers | ClipLora, origin: dict[str, Any], run: Run) -> None:
+def say_towers(towers: Towers, origin: dict[str, Any], run: Run) -> None:
     """Tell whose towers they are, and warn where they may have learned from images that are now scored."""
     if "run" in origin:
         size = f"{towers.preprocess.size} px"
         console.say(f"Towers: those of {origin['weights']}, with its image settings ({size}); image and backbone.name are not used.")
         warn_of_leaks(origin, run)
-
-
-def say_texts(towers: Towers | ClipLora, texts: Sequence[str], hint: str) -> None:
-    """Tell how many texts are cut, and how many are Vietnamese where the text tower cannot know it."""
-    say_cut(towers, texts)
-    if isinstance(towers, ClipLora):
-        say_vietnamese(towers, texts, hint)
-    elif not towers.architecture.multilingual and (n := sum(map(is_vietnamese, texts))):
-        console.warn(f"{n} of {len(texts)} texts are Vietnamese, and the pretrained text tower {ENGLISH_ONLY}; {hint}.")

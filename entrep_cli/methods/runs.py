@@ -108,7 +108,7 @@ def about_data(catalog: Catalog, split: Split, fold: int | None) -> dict[str, An
 def component_of(whole: Run, part: Run) -> Iterator[None]:
     """While a part of a run is trained: the whole is marked as one to go on with, as long as there is anything to go on from."""
     # Written first: a power cut leaves no time for it.
-    write_text_atomic(whole.path(CHECKPOINT), f"The checkpoints of run {whole.name} are those of its parts.\n")
+    write_text_atomic(whole.path(CHECKPOINT), f"The checkpoints of run {whole.name} are those of its components.\n")
     try:
         yield
     finally:

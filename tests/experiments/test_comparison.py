@@ -27,7 +27,7 @@ SPLIT = {"fingerprint": "s", "fold": None, "ratios": [80.0, 10.0, 10.0], "folds"
 
 
 def made_run(name: str, classes: Taxonomy = AB, **more) -> None:
-    manifest = {"method": "dinov2", "taxonomy": classes.as_dict(), "data": {"catalog": "d"}, "split": SPLIT}
+    manifest = {"schema": 2, "method": "dinov2", "taxonomy": classes.as_dict(), "data": {"catalog": "d"}, "split": SPLIT}
     write_json_atomic(
         runs_dir() / name / "run.json", {**manifest, "files": {}, "seconds": 60.0, "parameters": 5, "completed": name, **more}
     )

@@ -151,7 +151,7 @@ def test_low_rank_over_random_weights_is_refused(catalog, files, tmp_path):
 
 def test_findings_are_positives_of_their_own_images(catalog, files):
     model = ClipLora(Architecture(CLIP), recipe(files, "vit"), TAXONOMY)
-    texts = TrainingTexts(model, catalog)
+    texts = TrainingTexts(model, model.recipe.texts, catalog)
     assert texts.true_of.shape == (36, 2)  # "bright spot" and "left scar"; pairs are no texts
     pick, targets = torch.arange(6), torch.from_numpy(catalog.targets[:6])
     still = torch.zeros(6, dtype=torch.bool)
@@ -168,7 +168,7 @@ def test_findings_are_positives_of_their_own_images(catalog, files):
 def test_languages_are_a_choice(catalog, files):
     for language, prompts in (("en", ["left edge", "right edge", "top edge"]), ("vi", ["cạnh left", "cạnh right", "cạnh top"])):
         model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages=['{language}']"), TAXONOMY)
-        assert torch.equal(TrainingTexts(model, catalog).prompt_tokens, model.tokens(prompts))
+        assert torch.equal(TrainingTexts(model, model.recipe.texts, catalog).prompt_tokens, model.tokens(prompts))
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_a_class_without_prompts_is_named(catalog, files, prompts, languages, un
     bare = Taxonomy("bare", tuple(ClassInfo(c.name, c.id, c.region, c.mirror, p) for c, p in zip(TAXONOMY.classes, own)))
     model = ClipLora(Architecture(CLIP), recipe(files, "vit", f"texts.languages={languages}"), bare)
     with pytest.raises(DataError) as caught:
-        TrainingTexts(model, Catalog(catalog.frame, bare))
+        TrainingTexts(model, model.recipe.texts, Catalog(catalog.frame, bare))
     assert caught.value.faults == unnamed and "prompts.vi" in caught.value.hint and "texts.contrast=0" in caught.value.hint
     without = recipe(files, "vit", f"texts.languages={languages}", "texts.contrast=0")
-    TrainingTexts(ClipLora(Architecture(CLIP), without, bare), Catalog(catalog.frame, bare))
+    TrainingTexts(ClipLora(Architecture(CLIP), without, bare), without.texts, Catalog(catalog.frame, bare))
 
 
 def test_empty_and_long_texts(files, capsys):
@@ -197,7 +197,7 @@ def test_empty_and_long_texts(files, capsys):
     with pytest.raises(DataError, match="3 of 4 texts are empty") as caught:
         model.embed_texts(["a", " ", "", "\u200b\t"])
     assert caught.value.faults == ("text 2", "text 3", "text 4")
-    with pytest.raises(DataError, match="no texts"):
+    with pytest.raises(DataError, match="No texts"):
         model.embed_texts([])
     model.embed_texts(["word " * 40, "short"])
     assert "1 of 2 texts are longer than the 16 tokens" in capsys.readouterr().err

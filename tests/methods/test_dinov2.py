@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from entrep_cli.errors import RunError, UsageError
 from entrep_cli.evaluation.subsets import score_subset
 from entrep_cli.methods import METHODS, method_class
 from entrep_cli.methods import dinov2_training as module
-from entrep_cli.methods.base import in_classes_of
+from entrep_cli.methods.base import FitContext, in_classes_of
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
 from entrep_cli.methods.runs import load_model, train_run
 from entrep_cli.models.backbones import Backbone, create_backbone
@@ -73,6 +74,11 @@ def recipe(*assignments: str, name: str = "test_vit") -> Dinov2Recipe:
 def fit(catalog, made, run, **more):
     train, val = catalog.subset(catalog.images[:24]), catalog.subset(catalog.images[24:])
     return fit_method(Dinov2, train, val, made, run, **more)
+
+
+def view_classes(model, images, view: int) -> torch.Tensor:
+    context = FitContext(images, images, model.recipe, Run(Path("none")), torch.device("cpu"))
+    return module._view_features(model.backbone, model.preprocess, images, view, {}, context)[1]
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -139,8 +145,7 @@ def test_features_are_computed_once(catalog, tmp_path, monkeypatch):
 def test_views_carry_the_mirror_class_when_flipped(catalog):
     backbone, _ = create_backbone(recipe().backbone, 32)
     model = Dinov2(backbone, recipe("augment.flip=1"), TAXONOMY).eval()
-    _, plain = module._view_features(model, catalog, {}, 0, torch.device("cpu"), "fp32")
-    _, flipped = module._view_features(model, catalog, {}, 1, torch.device("cpu"), "fp32")
+    plain, flipped = (view_classes(model, catalog, view) for view in (0, 1))
     assert flipped.tolist() == [TAXONOMY.mirrors[t] for t in plain.tolist()] != plain.tolist()
 
 
@@ -356,7 +361,7 @@ def test_labels_that_were_mended_are_learned_where_features_are_kept(catalog, tm
     made = recipe("views=1")
     model = Dinov2(Backbone(made.backbone, 32), made, TAXONOMY)
     for part in (corrected.subset(corrected.images[:24]), corrected.subset(corrected.images[24:])):
-        shown = module._view_features(model, part, {}, 0, torch.device("cpu"), "fp32")[1]
+        shown = view_classes(model, part, 0)
         assert torch.equal(shown, torch.from_numpy(part.targets))
 
 

@@ -12,13 +12,13 @@ from torch import nn
 from entrep_cli.data.taxonomy import ClassInfo, Taxonomy
 from entrep_cli.errors import DataError, UsageError
 from entrep_cli.methods.clip_lora import ClipLora, ClipLoraRecipe
+from entrep_cli.methods.clip_towers import Towers
 from entrep_cli.methods.dinov2 import Dinov2, Dinov2Recipe
 from entrep_cli.methods.explanation import _standing_out, explain_images
 from entrep_cli.methods.hybrid import Hybrid
 from entrep_cli.methods.hybrid_components import HybridRecipe
 from entrep_cli.methods.mics import Mics, MicsRecipe
 from entrep_cli.methods.prototype import Prototype, PrototypeRecipe
-from entrep_cli.methods.prototype_towers import Towers
 from entrep_cli.models.attention import explicit_attention
 from entrep_cli.models.attention_maps import hottest_fraction, record_attentions, rollout
 from entrep_cli.models.backbones import Backbone
@@ -59,7 +59,7 @@ def prototype(config: dict = CLIP, without: Sequence[int] = ()) -> Prototype:
     recipe = build_recipe(PrototypeRecipe, parse_assignments([f"image.size={SIZE}"]))
     rows = nn.functional.normalize(torch.randn(3, 32), dim=1)
     rows[list(without)] = 0
-    return Prototype(Towers(Architecture(config), recipe), recipe, TAXONOMY, Prototypes(rows, torch.eye(2, 32)))
+    return Prototype(Towers(Architecture(config), recipe.backbone, recipe.image), recipe, TAXONOMY, Prototypes(rows, torch.eye(2, 32)))
 
 
 def mics(*settings: str) -> Mics:
@@ -232,9 +232,9 @@ def test_what_cannot_be_asked_is_refused():
         explain_images(clip, pixels(), text="a spur", by="rollout")
     with pytest.raises(UsageError, match="together with a class"):
         explain_images(clip, pixels(), text="a spur", classes=[0] * 3)
-    with pytest.raises(UsageError, match="no way 'lime'"):
+    with pytest.raises(UsageError, match="No way 'lime'"):
         explain_images(clip, pixels(), by="lime")
-    with pytest.raises(UsageError, match="no prototype") as caught:
+    with pytest.raises(UsageError, match="No prototype") as caught:
         explain_images(prototype(without=[1]), pixels(), classes=[0, 1, 2])
     assert caught.value.faults == ("right: it had no training image",)
 
@@ -243,23 +243,23 @@ def test_what_cannot_be_asked_is_refused():
 
 
 def test_of_mics_the_white_light_encoder_is_shown():
-    assert set(explain_images(mics(), pixels()).parts) == {"white-light encoder"}
+    assert set(explain_images(mics(), pixels()).components) == {"white-light encoder"}
 
 
 def test_of_a_hybrid_what_decided_is_shown():
     torch.manual_seed(0)
     model, images = hybrid(-1.0), pixels(12)
-    assert set(explain_images(model, images).parts) == {"prototypes"}
+    assert set(explain_images(model, images).components) == {"prototypes"}
     similarities = model.prototype.similarities(images).amax(dim=1)
     model.threshold = float(similarities.median())
     model.recipe = model.recipe.model_copy(update={"confidence": "similarity"})
     decisions = model.decide(images)
     found = explain_images(model, images)
     wanted = {1: "prototypes", 2: "region model", 3: "expert side"}
-    assert found.parts == tuple(wanted[s] for s in decisions.stages.tolist()) and len(set(found.parts)) > 1
-    assert all(way == (LAYERS if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.parts))
+    assert found.components == tuple(wanted[s] for s in decisions.stages.tolist()) and len(set(found.components)) > 1
+    assert all(way == (LAYERS if part == "region model" else GRADIENTS) for way, part in zip(found.ways, found.components))
     # Each part alone tells the same of its images.
-    for i, part in enumerate(found.parts):
+    for i, part in enumerate(found.components):
         own = int(found.classes[i])
         if part == "prototypes":
             alone = explain_images(model.prototype, images[i : i + 1], classes=[own])
@@ -271,4 +271,4 @@ def test_of_a_hybrid_what_decided_is_shown():
     # A class of another region is the coarse model's doing.
     later = [i for i, stage in enumerate(decisions.stages.tolist()) if stage == 3]
     if later:
-        assert set(explain_images(model, images[later], classes=[2] * len(later)).parts) == {"region model"}
+        assert set(explain_images(model, images[later], classes=[2] * len(later)).components) == {"region model"}

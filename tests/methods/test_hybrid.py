@@ -323,7 +323,7 @@ def test_every_part_is_a_run_of_its_own(base, copied):
         assert load_model(part, "cpu").classify(pixels(2)).shape == (2, n_classes)
     manifest = Run(copied).manifest
     assert manifest["files"].keys() == {"started.json", "config.toml", "model.safetensors", "components.json", "stages.json"}
-    assert manifest["taxonomy"]["classes"][0]["name"] == "left" and set(manifest["weights"]["parts"]) == set(names)
+    assert manifest["taxonomy"]["classes"][0]["name"] == "left" and set(manifest["weights"]["components"]) == set(names)
     assert "hybrid/baseline" in (copied / "region" / "config.toml").read_text()  # by name: no place of a machine
 
 
@@ -352,7 +352,7 @@ def test_the_same_training_gives_the_same_bytes_and_a_loaded_model(base, tmp_pat
 def test_a_part_that_is_another_one_is_refused(copied):
     stage = Run(copied / "region")
     stage.path("model.safetensors").write_bytes(b"changed")
-    with pytest.raises(RunError, match="Part 'region' .* cannot be used: Run 'region' is damaged"):
+    with pytest.raises(RunError, match="Component 'region' .* cannot be used: Run 'region' is damaged"):
         load_model(Run(copied), "cpu")
     stage.mark_complete(stage.manifest)  # as a training anew would leave it
     with pytest.raises(RunError, match="was trained anew") as caught:
