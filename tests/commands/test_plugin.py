@@ -61,7 +61,9 @@ def test_it_does_the_whole_job(fresh, phantom, entrep, visible, tmp_path):
         assert sent.code == 0 and sent.json["validated"] and sent.json["queries"] > 30
     refused = entrep("predict", "--track", 3)
     assert refused.code == 2 and "toy has no text tower" in refused.err
-    scored = entrep("evaluate", "--split", "test", "--json").json
+    scored = entrep("evaluate", "--split", "test", "--json")
+    assert scored.code == 0, scored.err
+    scored = scored.json
     assert scored["classification"]["accuracy"]["value"] > 0.5 and "recall@1" in scored["retrieval"]["class"]
     image = next((phantom / "test" / "imgs").glob("*.png"))
     found = entrep("search", image, "--json")
