@@ -515,7 +515,7 @@ def test_regions_of_odd_names_have_folders_of_their_own(base):
 
 
 def test_the_recipe_of_the_paper():
-    made = build_recipe(HybridRecipe, read_recipe("foregut"), {"backbone": {}, "train": {}})
+    made = build_recipe(HybridRecipe, read_recipe("foregut"))
     assert (made.threshold, made.confidence, made.expert_head, made.expert_balance) == (0.99, "similarity", "mlp", "oversample")
     assert "BiomedCLIP" in made.prototype.backbone.name and made.experts.head.hidden == (256, 128) and made.experts.head.dropout == 0.3
     parts = component_recipes(made, Taxonomy.entrep(), Run(runs_dir() / "hybrid"))
