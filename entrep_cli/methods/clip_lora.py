@@ -164,7 +164,7 @@ class ClipLora(Towers, Method):
         """
         self._check_reads_texts()
         prompts = class_prompts(self.taxonomy, self.recipe.texts.languages)
-        faults = [f"text {i} is empty" for i, text in enumerate(texts, 1) if not clean_text(text)] or ["there is no text"] * (not texts)
+        faults = [f"text {i} is empty" for i, text in enumerate(texts, 1) if not clean_text(text)] or ["no text is given"] * (not texts)
         faults += [f"class {c.name} has no prompt" for c, own in zip(self.taxonomy.classes, prompts) if not own]
         if faults:
             hint = "a text needs a word; write prompts of a class into taxonomy.toml"
@@ -181,7 +181,7 @@ class ClipLora(Towers, Method):
     def _check_reads_texts(self) -> None:
         if not self.reads_text:
             raise UsageError(
-                "The text tower of this run was never trained: it started from random weights, and texts.contrast = 0 left it there.",
+                "The text tower of this run was never trained: it started from random weights, and texts.contrast = 0 left it as it was.",
                 hint="train with --set texts.contrast=0.5, or start from the weights of a whole CLIP",
             )
 
@@ -225,7 +225,7 @@ class ClipLora(Towers, Method):
         recipe, train = context.recipe, context.train
         if recipe.backbone.weights == "none" and recipe.tune != "full":
             raise UsageError(
-                f"tune = {recipe.tune!r} learns a few weights beside pretrained ones, and there are none.",
+                f"tune = {recipe.tune!r} learns a few weights beside pretrained ones, and none are given.",
                 hint="--weights FILE or hub, or --tune full to learn everything from random weights",
             )
         torch.manual_seed(recipe.seed)

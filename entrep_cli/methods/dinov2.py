@@ -144,7 +144,7 @@ def _check_used(recipe: Dinov2Recipe) -> None:
     """UsageError for settings that nothing would read."""
     faults = []
     if recipe.head.kind == "logistic" and recipe.loss != LossSettings():
-        faults.append("loss: a logistic head is solved, by its own loss")
+        faults.append("loss: a logistic head is solved by the loss of logistic regression")
     if recipe.tune == "head" and recipe.mixing != MixSettings():
         faults.append("mixing: the features of a frozen backbone are of whole images, worked out once")
     if faults:

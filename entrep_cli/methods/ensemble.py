@@ -202,7 +202,7 @@ def members_of(run: Run) -> list[Run]:
         name = told["run"]
         member = Run(run.path(name)) if name.startswith(INSIDE) else find_run(name)
         if member is None or not member.complete:
-            faults.append(f"{name} is not there" if member is None or not member.folder.is_dir() else f"{name} is not complete")
+            faults.append(f"{name} is missing" if member is None or not member.folder.is_dir() else f"{name} is not complete")
         elif file_sha256(member.path(MANIFEST)) != told["sha256"]:
             faults.append(f"{name} is another run now: it was trained anew")
         else:

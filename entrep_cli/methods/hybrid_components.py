@@ -152,9 +152,9 @@ def check_components(recipes: Mapping[str, Recipe], train: Catalog, val: Catalog
     experts = [name for name in recipes if name.startswith("expert-")]
     fine = [name for name in ("baseline", "region", *experts) if name in recipes]
     if not experts:
-        console.say("No region has several classes: there are no experts, and the coarse model decides alone.")
+        console.say("No region has several classes: no experts are trained, and the coarse model decides alone.")
     if "region" not in recipes:
-        console.say(f"All classes are of one region, {taxonomy.regions[0]!r}: there is no coarse model, and its expert decides alone.")
+        console.say(f"All classes are of one region, {taxonomy.regions[0]!r}: no coarse model is trained, and its expert decides alone.")
     for name in fine:
         check_target(train, val, recipes[name])
     own = recipes["towers" if "towers" in recipes else "prototype"]

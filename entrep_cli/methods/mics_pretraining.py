@@ -146,14 +146,14 @@ def gather(catalog: Catalog | None, split: Split | None, fold: int | None, folde
 
 def _of_dataset(catalog: Catalog, split: Split | None, fold: int | None) -> Catalog:
     if split is None:
-        console.warn("There is no split yet: all images are learned from, those of a later validation and test part too.")
+        console.warn("No split yet: all images are learned from, also those of a later validation or test split.")
         return _struck_out(catalog)
     chosen = set(split.images("train", fold))
     elsewhere = set(catalog.subset([i for part in ("val", "test") for i in split.images(part, fold)]).groups)
     unlabelled = catalog.frame[catalog.frame["label"] == ""]
     near = unlabelled["group"].isin(elsewhere)
     if n := int(near.sum()):
-        console.say(f"{n} images without a label are left out: their groups stand in the validation or test part.")
+        console.say(f"{n} images without a label are left out: their groups belong to the validation or test split.")
     return _struck_out(catalog.subset(chosen | set(unlabelled.loc[~near, "image"])))
 
 
@@ -166,7 +166,7 @@ def _struck_out(catalog: Catalog) -> Catalog:
 
 def _of_folder(folder: Path) -> Catalog:
     if not folder.is_dir():
-        raise DataError("There is no such folder.", where=folder, hint="--images names a folder of images")
+        raise DataError("No such folder.", where=folder, hint="--images names a folder of images")
     tree = scan(folder)
     siblings = {(f.parent, *map(casefold, split_modality(f.name))) for f in tree}
     paths = []
@@ -175,7 +175,7 @@ def _of_folder(folder: Path) -> Catalog:
         if ending != casefold(NARROW) or (place.parent, label, casefold(WHITE)) not in siblings:
             paths += [place / name for name in Names(place, files).files]
     if not paths:
-        raise DataError("There are no images in the folder.", where=folder, hint="--images names a folder of images")
+        raise DataError("No images in the folder.", where=folder, hint="--images names a folder of images")
     probes, faults = probe_images(paths)
     raise_image_faults(faults, folder)
     names = [f"{folder.name}/{path.relative_to(folder).as_posix()}" for path in paths]

@@ -205,7 +205,7 @@ def _texts(train: Catalog, recipe: PrototypeRecipe) -> list[str]:
     if without:
         names = [name for name in train.taxonomy.names if name in without]
         raise DataError(
-            f"{len(without)} training images have neither a description of their own nor a class prompt in {recipe.language!r}.",
+            f"{len(without)} training images have neither a description nor a class prompt in {recipe.language!r}.",
             faults=[f"{name}: {without.count(name)} images" for name in names],
             hint=f"write prompts.{recipe.language} of these classes into taxonomy.toml, or --set language=LANGUAGE",
         )
@@ -307,13 +307,15 @@ def _calibrate(prototypes: Prototypes, embeddings: torch.Tensor, targets: torch.
     for what, similarities, wanted in (("class", classes, targets), ("region", regions, region_of[targets])):
         temperature = fit_temperature(similarities, wanted)
         if temperature is None:
-            said = f"{DEFAULT_TEMPERATURE}, for the validation part shows fewer than two to fit it on"
+            said = f"{DEFAULT_TEMPERATURE}, for the validation split shows fewer than two to fit it on"
             console.say(f"Temperature of {what} probabilities: {said}.")
             continue
         getattr(prototypes, f"{what}_temperature").fill_(temperature)
-        console.say(f"Temperature of {what} probabilities: {temperature:.4f} (fitted on the validation part).")
+        console.say(f"Temperature of {what} probabilities: {temperature:.4f} (fitted on the validation split).")
         if temperature > 0.99 * TEMPERATURES[1]:
-            console.warn(f"The nearest {what} prototype is no better than a guess on the validation part; its probabilities are all alike.")
+            console.warn(
+                f"The nearest {what} prototype is no better than a guess on the validation split; its probabilities are all alike."
+            )
     probabilities = prototypes.class_probabilities(classes)
     scores = classification_scores(probabilities.clamp_min(_LEAST).log(), targets)
     right = nearest(embeddings, prototypes.regions)[0] == region_of[targets]

@@ -85,7 +85,7 @@ def test_an_ensemble_is_a_run_that_every_command_takes(trained, entrep):
     assert changed.code == 1 and "other is another run now" in changed.err
     shutil.rmtree(trained / "other")
     gone = entrep("evaluate", "--run", "nested")
-    assert gone.code == 1 and "other is not there" in gone.err and "Traceback" not in gone.err
+    assert gone.code == 1 and "other is missing" in gone.err and "Traceback" not in gone.err
 
 
 def test_members_answer_in_the_precision_of_their_own_images(trained, entrep, monkeypatch):

@@ -111,7 +111,7 @@ def test_folders_alone_are_enough(contest, entrep, monkeypatch, tmp_path):
 
 def test_without_a_split_all_images_are_learned_from_and_that_is_told(contest, entrep):
     done = entrep("--json", "pretrain", "mics", "--epochs", 1, *SMALL)
-    assert done.code == 0 and sum(done.json["data"]["images"].values()) == 56 and "no split yet" in done.err
+    assert done.code == 0 and sum(done.json["data"]["images"].values()) == 56 and "No split yet" in done.err
     assert done.json["probe"] is None
     assert entrep("split", "--ratios", "50/25/25").code == 0
     trained = entrep("train", "mics", "--weights", "mics-pretrain", "--epochs", 1, *SMALL)
@@ -124,7 +124,7 @@ def test_wrong_usage(split, entrep, tmp_path):
         (["pretrain", "mics", "--resume", "--overwrite"], 2, "give one of them"),
         (["pretrain", "mics", "--resume"], 1, "no incomplete run"),
         (["pretrain", "mics", "--recipe", "dinov2"], 2, "a recipe of dinov2"),
-        (["pretrain", "mics", "--images", tmp_path / "nowhere"], 1, "no such folder"),
+        (["pretrain", "mics", "--images", tmp_path / "nowhere"], 1, "No such folder"),
         (["pretrain", "mics", "--set", "pretraining.mask=0.5"], 2, "did you mean 'pretraining.mask_ratio'"),
         (["pretrain", "mics", *SMALL, "--set", "image.size=36"], 2, "cannot take images of 36"),
         (["pretrain", "mics", *SMALL, "--backbone", "test_resnet", "--set", "backbone.options={}"], 2, "no plain ViT"),

@@ -235,7 +235,7 @@ def test_one_class_alone_works(catalog, clip, tmp_path, capsys):
     top = catalog.subset(catalog.frame.loc[catalog.frame["label"] == "top", "image"])
     model, _ = fit(top, recipe(clip), Run(tmp_path / "run"), n_train=8)
     assert model.classify(pixels()).tolist() == [[0, 0, 1]] * 6
-    assert "Temperature of class probabilities: 0.05, for the validation part shows fewer than two" in capsys.readouterr().err
+    assert "Temperature of class probabilities: 0.05, for the validation split shows fewer than two" in capsys.readouterr().err
 
 
 def test_embeddings_are_computed_once(catalog, clip, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_empty_texts_and_classes_without_prompts_are_named(tmp_path, model):
     assert caught.value.faults == ("text 2 is empty", "text 3 is empty")
     with pytest.raises(DataError) as caught:
         text_probabilities(model, [])
-    assert caught.value.faults == ("there is no text",)
+    assert caught.value.faults == ("no text is given",)
     bare = Taxonomy("bare", (SIDES.classes[0], ClassInfo("right", 1, "r")))
     with pytest.raises(DataError) as caught:
         text_probabilities(make(tmp_path, taxonomy=bare), ["a"])
