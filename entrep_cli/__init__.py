@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from entrep_cli.api.doctor import doctor as doctor
     from entrep_cli.api.embed import embed as embed
     from entrep_cli.api.ensemble import ensemble as ensemble
+    from entrep_cli.api.evaluate import evaluate as evaluate
     from entrep_cli.api.explain import explain as explain
     from entrep_cli.api.export import export as export
     from entrep_cli.api.index import index as index
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 # Function -> its module below `entrep_cli.api`.
 _FUNCTIONS = {
-    **{name: name for name in "compare doctor embed ensemble explain export index inspect predict pretrain".split()},
+    **{name: name for name in "compare doctor embed ensemble evaluate explain export index inspect predict pretrain".split()},
     **{name: name for name in "report search split synth train validate".split()},
     "effective_recipe": "train",
     "pretraining_recipe": "pretrain",

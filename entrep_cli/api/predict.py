@@ -65,6 +65,7 @@ class Prediction(Result):
 
     def tables(self) -> list[Table]:
         from entrep_cli.data.tracks import track_of
+        from entrep_cli.methods.base import stage_table
 
         rule, given = self.selection.rule, list(self.answered.answers.values())
         rows: list[tuple[str, object]] = [("queries", len(self.answered.queries))]
@@ -84,9 +85,7 @@ class Prediction(Result):
         tables = [Table(f"Track {self.track}, {track_of(self.track).name}, by run {self.run.name}", ["", "value"], rows)]
         if self.stages:
             marked = ", and how many are marked as out of distribution" if "marked" in self.stages[0] else ""
-            columns = [{"by": "decided by"}.get(key, key) for key in self.stages[0]]
-            cells = [["-" if value is None else value for value in row.values()] for row in self.stages]
-            tables.append(Table(f"What decided{marked}", columns, cells))
+            tables.append(stage_table(f"What decided{marked}", self.stages))
         return tables
 
     def frame(self) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from entrep_cli.evaluation.calibration import Reliability, calibration_sample, r
 from entrep_cli.evaluation.intervals import Interval
 from entrep_cli.evaluation.subsets import SubsetScores, TextQueries, score_subset
 from entrep_cli.results import Result, Table
-from entrep_cli.workspace import write_json_atomic
+from entrep_cli.workspace import Run, write_json_atomic
 
 if TYPE_CHECKING:
     from entrep_cli.evaluation.scored import Scored
@@ -79,6 +79,7 @@ class Evaluation(Result):
         calibration: None for a submission.
         stages: of a cascade: what decided, how many images, how many of them rightly.
         figure: the drawn confusion matrix, where it was drawn.
+        run: what was scored; of a submission the run in whose folder it lies, if any.
     """
 
     title: str
@@ -91,6 +92,12 @@ class Evaluation(Result):
     calibration: Calibration | None = None
     stages: Sequence[Mapping[str, Any]] = ()
     figure: Path | None = None
+    run: Run | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """What `write` writes, and the figure."""
+        return [self.stem.with_name(f"{self.stem.name}.json"), *([self.figure] if self.figure else [])]
 
     def rows(self) -> list[tuple[str, str, Interval, int]]:
         """Metric, relevance ("" but for retrieval), value with interval, and the images or queries it is the mean over."""
@@ -152,9 +159,8 @@ class Evaluation(Result):
 
     def write(self) -> Path:
         """Write the document, `<stem>.json`."""
-        path = self.stem.with_name(f"{self.stem.name}.json")
-        write_json_atomic(path, self.to_dict())
-        return path
+        write_json_atomic(self.files[0], self.to_dict())
+        return self.files[0]
 
     def _classification_tables(self) -> list[Table]:
         scores = self.scores.classification
@@ -207,7 +213,8 @@ def evaluate_scored(scored: Scored, selection: Selection | None = None, *, mask_
     stem = scored.stem if mask_groups else scored.stem.with_name(f"{scored.stem.name}-unmasked")
     calibration = calibration_of(scored, notes)
     taxonomy = scored.images.taxonomy
-    return Evaluation(scored.title, stem, taxonomy, scores, tuple(notes), mask_groups, selection, calibration, stages_of(scored))
+    stages = stages_of(scored)
+    return Evaluation(scored.title, stem, taxonomy, scores, tuple(notes), mask_groups, selection, calibration, stages, run=scored.run)
 
 
 def calibration_of(scored: Scored, notes: list[str]) -> Calibration:

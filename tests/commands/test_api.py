@@ -28,6 +28,10 @@ SAME = {
     ),
     "search {image} --run dinov2 --top-k 3": lambda image, **_: entrep_cli.search(image, run="dinov2", top_k=3),
     "explain {image} --run dinov2 --class throat": lambda image, **_: entrep_cli.explain([image], run="dinov2", class_="throat"),
+    "evaluate --run dinov2 --split val": lambda **_: entrep_cli.evaluate(run="dinov2", split="val"),
+    "evaluate --submission {runs}/dinov2/submissions/track1.zip --truth {truth} --track 1": lambda runs, truth, **_: entrep_cli.evaluate(
+        submission=runs / "dinov2" / "submissions" / "track1.zip", truth=truth, track=1
+    ),
     "report --run dinov2 --split queries": lambda **_: entrep_cli.report(run="dinov2", split="queries"),
 }
 
@@ -38,8 +42,8 @@ VERBS = [name for name in entrep_cli.__all__ if name != "__version__"]
 def test_python_returns_what_json_prints(trained, phantom, entrep, capfd, line):
     """In JSON a NaN is null."""
     shutil.copytree(trained / "dinov2", trained / "twin")
-    places = {"runs": trained, "image": sorted((phantom / "test" / "imgs").iterdir())[0]}
-    if line.startswith("validate"):
+    places = {"runs": trained, "image": sorted((phantom / "test" / "imgs").iterdir())[0], "truth": phantom / "test" / "truth_cls.json"}
+    if "submission" in line:
         entrep_cli.predict(run="dinov2", track=1)
     printed = entrep(*line.format(**places).split(), "--json").json
     console.set_mode("library")

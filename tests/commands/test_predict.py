@@ -16,11 +16,11 @@ SUBMISSION = ["evaluate", "--submission", "x.zip", "--truth", "t.json", "--track
     [
         (["predict", "--track", 1, "--gallery", "test"], "--gallery is for what is searched"),
         (["predict", "--track", 1, "--top-k", 10], "--top-k is for what is searched"),
-        ([*SUBMISSION, 1, "--split", "test"], "--split is of a part"),
-        ([*SUBMISSION, 1, "--fold", 0], "--fold is of a part"),
-        ([*SUBMISSION, 2, "--mask-groups"], "--mask-groups is of a part"),
-        ([*SUBMISSION, 2, "--no-mask-groups"], "--mask-groups is of a part"),
-        ([*SUBMISSION, 2, "--run", "dinov2"], "--run tells what the class ids"),
+        ([*SUBMISSION, 1, "--split", "test"], "--split is of a split"),
+        ([*SUBMISSION, 1, "--fold", 0], "--fold is of a split"),
+        ([*SUBMISSION, 2, "--mask-groups"], "--mask-groups is of a split"),
+        ([*SUBMISSION, 2, "--no-mask-groups"], "--mask-groups is of a split"),
+        ([*SUBMISSION, 2, "--run", "dinov2"], "--run says what the class ids"),
         (["evaluate", "--split", "queries", "--fold", 3], "--fold chooses among the images of the split"),
     ],
 )
