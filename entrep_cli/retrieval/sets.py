@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from entrep_cli import console, processes
 from entrep_cli.data.catalog import Catalog
@@ -15,12 +16,12 @@ from entrep_cli.data.splits import split_groups
 from entrep_cli.data.testsets import TestSet, find_test_sets, read_test_folder
 from entrep_cli.data.texts import Lookup
 from entrep_cli.errors import DataError, UsageError, together
-from entrep_cli.methods.base import COMPILED, Model
-from entrep_cli.methods.runs import load_model
-from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
 from entrep_cli.retrieval.embeddings import Embeddings, Items, embed_items, embedded_sets, embedding_engine, embeddings_of
 from entrep_cli.retrieval.pipeline import FP32
 from entrep_cli.workspace import Run, fingerprint
+
+if TYPE_CHECKING:
+    from entrep_cli.methods.base import Model
 
 TRAIN, TEST = "train", "test"
 
@@ -120,6 +121,8 @@ def open_model(run: Run, device: str = "auto") -> Model:
     Raises:
         RunError: as `load_model`.
     """
+    from entrep_cli.methods.runs import load_model
+
     model = load_model(run, device)
     _lower_as_embedded(model, run)
     return model
@@ -135,6 +138,9 @@ def open_for_embedding(run: Run, device: str = "auto", precision: str = "auto", 
     Raises:
         UsageError: an ensemble in several processes, or a precision that the device does not have. RunError: as `load_model`.
     """
+    from entrep_cli.methods.runs import load_model
+    from entrep_cli.models.precision import choose_inference_precision, lower, precision_beside
+
     together = precision == "auto" and run.manifest["method"] == "ensemble"  # then each member has its own
     model = open_model(run, device) if together else load_model(run, device)
     if processes.size() > 1 and model.members:
@@ -155,11 +161,15 @@ def open_for_embedding(run: Run, device: str = "auto", precision: str = "auto", 
 
 def embedded_precision(run: Run) -> str | None:
     """What computed the images that a run has embedded, the training images first; None where it has none."""
+    from entrep_cli.methods.base import COMPILED
+
     sets = embedded_sets(run)
     return embedding_engine(run, TRAIN if TRAIN in sets else sets[0]).removesuffix(COMPILED) if sets else None
 
 
 def _lower_as_embedded(model: Model, run: Run) -> None:
+    from entrep_cli.models.precision import lower, precision_beside
+
     if model.members:
         for member, member_run in zip(model.members, model.member_runs):
             _lower_as_embedded(member, member_run)
