@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from entrep_cli.version import __version__
 
 if TYPE_CHECKING:
+    from entrep_cli.api.ablate import ablate as ablate
+    from entrep_cli.api.ablate import ablation_rows as ablation_rows
     from entrep_cli.api.cache import cache_clear as cache_clear
     from entrep_cli.api.cache import cache_list as cache_list
     from entrep_cli.api.compare import compare as compare
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from entrep_cli.api.pretrain import pretrain as pretrain
     from entrep_cli.api.pretrain import pretraining_recipe as pretraining_recipe
     from entrep_cli.api.report import report as report
+    from entrep_cli.api.reproduce import reproduce as reproduce
     from entrep_cli.api.search import search as search
     from entrep_cli.api.split import split as split
     from entrep_cli.api.synth import synth as synth
@@ -47,8 +50,9 @@ if TYPE_CHECKING:
 
 # Function -> its module below `entrep_cli.api`.
 _FUNCTIONS = {
-    **{name: name for name in "compare doctor embed ensemble evaluate explain export index inspect predict pretrain".split()},
-    **{name: name for name in "report search split synth train validate".split()},
+    **{name: name for name in "ablate compare doctor embed ensemble evaluate explain export index inspect predict pretrain".split()},
+    **{name: name for name in "report reproduce search split synth train validate".split()},
+    "ablation_rows": "ablate",
     "effective_recipe": "train",
     "pretraining_recipe": "pretrain",
     **{f"weights_{word}": "weights" for word in ("list", "check", "fetch")},

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
+from entrep_cli.results import Result
 
 
-def list_() -> dict[str, Any]:
+def list_() -> Result:
     """Example: entrep cache list
 
     What lies under runs/cache, by kind: all of it can be computed again.
@@ -19,7 +20,7 @@ def list_() -> dict[str, Any]:
     console.show(result)
     if any(kind.files for kind in result.kinds):
         console.next_commands("entrep cache clear", "entrep cache clear pixels --older-than 7")
-    return result.to_dict()
+    return result
 
 
 def clear(
@@ -28,7 +29,7 @@ def clear(
         float | None,
         typer.Option("--older-than", help="Only what was written so many days ago.", min=0, metavar="DAYS", show_default=False),
     ] = None,
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep cache clear
 
     Free the disk of what can be computed again, and say how much that was. Safe beside a running
@@ -41,4 +42,4 @@ def clear(
         console.say(f"{result.left} files were left: they are being written, or were a moment ago.")
     for fault in result.faults:
         console.warn(f"not removed: {fault}")
-    return result.to_dict()
+    return result

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.errors import RunError
+from entrep_cli.results import Result
+from entrep_cli.workspace import writing_to
 
 RECIPE = "tiny"
 FINDING = "septal spur"
@@ -31,88 +32,55 @@ def demo(
     evaluate, embed, index, search by image and by text, predict, validate and score each track. Each
     command is printed as you would type it. Takes some minutes on two cores.
     """
-    from entrep_cli.commands.embed import embed
-    from entrep_cli.commands.evaluate import evaluate
-    from entrep_cli.commands.index import index
-    from entrep_cli.commands.predict import predict
-    from entrep_cli.commands.search import search
-    from entrep_cli.commands.split import split
-    from entrep_cli.commands.synth import synth
-    from entrep_cli.commands.train import train
-    from entrep_cli.commands.validate import validate
-
     if folder.exists() and any(folder.iterdir()):
         hint = f"remove it (rm -r {shlex.quote(str(folder))}) or name another: entrep demo FOLDER"
         raise RunError("The demo's folder is not empty.", where=folder, hint=hint)
     data, test, runs = folder / "data", folder / "data" / "test", folder / "runs"
     started = time.monotonic()
-    before = os.environ.get("ENTREP_RUNS")
-    os.environ["ENTREP_RUNS"] = str(runs)
     zips = {track: runs / "clip-lora" / "submissions" / f"track{track}.zip" for track in TRUTHS}
-    scored: dict[int, dict[str, Any]] = {}
-
-    def step(line: list[object], command, **arguments: Any) -> dict[str, Any]:
-        console.say("", f"$ entrep {shlex.join(map(str, line))}")
-        with _without_next():
-            return command(**arguments)
-
-    try:
-        line = ["synth", data, "--images", images, "--test-images", test_images]
-        step(line, synth, folder=data, images=images, test_images=test_images)
+    scores: dict[int, dict[str, Any]] = {}
+    with writing_to(runs):
+        _step(["synth", data, "--images", images, "--test-images", test_images], entrep.synth, data, images=images, test_images=test_images)
         console.say("", f"$ export ENTREP_DATA={shlex.quote(str(data))} ENTREP_RUNS={shlex.quote(str(runs))}")
-        step(["split"], split, data=data)
-        step(["train", "clip-lora", "--recipe", RECIPE], train, method="clip-lora", recipe=RECIPE, data=data)
-        step(["evaluate"], evaluate, data=data)
-        step(["embed"], embed, data=data)
-        step(["index"], index)
-        query = sorted((test / "imgs").iterdir())[0]
-        sheet = folder / "search.png"
+        _step(["split"], entrep.split, data=data)
+        _step(["train", "clip-lora", "--recipe", RECIPE], entrep.train, "clip-lora", recipe=RECIPE, data=data)
+        _step(["evaluate"], entrep.evaluate, data=data)
+        _step(["embed"], entrep.embed, data=data)
+        _step(["index"], entrep.index)
+        query, sheet = sorted((test / "imgs").iterdir())[0], folder / "search.png"
         line = ["search", query, "--top-k", 5, "--mask-groups", "--save", sheet]
-        step(line, search, query=str(query), top_k=5, mask_groups=True, save=sheet)
-        step(["search", FINDING, "--top-k", 5], search, query=FINDING, top_k=5)
+        _step(line, entrep.search, str(query), top_k=5, mask_groups=True, save=sheet)
+        _step(["search", FINDING, "--top-k", 5], entrep.search, FINDING, top_k=5)
         for track, truth in TRUTHS.items():
-            masked = track == 2
-            line = ["predict", "--track", track, *(["--mask-groups"] if masked else [])]
-            step(line, predict, track=track, data=data, mask_groups=masked)
-            step(["validate", zips[track], "--track", track], validate, file=zips[track], track=track, data=data)
+            mask = track == 2
+            _step(["predict", "--track", track, *["--mask-groups"] * mask], entrep.predict, track=track, data=data, mask_groups=mask)
+            _step(["validate", zips[track], "--track", track], entrep.validate, zips[track], track=track, data=data)
             line = ["evaluate", "--submission", zips[track], "--truth", test / truth, "--track", track]
-            scored[track] = step(line, evaluate, submission=zips[track], truth=test / truth, track=track, data=data)
-    finally:
-        if before is None:
-            del os.environ["ENTREP_RUNS"]
-        else:
-            os.environ["ENTREP_RUNS"] = before
-    classes = scored[1]["classification"]
-    by_class = scored[2]["retrieval"]["class"]
-    by_finding = scored[3]["retrieval"]["finding"]
+            result = _step(line, entrep.evaluate, submission=zips[track], truth=test / truth, track=track, data=data)
+            scores[track] = result.to_dict()
+    classes = scores[1]["classification"]
     console.table(
         f"Demo on phantom data, {time.monotonic() - started:.0f} s (a test bench: it says nothing about real endoscopy)",
         ["result", "value"],
         [
             ("track 1 accuracy", classes["accuracy"]["value"]),
             ("track 1 macro F1", classes["macro"]["f1"]["value"]),
-            ("track 2 Recall@1 by class, own exam masked", by_class["recall@1"]["value"]),
-            ("track 3 Recall@1 by finding", by_finding["recall@1"]["value"]),
-            ("the same, of an image drawn by chance", scored[3]["chance"]["finding"]),
+            ("track 2 Recall@1 by class, same exam masked", scores[2]["retrieval"]["class"]["recall@1"]["value"]),
+            ("track 3 Recall@1 by finding", scores[3]["retrieval"]["finding"]["recall@1"]["value"]),
+            ("the same, of an image drawn by chance", scores[3]["chance"]["finding"]),
             ("submissions", zips[1].parent),
             ("run", zips[1].parent.parent),
             ("a search, drawn", sheet),
         ],
     )
-    console.next_commands(
-        "entrep split --data YOUR_DATA",
-        "entrep train --data YOUR_DATA",
-        "entrep --help",
-    )
+    console.next_commands("entrep split --data YOUR_DATA", "entrep train --data YOUR_DATA", "entrep --help")
     submissions = {str(track): str(path) for track, path in zips.items()}
-    return {"folder": str(folder), "submissions": submissions, "scores": {str(track): scores for track, scores in scored.items()}}
+    return {"folder": str(folder), "submissions": submissions, "scores": {str(track): values for track, values in scores.items()}}
 
 
-@contextlib.contextmanager
-def _without_next() -> Iterator[None]:
-    """Inside it no command says what to run next: the demo runs it."""
-    said, console.next_commands = console.next_commands, lambda *commands: None
-    try:
-        yield
-    finally:
-        console.next_commands = said
+def _step(line: list[object], function: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+    """One command, printed as it is typed, with its tables."""
+    console.say("", f"$ entrep {shlex.join(map(str, line))}")
+    result = function(*arguments, **keywords)
+    console.show(result)
+    return result

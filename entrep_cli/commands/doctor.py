@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
+from entrep_cli.results import Result
 
 
 def doctor(
@@ -17,7 +18,7 @@ def doctor(
         typer.Option("--self-test/--no-self-test", help="Also draw, train, answer and validate a few phantom images, in under a minute."),
     ] = True,
     device: options.Device = "auto",
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep doctor
 
     Look at what entrep stands on: Python, packages, torch and torchvision as a pair, device and
@@ -30,4 +31,4 @@ def doctor(
         if finding.level != "ok":
             console.warn(f"{finding.area}: {finding.what}")
     console.next_commands(*result.advice)
-    return result.to_dict()
+    return result

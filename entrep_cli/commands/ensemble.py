@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
+from entrep_cli.results import Result
 
 
 def ensemble(
@@ -20,7 +21,7 @@ def ensemble(
     data: options.Data = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
     device: options.Device = "auto",
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep ensemble clip-lora dinov2
 
     Let runs answer together, as one run that every command takes: the weighted mean of their calibrated
@@ -34,4 +35,4 @@ def ensemble(
     here = console.flags(data=data, run=result.run.name)
     queries = "" if result.built.scores else " --split queries"
     console.next_commands(f"entrep evaluate{here}{queries}", f"entrep embed{here}", f"entrep predict --track 2{here}")
-    return result.to_dict()
+    return result

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
+from entrep_cli.results import Result
 
 
 def inspect(
@@ -19,7 +20,7 @@ def inspect(
     run: Annotated[str | None, typer.Option("--run", help="Compare by this run's embeddings too.", show_default=False)] = None,
     private: Annotated[bool, typer.Option("--private", help="Leave out names, texts and pictures: to show it to others.")] = False,
     device: options.Device = "auto",
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep inspect --html inspection.html
 
     Look at a dataset before anything is trained on it: counts, sizes, unreadable files, dark or blurred
@@ -34,4 +35,4 @@ def inspect(
         console.say(f"Page: {result.html}")
     if result.ok:
         console.next_commands(f"entrep split{console.flags(data=data)}")
-    return result.to_dict()
+    return result

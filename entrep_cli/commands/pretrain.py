@@ -10,6 +10,7 @@ import typer
 import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
+from entrep_cli.results import Result
 
 
 def pretrain(
@@ -32,7 +33,7 @@ def pretrain(
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-) -> dict[str, Any]:
+) -> Result | dict[str, Any]:
     """Example: entrep pretrain mics --recipe mics-tiny --epochs 3
 
     Pre-train both encoders on the training images of the dataset, and on all images of --images; no label is
@@ -62,4 +63,4 @@ def pretrain(
         f"entrep train mics{here} --label-fraction 0.05",
         f"entrep train dinov2{backbone_flags}{''.join(console.flags(set=one) for one in result.backbone_assignments)}",
     )
-    return result.to_dict()
+    return result

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
+from entrep_cli.results import Result
 
 
 def split(
@@ -20,7 +21,7 @@ def split(
     small_to_train: Annotated[
         bool, typer.Option("--small-to-train", help="Leave classes too small to divide in the training subset.")
     ] = False,
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep split --ratios 80/10/10
 
     Divide the labelled images, stratified by class. Frames of one group (exam, patient, video) never
@@ -30,4 +31,4 @@ def split(
     result = entrep.split(data=data, ratios=ratios, folds=folds, seed=seed, groups=groups, small_to_train=small_to_train)
     console.show(result)
     console.next_commands(f"entrep train{console.flags(data=data, fold=0 if folds else None)}")
-    return result.to_dict()
+    return result

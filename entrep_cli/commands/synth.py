@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
+from entrep_cli.results import Result
 
 
 def synth(
@@ -17,7 +18,7 @@ def synth(
     images: Annotated[int, typer.Option(help="Training images.", min=7)] = 700,
     test_images: Annotated[int, typer.Option(help="Test images.", min=7)] = 210,
     seed: options.Seed = 0,
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep synth phantom
 
     Draw a phantom ENT dataset in the contest's layout: training images with labels and texts, test
@@ -27,4 +28,4 @@ def synth(
     result = entrep.synth(folder, images=images, test_images=test_images, seed=seed)
     console.show(result)
     console.next_commands(f"entrep split{console.flags(data=folder)}")
-    return result.to_dict()
+    return result

@@ -10,6 +10,7 @@ import entrep_cli as entrep
 from entrep_cli import console
 from entrep_cli.commands import options
 from entrep_cli.methods import DEFAULT_METHOD, trainable
+from entrep_cli.results import Result
 
 
 def train(
@@ -36,7 +37,7 @@ def train(
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the effective recipe as TOML and stop.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-) -> dict[str, Any]:
+) -> Result | dict[str, Any]:
     """Example: entrep train --recipe tiny
 
     Train a method on the split and leave a run: a folder under runs/ with the model, its settings
@@ -66,4 +67,4 @@ def train(
     else:
         commands = ["evaluate", "embed", *(f"predict --track {track}" for track in result.tracks)]
         console.next_commands(*(f"entrep {command}{here}" for command in commands))
-    return result.to_dict()
+    return result

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import entrep_cli as entrep
 from entrep_cli import console
+from entrep_cli.results import Result
 
 
-def list_() -> dict[str, Any]:
+def list_() -> Result:
     """Example: entrep weights list
 
     Every pretrained weight that a recipe or a method can start from: what for, how large, under which
@@ -19,7 +20,7 @@ def list_() -> dict[str, Any]:
     result = entrep.weights_list()
     console.show(result)
     console.next_commands("entrep weights fetch NAME", "entrep weights check")
-    return result.to_dict()
+    return result
 
 
 def check(
@@ -27,7 +28,7 @@ def check(
         str | None, typer.Argument(help="As in `entrep weights list` (default: all of which a file is here).", show_default=False)
     ] = None,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Also load them strictly into their model.")] = True,
-) -> dict[str, Any]:
+) -> Result:
     """Example: entrep weights check
 
     Are weights complete? Every file is here, has its size and SHA-256 where those are known, and loads
@@ -43,10 +44,10 @@ def check(
         console.next_commands(f"entrep weights fetch {' '.join(result.damaged)}")
     elif not result.results:
         console.next_commands("entrep weights list")
-    return result.to_dict()
+    return result
 
 
-def fetch(names: Annotated[list[str], typer.Argument(help="As in `entrep weights list`.", metavar="NAME")]) -> dict[str, Any]:
+def fetch(names: Annotated[list[str], typer.Argument(help="As in `entrep weights list`.", metavar="NAME")]) -> Result:
     """Example: entrep weights fetch dinov2-s
 
     Download weights into the hub's cache, where training looks for them, and check their size and SHA-256
@@ -56,4 +57,4 @@ def fetch(names: Annotated[list[str], typer.Argument(help="As in `entrep weights
     result = entrep.weights_fetch(names)
     console.show(result)
     console.next_commands(*result.next_commands)
-    return result.to_dict()
+    return result

@@ -19,12 +19,13 @@ from entrep_cli.evaluation.classification import ClassificationScores, report_ce
 from entrep_cli.evaluation.intervals import Interval, pooled
 from entrep_cli.evaluation.scored import embedded_by, texts_for
 from entrep_cli.evaluation.subsets import TEXTS, SubsetScores, score_subset
-from entrep_cli.methods.base import Decisions
+from entrep_cli.methods.base import Decisions, stage_table
 from entrep_cli.methods.hybrid import NONE_ACCEPTED, Hybrid
 from entrep_cli.methods.prototype import Prototype
 from entrep_cli.methods.runs import load_model
 from entrep_cli.reporting.drawing import embedding_map
 from entrep_cli.reporting.embedding_map import tsne
+from entrep_cli.results import Table
 from entrep_cli.retrieval.class_aware import ClassRule
 from entrep_cli.retrieval.embeddings import Embeddings
 from entrep_cli.workspace import Run, write_json_atomic
@@ -52,6 +53,27 @@ class Foregut:
     retrieval: SubsetScores
     tables: dict[int, Cells] = field(default_factory=dict)
     figure: Path | None = None
+
+    def tables_of(self, split: str, n: int) -> list[Table]:
+        """Ours for people, of the `n` images of a split."""
+        levels = [
+            Table(
+                f"Ours, {level}, {split} ({n} images), with 95% intervals over groups",
+                ["model", "accuracy", "macro F1", "weighted F1"],
+                [(name, s.accuracy, s.macro_f1, s.weighted_f1) for name, s in scores.items()],
+            )
+            for level, scores in (("classes", self.classes), ("regions", self.regions))
+        ]
+        scored = {key: s for key, s in self.retrieval.retrieval.items() if s.scored.any()}
+        names = dict.fromkeys(name for s in scored.values() for name in s.means)
+        chance = self.retrieval.chance
+        rows = [(key, *(s.means.get(name, "-") for name in names), chance.get(key.split(",")[0], "-")) for key, s in scored.items()]
+        return [
+            *levels,
+            Table("Hybrid less baseline, classes, paired", ["score", "difference"], list(self.against_baseline.items())),
+            stage_table("Stages of the hybrid", self.stages),
+            Table("Prototype embeddings, retrieval; class means region, the query's group masked", ["", *names, "by chance"], rows),
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         return {
