@@ -138,7 +138,7 @@ def test_runs_that_make_no_ensemble_are_told_all_at_once(trained, entrep):
         ["ensemble", "a", "b", "--weights", "best"],
         ["ensemble", "a", "b", "--name", "b"],
         ["train", "ensemble"],
-        ["train", "--folds", "--fold", "0"],
+        ["train", "--folds", "3", "--fold", "0"],
         ["evaluate", "--tta", "--submission", "x.zip"],
         ["predict", "--track", "2", "--calibrate"],
         ["predict", "--track", "3", "--tta"],
@@ -180,8 +180,8 @@ def test_folds_are_trained_gathered_and_answer_together(tmp_path, monkeypatch, e
     monkeypatch.setenv("ENTREP_RUNS", str(runs))
     monkeypatch.setenv("ENTREP_DATA", str(contest.root))
     assert entrep("split").code == 0
-    refused = entrep("train", "dinov2", "--folds", *small)
-    assert refused.code == 2 and "entrep split --folds 5" in refused.err and not (runs / "dinov2").exists()
+    refused = entrep("train", "dinov2", "--folds", 3, *small)
+    assert refused.code == 2 and "entrep split --folds 3" in refused.err and not (runs / "dinov2").exists()
     assert entrep("split", "--folds", 3).code == 0
 
     trained, once = [], folds_module.train_run
@@ -194,7 +194,7 @@ def test_folds_are_trained_gathered_and_answer_together(tmp_path, monkeypatch, e
         return once(*arguments, fold=fold, **more)
 
     monkeypatch.setattr(folds_module, "train_run", train_run)
-    stopped = entrep("train", "dinov2", "--folds", *small, "--epochs", 1)
+    stopped = entrep("train", "dinov2", "--folds", 3, *small, "--epochs", 1)
     assert stopped.code == 130 and "entrep train --resume --name dinov2" in stopped.err
     assert entrep("evaluate", "--run", "dinov2").code == 1  # not complete
     done = entrep("train", "--resume", "--json")

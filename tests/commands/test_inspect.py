@@ -34,9 +34,9 @@ def copies(_copies, tmp_path, monkeypatch):
     return root
 
 
-def test_a_phantom_needs_no_mending(entrep, fresh):
+def test_a_phantom_needs_no_fix(entrep, fresh):
     done = entrep("inspect", "--labels")
-    assert done.code == 0 and "Must be corrected" in done.out and "nothing" in done.out and "Next:" in done.err
+    assert done.code == 0 and "Must be fixed" in done.out and "nothing" in done.out and "Next:" in done.err
     document = entrep("inspect", "--json").json
     assert document["ok"] and document["counts"]["images"] == 112 and document["counts"]["subsets"] == {"train": 112, "test": 42}
 

@@ -120,7 +120,7 @@ def test_without_a_split_all_images_are_learned_from_and_that_is_told(contest, e
 
 def test_wrong_usage(split, entrep, tmp_path):
     for line, code, told in (
-        (["pretrain", "dinov2"], 2, "no pre-training of 'dinov2'"),
+        (["pretrain", "dinov2"], 2, "No pre-training of 'dinov2'"),
         (["pretrain", "mics", "--resume", "--overwrite"], 2, "give one of them"),
         (["pretrain", "mics", "--resume"], 1, "no incomplete run"),
         (["pretrain", "mics", "--recipe", "dinov2"], 2, "a recipe of dinov2"),

@@ -81,7 +81,7 @@ def test_without_the_pretrained_weights_the_tables_say_so(fresh, entrep, monkeyp
 
 def test_what_cannot_be_reproduced_is_refused(trained, entrep):
     for arguments, said in (
-        (["mlcf"], "no paper 'mlcf'"),
+        (["mlcf"], "No paper named 'mlcf'"),
         (["foregut", "--run", "dinov2"], "not of hybrid"),
         (["foregut", "--run", "x", "--seed", "1"], "one or the other"),
         (["foregut", "--split", "train"], "Nothing can be scored"),
