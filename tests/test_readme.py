@@ -32,7 +32,9 @@ def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch, capsy
         assert not ended.value.code, f"{line}\n{shown.err}"
     assert "macro F1" in shown.out
     exec(python, {})
-    assert "nose-left" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "macro F1" in shown.out and "recall@1" in shown.out and not shown.err
+    assert (tmp_path / "runs" / "try" / "from-python" / "submissions" / "track1.zip").is_file()
 
 
 def test_every_command_is_in_the_table():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrep_cli.errors import UsageError
 from entrep_cli.workspace import data_dir
@@ -43,5 +43,5 @@ def compare(
         raise UsageError(f"{name!r} cannot be the name of a file.", hint="use letters, digits, - and _")
     from entrep_cli.experiments.comparison import compare_runs
 
-    how = {"split": split, "fold": fold, "mask_groups": mask_groups, "level": level, "baseline": baseline, "device": device}
+    how: dict[str, Any] = {"split": split, "fold": fold, "mask_groups": mask_groups, "level": level, "baseline": baseline, "device": device}
     return compare_runs(runs, data_dir(data), **how).write(name or split)

@@ -15,6 +15,7 @@ from entrep_cli.results import Result, Table
 from entrep_cli.workspace import Run, data_dir, open_run, runs_dir
 
 if TYPE_CHECKING:
+    from entrep_cli.methods.base import Model
     from entrep_cli.retrieval.pipeline import Stages
 
 
@@ -99,7 +100,7 @@ def embed(
 
         if device not in ("auto", "cpu"):
             raise UsageError("The onnx engine computes on the CPU.", hint="--device cpu, or --engine torch")
-        model = open_exported(opened)
+        model: Model = open_exported(opened)
     else:
         model = open_for_embedding(opened, device, precision, compiled=compile)
     size, reason = processes.on_main(lambda: choose_batch(model, batch_size))

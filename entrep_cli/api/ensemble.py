@@ -36,11 +36,12 @@ class EnsembleResult(Result):
     def tables(self) -> list[Table]:
         built, title = self.built, f"Members of {self.run.name} (weights: {self.weights})"
         tables = [Table(title, ["run", "in classes", "in rankings", "temperature"], built.members)]
-        scores = list(built.scores[-1]) if built.val is not None and built.scores else []
+        n_val = 0 if built.val is None else len(built.val)
+        scores = list(built.scores[-1]) if n_val and built.scores else []
         for start in range(0, len(scores), _SCORES_A_TABLE):
             keys = scores[start : start + _SCORES_A_TABLE]
             rows = [(name, *(row[key] for key in keys)) for name, row in zip([*built.names, self.run.name], built.scores)]
-            tables.append(Table(f"On validation ({len(built.val)} images), with 95% intervals", ["run", *keys], rows))
+            tables.append(Table(f"On validation ({n_val} images), with 95% intervals", ["run", *keys], rows))
         if built.gains:
             rows = [(key, best, interval) for key, (best, interval) in built.gains.items()]
             tables.append(Table("What the ensemble adds to its best member, on validation", ["score", "best member", "difference"], rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrep_cli import console
 from entrep_cli.api.common import check_class_aware, say_catalog, say_selection
@@ -58,7 +58,8 @@ def evaluate(
 
         scored = open_scored(run, data_dir(data), split or "test", fold=fold, flip=tta, device=device)
         say_catalog(scored.catalog)
-        dataset, rule = (scored.catalog, scored.split), {"class_aware": class_aware, "class_weight": class_weight}
+        dataset = (scored.catalog, scored.division)
+        rule: dict[str, Any] = {"class_aware": class_aware, "class_weight": class_weight}
         selection = select(scored.run, scored.model, dataset, **rule, refine=parse_steps(refine), flip=tta)
         say_selection(selection)
         return _written(evaluate_scored(scored, selection, mask_groups=mask_groups is not False))

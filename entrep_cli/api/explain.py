@@ -81,12 +81,12 @@ def explain(
         UsageError: options that do not go together, a class that the run does not know, a way that the model does not have.
         DataError: lists the images that cannot be read.
     """
-    images, save = [Path(image) for image in images], None if save is None else Path(save)
-    _check(len(images), text, class_, by, save)
+    paths, target = [Path(image) for image in images], None if save is None else Path(save)
+    _check(len(paths), text, class_, by, target)
     opened = open_run(run)
-    one_sheet = save is not None and _is_png(save)
-    files = [save] * len(images) if one_sheet else _files(images, save or opened.path("explain"), _asked(text, class_, by))
-    inputs = {image.resolve() for image in images}
+    sheet = target if target is not None and _is_png(target) else None
+    files = [sheet] * len(paths) if sheet else _files(paths, target or opened.path("explain"), _asked(text, class_, by))
+    inputs = {path.resolve() for path in paths}
     if over := [str(file) for file in dict.fromkeys(files) if file.resolve() in inputs]:
         raise UsageError("The pictures would be written over the images themselves.", faults=over, hint="name another folder with --save")
     names = [row["name"] for row in opened.manifest["taxonomy"]["classes"]]
@@ -103,9 +103,11 @@ def explain(
     from entrep_cli.reporting.overlays import Look, explanation_sheet
 
     model = load_model(opened, device)
-    pixels = torch.from_numpy(np.stack(list(decode_images(images, model.preprocess))))
-    rows, looks, vector = [], [], None if text is None else model.embed_texts([text])[0]
-    with console.progress("Explaining", len(images)) as advance:
+    pixels = torch.from_numpy(np.stack(list(decode_images(paths, model.preprocess))))
+    rows: list[dict[str, Any]] = []
+    looks: list[Look] = []
+    vector = None if text is None else model.embed_texts([text])[0]
+    with console.progress("Explaining", len(paths)) as advance:
         for views in pixels.split(model.batch_size):
             answer = model.infer(views.to(model.device))
             predicted = answer.probabilities.argmax(dim=1).tolist()
@@ -114,7 +116,7 @@ def explain(
             for i, probabilities in enumerate(answer.probabilities):
                 of_class = {"shown": names[shown[i]], "probability_of_shown": float(probabilities[shown[i]])}
                 row = {
-                    "image": str(images[len(rows)]),
+                    "image": str(paths[len(rows)]),
                     "predicted": names[predicted[i]],
                     "probability": float(probabilities[predicted[i]]),
                     **(of_class if vector is None else {"shown": text, "cosine": float(answer.embeddings[i] @ vector)}),
@@ -127,7 +129,7 @@ def explain(
                 looks.append(Look(views[i].numpy(), explained.heat[i].numpy(), _caption(row)))
             advance(len(views))
     result = Explanation(opened.name, text, class_, tuple(rows))
-    for some, file in [(looks, save)] if one_sheet else [([look], file) for look, file in zip(looks, files)]:
+    for some, file in [(looks, sheet)] if sheet else [([look], file) for look, file in zip(looks, files)]:
         explanation_sheet(some, result.title, file)
     if cold := [Path(row["image"]).name for row in rows if not row["brightest_tenth"]]:
         console.warn(f"in {len(cold)} of {len(rows)} images nothing speaks for what is shown: {', '.join(cold)}")

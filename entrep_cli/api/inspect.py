@@ -106,12 +106,14 @@ def inspect(
         console.say("Label errors are ranked by colours and edges of the pixels; --run NAME gives better features.")
 
     def embed(catalog: Catalog) -> tuple[np.ndarray, str]:
+        import numpy as np
+
         from entrep_cli.retrieval.embeddings import embeddings_of
         from entrep_cli.retrieval.sets import TRAIN, catalog_items, open_model
 
         assert opened is not None
         vectors = embeddings_of(opened, TRAIN, catalog_items(catalog), open_model(opened, device)).vectors
-        return vectors, f"embeddings of run {opened.name}"
+        return np.asarray(vectors), f"embeddings of run {opened.name}"
 
     inspection = inspect_dataset(root, labels=labels, vectors=None if opened is None else embed, read_queries=read_queries)
     if html is None:

@@ -187,8 +187,8 @@ def predict(
     model = open_model(opened, device)
     if tta:
         check_flip(model.taxonomy)
-    rule, steps = {"class_aware": class_aware, "class_weight": class_weight}, parse_steps(refine)
-    selection = select(opened, model, None if data is None else Path(data), temperature=calibrate, **rule, refine=steps, flip=tta)
+    rule: dict[str, Any] = {"class_aware": class_aware, "class_weight": class_weight, "refine": parse_steps(refine)}
+    selection = select(opened, model, None if data is None else Path(data), temperature=calibrate, **rule, flip=tta)
     say_selection(selection)
     answered = answer_track(
         opened,
@@ -219,6 +219,9 @@ def predict(
 def _check_track(run: Run, track: int) -> None:
     """UsageError where a run cannot answer a track, by what its manifest says."""
     if track == 3 and not run.manifest["reads_text"]:
+        if "members" in run.manifest["weights"]:
+            what = f"No member of run {run.name!r} reads texts and counts in its rankings, so it cannot answer track 3."
+            raise UsageError(what, hint="make it anew with --weights equal and a run that reads texts")
         raise UsageError(
             f"Run {run.name!r} cannot answer track 3: {run.manifest['method']} has no text tower, or one that has learned nothing.",
             hint="train one that reads texts: `entrep train clip-lora`; from random weights with texts.contrast above 0",

@@ -85,8 +85,8 @@ def pretraining_recipe(
     """
     if method not in METHODS:
         raise UsageError(f"No pre-training of {method!r}.", hint=f"choose one of: {', '.join(METHODS)}")
+    from entrep_cli.methods import PRETRAINING
     from entrep_cli.methods.mics import MicsRecipe
-    from entrep_cli.methods.mics_pretraining import PRETRAINING
 
     base = read_recipe(recipe or method)
     if base.get("method", method) not in (method, PRETRAINING):
@@ -129,7 +129,8 @@ def pretrain(
     if method in METHODS and resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite starts it anew.", hint="give one of them")
     pretraining_recipe(method)  # an unknown method must show before a run is looked for
-    from entrep_cli.methods.mics_pretraining import PRETRAINING, gather, pretrain_run
+    from entrep_cli.methods import PRETRAINING
+    from entrep_cli.methods.mics_pretraining import gather, pretrain_run
 
     started = new_run(PRETRAINING, name, resume=True) if resume else None
     if started and not recipe and started.path(CONFIG).is_file():

@@ -12,6 +12,7 @@ from entrep_cli.results import Result, Table
 from entrep_cli.workspace import data_dir
 
 if TYPE_CHECKING:
+    from entrep_cli.evaluation.classification import ClassificationScores
     from entrep_cli.evaluation.scored import Scored
     from entrep_cli.reporting.content import Content
 
@@ -24,10 +25,16 @@ class Report(Result):
     content: Content
     scored: Scored
 
+    @property
+    def classes(self) -> ClassificationScores:
+        """Of the images; a run always has them."""
+        assert self.content.scores.classification is not None
+        return self.content.scores.classification
+
     def tables(self) -> list[Table]:
-        classes, calibration = self.content.scores.classification, self.content.calibration
+        classes, calibration = self.classes, self.content.calibration
         retrieval = {key: scores for key, scores in self.content.scores.retrieval.items() if scores.scored.any()}
-        rows = [("accuracy", classes.accuracy), ("macro F1", classes.macro_f1)]
+        rows: list[tuple[str, object]] = [("accuracy", classes.accuracy), ("macro F1", classes.macro_f1)]
         rows += [(f"Recall@1, {key}", scores.means["recall@1"]) for key, scores in retrieval.items()]
         rows += [("calibration error", calibration.ece), ("wrong answers", self.content.mistakes.n)]
         return [Table(f"Report: {self.scored.title} ({len(self.scored.images)} images)", ["score", "value"], rows)]
@@ -41,8 +48,8 @@ class Report(Result):
             "page": str(self.page),
             "bytes": self.page.stat().st_size,
             "private": content.private,
-            "accuracy": content.scores.classification.accuracy.as_dict(),
-            "macro_f1": content.scores.classification.macro_f1.as_dict(),
+            "accuracy": self.classes.accuracy.as_dict(),
+            "macro_f1": self.classes.macro_f1.as_dict(),
             "calibration_error": content.calibration.ece.as_dict(),
             "temperature": content.calibration.temperature,
             "retrieval": {key: scores.as_dict() for key, scores in content.scores.retrieval.items()},

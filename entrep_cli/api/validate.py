@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,9 @@ def validate(
     taxonomy = taxonomy or Taxonomy.entrep()
     if gallery is None:
         # Which gallery the boards search is not stated: any image of the dataset may be answered.
-        names = set(map(bare_name, images)).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+        names: Collection[str] | None = (
+            set(map(bare_name, images)).union(*(t.images for t in tests), test_set.images if test_set else ()) or None
+        )
     else:
         from entrep_cli.submission.answers import gallery_names
 
@@ -229,7 +231,9 @@ def _compared(
         from entrep_cli.retrieval.sets import open_model
 
         opened = open_run(seen_by)
-        looked_at = test_set or (named_test_set(queries, root) if queries else root and only_test_set(root))
+        looked_at = test_set
+        if looked_at is None and (queries or root):
+            looked_at = named_test_set(queries, root) if queries else only_test_set(root)
         if looked_at is None:
             raise DataError("No images that the run could look at.", hint="--queries FOLDER, or --data FOLDER")
         model = open_model(opened, device)

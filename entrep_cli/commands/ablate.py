@@ -25,7 +25,7 @@ def ablate(
     pretrain_epochs: Annotated[
         int | None, typer.Option(help="At most this many epochs of each pre-training of mics.", min=1, show_default=False)
     ] = None,
-    only: Annotated[
+    rows: Annotated[
         list[str] | None,
         typer.Option("--rows", help="Only rows whose key (see --list) matches this, as 'all-*'; may be repeated.", show_default=False),
     ] = None,
@@ -57,15 +57,15 @@ def ablate(
         "weights": weights,
         "epochs": epochs,
         "pretrain_epochs": pretrain_epochs,
-        "rows": only or (),
+        "rows": rows or (),
         "seed": seed,
         "seeds": seeds,
         "folds": folds,
     }
     if list_:
-        rows = entrep.ablation_rows(paper, **settings)
-        console.show(rows)
-        return rows
+        plan = entrep.ablation_rows(paper, **settings)
+        console.show(plan)
+        return plan
     place: dict[str, Any] = {"name": name, "overwrite": overwrite, "device": device, "precision": precision}
     result = entrep.ablate(paper, data=data, split=split, fold=fold, **settings, **place)
     console.show(result)

@@ -67,7 +67,7 @@ def test_options_that_make_no_sense(trained, entrep, line, said):
 def test_factors_of_a_recipe_over_folds(fresh, small_clip, entrep):
     line = [part for part in small_clip if part not in ("--tune", "full")] + ["--set", "tune=full", "--epochs", 1]
     refused = entrep("ablate", "best", *line, "--folds", 2)
-    assert refused.code == 1 and "no split" in refused.err
+    assert refused.code == 1 and "No split" in refused.err
     assert entrep("split", "--folds", 3).code == 0
     done = entrep("ablate", "best", *line, "--rows", "refine-qe", "--folds", 1, "--seeds", 1, "--json")
     assert done.code == 0, done.err

@@ -90,6 +90,7 @@ def test_the_probe_compares_the_features_before_and_after(setting, monkeypatch):
     # By hand: both features side by side, standardised, one regression.
     from sklearn.linear_model import LogisticRegression
 
+    from entrep_cli.data.images import Preprocess
     from entrep_cli.data.modalities import pseudo_nbi
     from entrep_cli.data.pixels import load_pixels
     from entrep_cli.methods.mics import start_encoders
@@ -98,7 +99,9 @@ def test_the_probe_compares_the_features_before_and_after(setting, monkeypatch):
     own = {}
     for part in ("train", "val"):
         images = catalog.subset(split.images(part))
-        pixels = torch.from_numpy(np.array(load_pixels(images.paths, images.digests, white.preprocess(32, "pad", False), "images")))
+        pixels = torch.from_numpy(
+            np.array(load_pixels(images.paths, images.digests, Preprocess(32, "pad", False, **white.statistics), "images"))
+        )
         with torch.no_grad():
             own[part] = torch.cat([white.eval()(pixels), narrow.eval()(pseudo_nbi(pixels))], dim=1).double().numpy(), images.targets
     mean, std = own["train"][0].mean(0), own["train"][0].std(0)

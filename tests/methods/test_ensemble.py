@@ -200,4 +200,4 @@ def test_members_are_found_again_and_every_one_that_is_gone_or_changed_is_named(
         members_of(moved)
     assert len(caught.value.faults) == 3
     told = [fault.split(" is ")[1] for fault in caught.value.faults]
-    assert told == ["another run now: it was trained anew", "not there", "not complete"]
+    assert told == ["another run now: it was trained anew", "missing", "not complete"]
