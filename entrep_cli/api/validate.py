@@ -232,8 +232,10 @@ def _compared(
 
         opened = open_run(seen_by)
         looked_at = test_set
-        if looked_at is None and (queries or root):
-            looked_at = named_test_set(queries, root) if queries else only_test_set(root)
+        if looked_at is None and queries:
+            looked_at = named_test_set(queries, root)
+        elif looked_at is None and root:
+            looked_at = only_test_set(root)
         if looked_at is None:
             raise DataError("No images that the run could look at.", hint="--queries FOLDER, or --data FOLDER")
         model = open_model(opened, device)
