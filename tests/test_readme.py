@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from entrep_cli import console as library
 from entrep_cli.app import main
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ def test_the_console_block_and_the_python_block_run(tmp_path, monkeypatch, capsy
         shown = capsys.readouterr()
         assert not ended.value.code, f"{line}\n{shown.err}"
     assert "macro F1" in shown.out
+    library.set_mode("library")
     exec(python, {})
     shown = capsys.readouterr()
     assert "macro F1" in shown.out and "recall@1" in shown.out and not shown.err

@@ -119,7 +119,7 @@ def answer_track(
         exclude = [(keys, getattr(pool.items, column)) for column, keys in masked.items()]
         pool_vectors, bonus = pool.vectors, rule.bonus(classes, given)
         if refinement is not None:
-            vectors, pool_vectors = refinement.seen(vectors), refinement.seen(np.asarray(pool_vectors))
+            vectors, pool_vectors = refinement.whitened(vectors), refinement.whitened(np.asarray(pool_vectors))
             bonus = refinement.bonus(vectors, pool_vectors)
         ranking = rank(vectors, pool_vectors, top_k, exclude, bonus=bonus)
     empty = [query for query, first in zip(asked, ranking.indices[:, 0]) if first < 0]
