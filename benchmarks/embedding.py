@@ -71,7 +71,6 @@ architecture = read_architecture(args.model)
 recipe = build_recipe(ClipLoraRecipe, {"tune": "full", "backbone": {"name": args.model, "weights": "none"}})
 model = ClipLora(architecture, recipe, Taxonomy.entrep()).eval().requires_grad_(False)
 explicit_attention(model.backbone)  # as a run of `clip-lora` has it once its adapters are merged
-model.reads_text = False
 run = Run(place / "runs" / "bench")
 run.folder.mkdir(parents=True)
 run.path(CONFIG).write_text(recipe_toml(recipe))

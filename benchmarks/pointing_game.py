@@ -54,6 +54,7 @@ from entrep_cli.data.phantom import FINDINGS, render  # noqa: E402
 from entrep_cli.data.splits import make_split  # noqa: E402
 from entrep_cli.evaluation.intervals import bootstrap_mean  # noqa: E402
 from entrep_cli.methods import method_class  # noqa: E402
+from entrep_cli.methods.clip_lora import ClipLora  # noqa: E402
 from entrep_cli.methods.explanation import WAYS, explain_images  # noqa: E402
 from entrep_cli.methods.runs import load_model, train_run  # noqa: E402
 from entrep_cli.models.towers import tower_of  # noqa: E402
@@ -193,7 +194,7 @@ for name in args.models:
     masks, lit = squares(model, [paths[i] for i in ill])
     targets = test.targets[ill]
     labels = np.array(model.taxonomy.names)[targets]
-    tower = model.backbone.visual if hasattr(model.backbone, "visual") else model.backbone.model
+    tower = model.backbone.visual if isinstance(model, ClipLora) else model.backbone.model
     results[name] = {"accuracy": bootstrap_mean(right).as_dict(), "images": len(ill), "seconds of training": seconds, "ways": {}}
     print(f"{name}: accuracy {bootstrap_mean(right)} on {len(right)} images, {seconds:.0f} s of training")
     rows = results[name]["ways"]
@@ -203,7 +204,7 @@ for name in args.models:
         seconds = (time.perf_counter() - start) / len(ill)
         rows[way] = {**summary(heat, masks, lit, labels), "seconds an image": seconds}
         show(name, WAYS[way], {k: v for k, v in rows[way].items() if isinstance(v, dict)})
-        if type(model).reads_text and way != "rollout":
+        if model.reads_text and way != "rollout":
             heat = np.zeros(masks.shape, np.float32)
             for target in np.unique(targets):
                 of_text = targets == target

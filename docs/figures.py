@@ -20,10 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from entrep_cli.commands.evaluate import evaluate
-from entrep_cli.commands.explain import explain
-from entrep_cli.commands.report import report
-from entrep_cli.commands.search import search
+import entrep_cli as entrep
 from entrep_cli.data.taxonomy import Taxonomy
 from entrep_cli.reporting.drawing import embedding_map
 from entrep_cli.reporting.embedding_map import tsne
@@ -45,12 +42,12 @@ def main(demo: Path, out: Path) -> None:
     regions = finder.model.taxonomy.regions
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn.png"
-        search(str(finder.gallery.items.path[query]), run=RUN, top_k=11, mask_groups=True, save=drawn)
+        entrep.search(str(finder.gallery.items.path[query]), run=RUN, top_k=11, mask_groups=True, save=drawn)
         keep(drawn, out / "search.png")
         of_regions = [np.flatnonzero(labels == next(c.name for c in finder.model.taxonomy.classes if c.region == r))[0] for r in regions]
-        explain([Path(finder.gallery.items.path[row]) for row in of_regions], run=RUN, save=drawn)
+        entrep.explain([Path(finder.gallery.items.path[row]) for row in of_regions], run=RUN, save=drawn)
         keep(drawn, out / "explain.png")
-        keep(Path(evaluate(data=data, run=RUN, part="queries")["figure"]), out / "confusion.png")
+        keep(entrep.evaluate(data=data, run=RUN, split="queries").figure, out / "confusion.png")
         rows = np.flatnonzero(labels != "")
         taxonomy: Taxonomy = finder.model.taxonomy
         region = {c.name: c.region for c in taxonomy.classes}
@@ -65,7 +62,7 @@ def main(demo: Path, out: Path) -> None:
             with served(finder) as address:
                 shoot(browser, f"{address}search?row={query}&k=10&mask=1", drawn, (1100, 1000))
             keep(drawn, out / "app.png")
-            page = Path(report(run=RUN, data=data, part="queries", out=Path(folder) / "report.html")["page"])
+            page = entrep.report(run=RUN, data=data, split="queries", out=Path(folder) / "report.html").page
             shoot(browser, page.as_uri(), drawn, (1100, 2500))
             keep(drawn, out / "report.png")
         else:
