@@ -48,7 +48,7 @@ def data_dir(option: str | Path | None = None, *, of_split: bool = True) -> Path
     """
     folder = Path(option) if option else _default_data_dir(of_split)
     if not folder.is_dir():
-        what = "The dataset folder is a file." if folder.exists() else "There is no dataset folder."
+        what = "The dataset folder is a file." if folder.exists() else "No dataset folder."
         raise DataError(
             what,
             where=folder,
@@ -291,11 +291,11 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
     if resume:
         candidates = [root / name] if name else sorted(_incomplete(root), key=lambda p: p.stat().st_mtime)
         if not candidates or not candidates[-1].is_dir():
-            raise RunError("There is no incomplete run to go on with.", where=root, hint="leave out --resume")
+            raise RunError("No incomplete run to resume.", where=root, hint="leave out --resume")
         run = Run(_own(candidates[-1]))
         if run.complete:
             raise RunError(
-                f"Run {run.name!r} is complete; there is nothing to resume.",
+                f"Run {run.name!r} is already complete: nothing to resume.",
                 where=run.folder,
                 hint=f"`entrep evaluate --run {run.name}`, or --overwrite to train it again",
             )
@@ -311,7 +311,7 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
     run = Run(_own(folder))
     if not overwrite:
         raise RunError(
-            f"There is a run {name!r} already.",
+            f"A run named {name!r} exists already.",
             where=folder,
             hint="choose another --name, replace it with --overwrite" + ("" if run.complete else ", or go on with --resume"),
         )
@@ -330,7 +330,7 @@ def open_run(name: str | None = None) -> Run:
     if name is None:
         complete = _complete(root)
         if not complete:
-            raise RunError("There is no trained run yet.", where=root, hint="train one: `entrep train`")
+            raise RunError("No trained run yet.", where=root, hint="train one: `entrep train`")
         run = max(complete, key=lambda run: (_completed(run), run.name))
         run.manifest  # noqa: B018 - raises where not even the last one can be read
         return run
@@ -339,7 +339,7 @@ def open_run(name: str | None = None) -> Run:
         return run
     names = sorted(run.name for run in _complete(root))
     raise RunError(
-        f"There is no run {name!r}.",
+        f"No run named {name!r}.",
         where=root,
         hint=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
     )

@@ -84,7 +84,7 @@ def test_version():
 def test_an_error_says_what_where_and_the_mend(tmp_path):
     done = run("split", "--data", str(tmp_path / "nowhere"), env={"ENTREP_RUNS": str(tmp_path / "runs")})
     assert done.returncode == 1 and done.stdout == ""
-    assert "There is no dataset folder" in done.stderr
+    assert "No dataset folder" in done.stderr
     assert str(tmp_path / "nowhere") in done.stderr and "hint: " in done.stderr
     assert not (tmp_path / "runs").exists()
 

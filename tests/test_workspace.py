@@ -219,7 +219,7 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete():
     old = everything(train().folder)
     run = new_run("dinov2", "m", overwrite=True)
     assert everything(run.folder) == {}
-    with pytest.raises(RunError, match="no trained run"):
+    with pytest.raises(RunError, match="No trained run"):
         open_run()
     run.path(CONFIG).write_text("new")
     run.remove_if_empty()  # the weights were of another model, say
@@ -284,7 +284,7 @@ def test_every_file_of_the_model_is_hashed():
 
 
 def test_resuming():
-    with pytest.raises(RunError, match="no incomplete run"):
+    with pytest.raises(RunError, match="No incomplete run"):
         new_run("dinov2", None, resume=True)
     train("done")
     half = new_run("dinov2", "half")
@@ -292,7 +292,7 @@ def test_resuming():
     assert new_run("dinov2", None, resume=True) == half == new_run("dinov2", "half", resume=True)
     with pytest.raises(RunError, match="is complete"):
         new_run("dinov2", "done", resume=True)
-    with pytest.raises(RunError, match="no incomplete run"):
+    with pytest.raises(RunError, match="No incomplete run"):
         new_run("dinov2", "none", resume=True)
 
 
@@ -310,9 +310,9 @@ def test_opening_by_name_or_by_folder(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     with pytest.raises(RunError) as error:
         open_run("other")  # a folder, but no run
-    assert error.value.what == "There is no run 'other'." and error.value.hint == "choose one of: m"
+    assert error.value.what == "No run named 'other'." and error.value.hint == "choose one of: m"
     for name in ("", ".", "..", "none"):
-        with pytest.raises(RunError, match="There is no run"):
+        with pytest.raises(RunError, match="No run named"):
             open_run(name)
     half = new_run("dinov2", "half")
     half.path(CONFIG).touch()

@@ -38,8 +38,8 @@ def pretrain(
 
     Pre-train both encoders on the training images of the dataset, and on all images of --images; no label is
     read. The validation and test subsets and the test folder stay out, unless --images names
-    them. `entrep train mics --weights RUN` goes on with the encoders. Where there are labels, a linear probe
-    shows what the features are worth, beside those before the pre-training.
+    them. `entrep train mics --weights RUN` starts from the encoders. If images have labels, a linear probe
+    compares the features with those before the pre-training.
     """
     settings: dict[str, Any] = {
         "recipe": recipe,

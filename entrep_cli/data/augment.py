@@ -21,17 +21,21 @@ class AugmentSettings(Section):
     shift and zoom.
 
     Attributes:
-        rotation: largest angle in degrees, about the centre of the view.
-        shift, zoom: largest fraction of the side moved, and of the scale changed.
-        brightness, contrast, saturation: factors from 1 - x to 1 + x.
-        hue: turns from -x to x.
-        grey: fraction of images turned grey.
-        blur: fraction of images blurred, sigma up to `blur_sigma` pixels.
-        flip: fraction of images flipped left to right, the label going to its mirror class.
-        naive_flip: the label stays as it is instead: a mistake where a class has a side, here to be measured.
-        crop: largest fraction of an image's area cut away, the rest, anywhere in it, scaled to full size.
-        cutout: fraction of images with a black square put somewhere (DeVries and Taylor 2017), its side up to
-            `cutout_side` of the image's.
+        rotation: largest rotation about the centre, in degrees, either way.
+        shift: largest shift in each direction, as a fraction of the side.
+        zoom: largest change of scale, x: factors from 1 - x to 1 + x.
+        brightness: largest change of brightness, x: factors from 1 - x to 1 + x.
+        contrast: largest change of contrast, x: factors from 1 - x to 1 + x.
+        saturation: largest change of saturation, x: factors from 1 - x to 1 + x.
+        hue: largest shift of the hue, as a fraction of the colour circle.
+        grey: fraction of images turned to greyscale.
+        blur: fraction of images blurred with a Gaussian.
+        blur_sigma: largest standard deviation of the blur, in pixels.
+        flip: fraction of images flipped left to right, with the label mapped to its mirror class.
+        naive_flip: flip without mapping the label: wrong where classes have a side, for measuring how much it costs.
+        crop: largest fraction of an image's area that a random crop removes; the crop is scaled to full size.
+        cutout: fraction of images with a black square at a random position (DeVries and Taylor 2017).
+        cutout_side: largest side of that square, as a fraction of the image's side.
     """
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
@@ -52,11 +56,11 @@ class AugmentSettings(Section):
 
 
 class MixSettings(Section):
-    """Mixing of training images within a class; the ENTRep teams name both, how they are done is ours.
+    """Mixing of training images within a class. The ENTRep teams name both kinds; the details are ours.
 
     Attributes:
-        mixup: fraction of images that are blended with another one of their class.
-        mosaic: fraction of images that are made one quarter of a mosaic of four images of their class.
+        mixup: fraction of images that are blended with another image of their class.
+        mosaic: fraction of images that are replaced by a mosaic of four images of their class.
     """
 
     mixup: Fraction = 0.0

@@ -46,13 +46,14 @@ class ClipLoraRecipe(Recipe):
     """The settings of `clip-lora`.
 
     Attributes:
-        tune: `lora` learns adapters, fusion and head; `full` everything; `head` fusion and head alone.
-        freeze_norm: keep batch statistics as the pretrained weights have them.
-        mix: in training, interpolate on the sphere between two images of a class (representation diversity).
-        checkpointing: keep no activations inside the blocks of the towers, and work them out again for the
-            gradients: less memory, a third more time, the same gradients. Not with `head`, which has none there.
-        images_per_class: in a batch, unless `train.balance` is `none`; how many classes a batch has follows from `train.batch_size`.
-        batch_size: images at a time where nothing is learned.
+        tune: what is trained: `lora` adapters, fusion and head; `full` all weights; `head` fusion and head only.
+        freeze_norm: leave the statistics of batch normalisation at their pretrained values.
+        mix: in training, interpolate on the sphere between embeddings of two images of a class (representation diversity).
+        checkpointing: recompute the activations of the towers' blocks in the backward pass: less memory, a third more
+            time, the same gradients. Not with `head`, which trains no block.
+        batch_size: images per batch outside of training (validation and inference).
+        images_per_class: images of each class in a training batch, unless `train.balance` is `none`; the number of classes
+            in a batch follows from `train.batch_size`.
     """
 
     method: Literal["clip-lora"] = "clip-lora"

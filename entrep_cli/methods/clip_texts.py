@@ -18,12 +18,12 @@ from entrep_cli.recipes.recipe import Section
 
 
 class TextSettings(Section):
-    """The texts a model learns from.
+    """The texts that a model learns from.
 
     Attributes:
-        languages: of the class prompts and of the findings, by their codes in the taxonomy.
-        contrast: weight of the contrastive loss; 0 leaves the texts out.
-        findings: also pull an image to the texts of its own findings.
+        languages: languages of the class prompts and of the findings.
+        contrast: weight of the contrastive loss between images and texts; 0 trains without texts.
+        findings: also contrast each image with the texts of its findings, not only with the prompts of its class.
     """
 
     languages: Annotated[tuple[Literal["en", "vi"], ...], Field(min_length=1)] = ("en", "vi")

@@ -93,7 +93,7 @@ class Dinov2(Method):
 
         Raises:
             UsageError: no such target, a logistic head over a backbone that learns, or a loss or mixing that would not be used.
-            RunError: a part has no image of the target, or training images of fewer than two of its classes.
+            RunError: a subset has no image of the target, or training images of fewer than two of its classes.
         """
         recipe, train, val = context.recipe, context.train, context.val
         if recipe.head.kind == "logistic" and recipe.tune != "head":
@@ -124,13 +124,13 @@ def check_target(train: Catalog, val: Catalog, recipe: Dinov2Recipe) -> None:
 
     Raises:
         UsageError: as `Taxonomy.of_target`.
-        RunError: a part has no image of the target, or training images of one of its classes alone.
+        RunError: a subset has no image of the target, or training images of one of its classes alone.
     """
     own = {name: part.of_target(recipe.target) for name, part in (("train", train), ("val", val))}
     names = own["train"].taxonomy.names
     for name, part in own.items():
         if not len(part):
-            raise RunError(f"The {name} part of the split has no image of {', '.join(names)}.", hint="split again: `entrep split`")
+            raise RunError(f"The {name} subset of the split has no image of {', '.join(names)}.", hint="split again: `entrep split`")
     there = [name for name, n in own["train"].counts().items() if n]
     # Of one class alone there is still something to retrieve, by the backbone.
     if len(there) < 2 and (recipe.target != "class" or recipe.head.kind == "logistic"):

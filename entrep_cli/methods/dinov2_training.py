@@ -40,16 +40,16 @@ class Dinov2Recipe(Recipe):
     """The settings of `dinov2`.
 
     Attributes:
-        target: `class`, `region`, or the name of a region: then the run is the expert among its classes,
-            a binary one for a pair such as ear-left and ear-right (of three or more, ours).
+        target: what is classified: `class`, `region`, or the classes of one region, by the region's name: a binary expert
+            for a pair such as ear-left and ear-right (for three or more classes: ours).
         tune: `head` freezes the backbone; `full` fine-tunes it.
-        freeze_norm: with `full`, keep batch statistics as the pretrained weights have them.
-        checkpointing: with `full`, keep no activations inside the backbone's blocks, and work them out again for
-            the gradients: less memory, a third more time, the same gradients.
-        views: augmented views of each training image whose features are cached, with `head`.
-        embedding: what retrieval compares: the `head`'s last hidden layer, `backbone` features, or
-            `both`, each as a unit vector, one after the other.
-        batch_size: images at a time where nothing is learned.
+        freeze_norm: with `full`, leave the statistics of batch normalisation at their pretrained values.
+        checkpointing: with `full`, recompute the activations of the backbone's blocks in the backward pass: less memory,
+            a third more time, the same gradients.
+        views: with `head`, augmented views of each training image whose features are cached, besides the image itself.
+        embedding: what retrieval compares: the last hidden layer of the `head`, the features of the `backbone`, or `both`,
+            concatenated as unit vectors.
+        batch_size: images per batch outside of training (feature extraction, validation and inference).
         mixing: of training images, with `full`.
     """
 

@@ -43,9 +43,10 @@ class EnsembleRecipe(Recipe):
     """The settings of `ensemble`.
 
     Attributes:
-        target: what the members tell apart, as for `dinov2`.
-        weights: how they were weighed: `validation`, `equal`, or as given, as in 0.5,0.3,0.2.
-        batch_size: images at a time.
+        target: what the members classify; see `target` of `dinov2`.
+        weights: how the members are weighted: `validation` (chosen on the validation subset), `equal`, or a number for each
+            member, as in "0.5,0.3,0.2".
+        batch_size: images per batch.
     """
 
     method: Literal["ensemble"] = "ensemble"

@@ -136,7 +136,7 @@ def _way(tower: Tower, by: str) -> str:
     if by == "auto":
         return "gradient-rollout" if tower.is_vit else "layer-cam"
     if by in _ATTENTION and not tower.is_vit:
-        raise UsageError(f"A {tower.kind} has no attention over patches, so there is no {WAYS[by]}.", hint="--by layer-cam")
+        raise UsageError(f"A {tower.kind} has no attention over patches, which {WAYS[by]} needs.", hint="--by layer-cam")
     return by
 
 

@@ -26,12 +26,12 @@ from entrep_cli.recipes.recipe import Recipe, Section, build_recipe, read_recipe
 from entrep_cli.workspace import CONFIG, Run
 
 
-class PartSettings(Section):
-    """A part that is trained by a recipe of its own.
+class ComponentSettings(Section):
+    """A component that is trained by a separate recipe.
 
     Attributes:
-        recipe: a built-in one by name, or a TOML file; "" for none.
-        settings: over it, as in {train = {epochs = 6}}.
+        recipe: name of a built-in recipe, or a TOML file; "" for none.
+        settings: changes to that recipe, as in {train = {epochs = 6}}.
     """
 
     recipe: str = ""
@@ -39,23 +39,24 @@ class PartSettings(Section):
 
 
 class HybridRecipe(Recipe):
-    """The settings of `hybrid`. `seed` is that of every part.
+    """The settings of `hybrid`.
 
     Attributes:
-        threshold: a prototype's answer stands where its confidence is this or more: 0.99 as published, or
-            `tune`, which chooses it on validation. -1 takes every answer, what is above 1 none.
-        confidence: `similarity` is the cosine to the nearest prototype, as published; `probability` the
-            calibrated one of its class (ours).
-        abstain: an image whose class has less than this calibrated probability, by the stage that decided,
-            is marked as out of distribution; 0 never does (ours).
-        towers: a clip-lora training whose towers the prototypes then have; `none` where `recipe` is "".
-        prototype: see `PrototypeRecipe`; its `seed` is not used.
-        baseline: how the baseline is trained; where `recipe` is "" as `experts` says.
-        experts: of the coarse model, the experts and, without a recipe of its own, the baseline; its
-            `seed` is not used. `backbone.weights = "baseline"` is the backbone of the baseline.
-        expert_head: kind of the experts' head: the paper's section 4.3.3 says mlp, 5.1.1 logistic.
-        expert_balance: how they balance their classes: oversampled positives in the paper (5.1.1).
-        batch_size: images at a time where nothing is learned.
+        seed: seed of all random numbers, for every component; `prototype.seed` and `experts.seed` are not used.
+        threshold: the prototypes' answer is final from this confidence on: 0.99 in the paper; `tune` chooses the threshold
+            on validation; -1 accepts every answer, a value above 1 none.
+        confidence: `similarity` is the cosine to the nearest prototype, as in the paper; `probability` is the calibrated
+            probability of its class (ours).
+        abstain: an image whose predicted class has a lower calibrated probability than this, at the stage that decided, is
+            marked as out of distribution; 0 marks none (ours).
+        towers: a clip-lora training that provides the towers of the prototypes; without a `recipe`, none.
+        prototype: see `PrototypeRecipe`.
+        baseline: how the baseline is trained; without a `recipe`, as `experts`.
+        experts: how the region model and the experts are trained, and the baseline where it has no recipe.
+            `backbone.weights = "baseline"` is the backbone of the baseline.
+        expert_head: kind of head of the experts: section 4.3.3 of the paper says mlp, section 5.1.1 logistic.
+        expert_balance: how the experts balance their classes, as in `train.balance`; the paper oversamples positives (5.1.1).
+        batch_size: images per batch outside of training (validation and inference).
     """
 
     method: Literal["hybrid"] = "hybrid"
@@ -64,9 +65,9 @@ class HybridRecipe(Recipe):
     abstain: Annotated[float, Field(ge=0, le=1)] = 0.0
     expert_balance: Literal["oversample", "weights", "none"] = "oversample"
     batch_size: Annotated[int, Field(ge=1)] = 32
-    towers: PartSettings = PartSettings()
+    towers: ComponentSettings = ComponentSettings()
     prototype: PrototypeRecipe = PrototypeRecipe()
-    baseline: PartSettings = PartSettings()
+    baseline: ComponentSettings = ComponentSettings()
     experts: Dinov2Recipe = Dinov2Recipe()
     expert_head: Literal["mlp", "linear", "logistic"] = "mlp"  # after `experts`, with which it is checked
 
@@ -112,7 +113,7 @@ def component_recipes(recipe: HybridRecipe, taxonomy: Taxonomy, run: Run) -> dic
     elif waits:
         raise UsageError(
             'The experts start from the baseline (experts.backbone.weights = "baseline"), and it starts as they do.',
-            hint="give it a recipe of its own: --set baseline.recipe=dinov2-tiny",
+            hint="give the baseline a recipe: --set baseline.recipe=dinov2-tiny",
         )
     else:
         recipes["baseline"] = fine
@@ -137,7 +138,7 @@ def component_recipes(recipe: HybridRecipe, taxonomy: Taxonomy, run: Run) -> dic
     return recipes
 
 
-def _own_recipe(name: str, kind: type[Recipe], settings: PartSettings, fixed: dict[str, Any]) -> Any:
+def _own_recipe(name: str, kind: type[Recipe], settings: ComponentSettings, fixed: dict[str, Any]) -> Any:
     table = read_recipe(settings.recipe)
     method = kind.model_fields["method"].default
     if table.get("method") != method:

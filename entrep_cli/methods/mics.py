@@ -54,16 +54,16 @@ class MicsRecipe(Recipe):
     """The settings of `mics`, of both of its trainings.
 
     Attributes:
-        tune: `full` learns encoders, fusion and head; `head` keeps the encoders as they are.
-        fuse: False leaves the fusion encoder out: z_f is then the mean of the two encoders' features.
-        narrow: second modality in training: `real` NBI where there is some, or always `pseudo`-NBI.
-        label_fraction: share of the training images of every class that keep their label.
-        epoch_images: an epoch shows all labelled images, as often as makes this many or more (ours): with
-            5% of the labels an epoch would else be a step or two. 0: once.
-        views: with `head`, augmented views of each labelled image whose tokens are kept.
-        batch_size: images at a time where nothing is learned.
-        pretraining: of `entrep pretrain mics` and of the ablation; in a training's own config.toml it is
-            the recipe's. What its encoders come from stands in `run.json`, under `weights`.
+        tune: `full` trains encoders, fusion and head; `head` freezes the encoders.
+        fuse: whether the fusion encoder is used; without it z_f is the mean of the two encoders' features.
+        narrow: second modality in training: `real` NBI images where available and pseudo-NBI elsewhere, or always `pseudo`.
+        label_fraction: fraction of the training images of each class whose labels are used; the others are unlabelled.
+        epoch_images: least number of labelled images in an epoch: all of them are repeated until it is reached (ours), since
+            with 5% of the labels an epoch would be only a step or two. 0: no repetition.
+        views: with `head`, augmented views of each labelled image whose tokens are cached.
+        batch_size: images per batch outside of training (validation and inference).
+        pretraining: of `entrep pretrain mics` and of the ablation; in the config.toml of a training it is the recipe's.
+            `run.json` names the encoders' origin under `weights`.
     """
 
     method: Literal["mics"] = "mics"
@@ -389,11 +389,11 @@ def _tell_labels(run: Run, train: Catalog, labelled: np.ndarray, recipe: MicsRec
 
 
 def _warn_of_leaks(origin: dict[str, Any], recipe: MicsRecipe, run: Run, val: Catalog) -> None:
-    """A run that the encoders come from must not have seen what is scored now."""
+    """A run that the encoders come from must not be trained on the images that are scored now."""
     warn_of_leaks(origin, run)
     seen = find_run(recipe.backbone.weights) if "run" in origin else None
     if seen and seen.path(IMAGES).is_file():
         with open(seen.path(IMAGES), encoding="utf-8", newline="") as file:
             known = {row["digest"] for row in csv.DictReader(file)} & set(val.digests)
         if known:
-            console.warn(f"{origin['weights']} has seen {len(known)} of the {len(val)} validation images: the scores are too good.")
+            console.warn(f"{origin['weights']} was trained on {len(known)} of the {len(val)} validation images: the scores are too good.")

@@ -67,9 +67,9 @@ class PretrainingSection(PretrainingSettings):
     """How the encoders are pre-trained.
 
     Attributes:
-        held_out: share of the images that nothing is learned from and whose loss chooses the epoch, groups
-            kept whole (ours). At least two images.
-        pictures: a picture of reconstructions every so many epochs and at the end; 0 for none.
+        held_out: fraction of the images that are left out of training and whose loss chooses the epoch; groups are not
+            divided, and at least two images are left out (ours).
+        pictures: number of epochs between pictures of reconstructions, drawn at the end as well; 0 draws none.
         augment: of both modalities alike (the source names none: ours).
         train: AdamW 1e-4, weight decay 0.02, cosine, 30 epochs (released configuration); the batch and the
             warm-up are ours. `backbone_learning_rate` is that of encoders which start from weights.
@@ -124,7 +124,7 @@ def gather(catalog: Catalog | None, split: Split | None, fold: int | None, folde
         if n := int(frame["digest"].isin(others).sum()):
             console.warn(
                 f"{n} images of --images are validation or test images of the split: "
-                "what starts from this pre-training has seen them, and its scores are too good."
+                "the scores of a run that starts from this pre-training will be too good."
             )
     about = {
         "data": {

@@ -44,13 +44,13 @@ class PrototypeRecipe(Recipe):
     """The settings of `prototype`.
 
     Attributes:
-        texts: `human` takes an image's own description where it has one, else the fallback; `fallback`
-            always the first prompt of its class.
-        language: of descriptions and prompts.
-        batch_size: images or texts at a time.
-        image: of the towers; a run has its own, and this one is not used.
-        backbone: the towers. `weights` may also be a complete clip-lora run, by name or folder: then its
-            own image and text embeddings are the space, and `name` is not used.
+        texts: text of an image: with `human` its description, or the first prompt of its class where it has none; with
+            `fallback` always the prompt.
+        language: language of descriptions and prompts.
+        batch_size: images or texts per batch.
+        image: of the towers; towers of a run come with its settings, and these are not used.
+        backbone: the towers. `weights` may also be a complete clip-lora run, by name or folder: then the space is that of
+            the run's image and text embeddings, and `name` is not used.
     """
 
     method: Literal["prototype"] = "prototype"

@@ -62,7 +62,7 @@ def _open_run(weights: str, device: torch.device, beside: Sequence[str], sha256:
     run = next((r for r in runs if sha256 and r.complete and r.manifest["files"].get(MODEL) == sha256), runs[0] if runs else None)
     if run is None:
         raise WeightsError(
-            f"There is neither a weights file nor a run {weights!r}.",
+            f"No weights file and no run named {weights!r}.",
             where=runs_dir(),
             hint="--weights FILE, hub, or the name or folder of a complete clip-lora run",
         )

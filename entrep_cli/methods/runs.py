@@ -75,7 +75,7 @@ def train_run(
     train, val = (catalog.subset(split.images(part, fold)) for part in ("train", "val"))
     for name, part in (("train", train), ("val", val)):
         if not len(part):
-            raise RunError(f"The {name} part of the split is empty.", hint="make another one: `entrep split`")
+            raise RunError(f"The {name} subset of the split is empty.", hint="make another one: `entrep split`")
     started = started_on(run) if resume else {}
     # A training goes on in the precision it was started in, also where a busy machine would be measured otherwise.
     chosen, reason = (started["precision"], "as it was started") if "precision" in started else choose_precision(precision, place)

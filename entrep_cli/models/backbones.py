@@ -36,13 +36,13 @@ class BackboneSettings(Section):
     """The backbone of a recipe.
 
     Attributes:
-        name: any timm model.
-        weights: `hub` (only if it is cached already), a file, a complete run by name or folder (its
-            backbone, as it was trained: dinov2, clip-lora with the same timm model as image tower, or the
-            white-light encoder of mics or its pre-training), or `none` for random ones.
-        pooling: `auto` is the mean of the patch tokens for ViTs (Foregut paper, section 4.3.3) and
-            what the model itself pools otherwise; `gem` is the generalised mean (p = 3).
-        options: passed to `timm.create_model`, as in `{pad_type = "same"}`.
+        name: name of a timm model.
+        weights: `hub` (pretrained weights of the hub, only if they are cached), a file, a complete run by name or folder, or
+            `none` (random). A run gives its trained backbone: dinov2, clip-lora with the same timm model as image tower, or
+            the white-light encoder of mics or of its pre-training.
+        pooling: `auto` is the mean of the patch tokens for ViTs (Foregut paper, section 4.3.3) and the model's default
+            otherwise; `mean` is that of all positions; `token` is the class token; `gem` is the generalised mean (p = 3).
+        options: arguments of `timm.create_model`, as in `{pad_type = "same"}`.
     """
 
     name: str = "vit_small_patch14_dinov2.lvd142m"

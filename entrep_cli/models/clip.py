@@ -44,11 +44,11 @@ class ClipSettings(Section):
     """The CLIP model of a recipe.
 
     Attributes:
-        name: an open_clip id, one of ours (`tiny-clip`, `mobilenetv2-clip`), `hf-hub:owner/name`, or a
-            JSON file.
-        tag: which pretrained weights of an open_clip id, as in `openai`.
-        weights: `hub` (only if they are cached), a file of a CLIP or of its image tower, or `none`.
-        pooling: of a convolutional image tower of timm: `default`, the model's, or `gem`, the generalised mean (p = 3).
+        name: an open_clip model, a model of entrep (`tiny-clip`, `mobilenetv2-clip`), `hf-hub:owner/name`, or a JSON file.
+        tag: the pretrained weights of an open_clip model, as in `openai`.
+        weights: `hub` (the pretrained weights, only if they are cached), a file of a CLIP model or of its image tower, or
+            `none` (random).
+        pooling: of a convolutional image tower of timm: `default` of the model, or `gem`, the generalised mean (p = 3).
     """
 
     name: str = "ViT-B-16-quickgelu"

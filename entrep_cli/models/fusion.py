@@ -28,9 +28,9 @@ class FusionSettings(Section):
     """The `fusion` section of a recipe (the levels are those of a tower with 12 blocks).
 
     Attributes:
-        levels: 1-based numbers of the blocks (or stages, in a convolutional tower) whose embeddings are fused.
-        kind: `weights` is a mean with learned softmax weights, `linear` concatenation and a linear map.
-        slerp: ends with a spherical interpolation between the last level and the fused one, t learned.
+        levels: numbers, from 1, of the blocks (of the stages of a convolutional tower) whose embeddings are fused.
+        kind: `weights` is a mean with learned softmax weights; `linear` is a linear map of the concatenated embeddings.
+        slerp: interpolate on the sphere between the embedding of the last level and the fused one, with a learned weight.
     """
 
     levels: tuple[int, ...] = (3, 6, 9, 12)

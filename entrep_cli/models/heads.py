@@ -24,7 +24,10 @@ class HeadSettings(Section):
     binary experts are such heads, 4.3.3 that they are MLPs; the standardisation is ours).
 
     Attributes:
-        c: of `logistic`, the inverse strengths of regularisation to choose from on validation (ours).
+        kind: `mlp`, fully connected layers; `linear`, one layer; `logistic`, logistic regression on standardised features.
+        hidden: widths of the hidden layers of `mlp`.
+        dropout: dropout probability before the hidden layers of `mlp`.
+        c: inverse regularisation strengths of `logistic`; the best on validation is used (ours).
     """
 
     kind: Literal["mlp", "linear", "logistic"] = "mlp"

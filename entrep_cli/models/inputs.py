@@ -13,7 +13,14 @@ from entrep_cli.recipes.recipe import Section
 
 
 class ImageSettings(Section):
-    """See `Preprocess`: side in pixels, padding, cropping or squashing, and the cut to the lit circle."""
+    """From an image file to the input of the model; see `Preprocess`.
+
+    Attributes:
+        size: side of the square input, in pixels.
+        fit: `pad` scales the long side to `size` and pads with black; `crop` scales the short side and takes the centre;
+            `squash` scales each side to `size`, whatever the aspect ratio.
+        field_of_view: crop to the bright circle of the endoscope first.
+    """
 
     size: Annotated[int, Field(ge=16, le=2048)] = 224
     fit: Literal["pad", "crop", "squash"] = "pad"

@@ -31,12 +31,13 @@ class LoraSettings(Section):
     """The adapters of a recipe.
 
     Attributes:
-        targets: roles of the Linears; `mlp` is all of a block's feed-forward network.
-        layers: block numbers from 0, the same in each tower, or `all`.
-        towers: the towers that get adapters.
-        rank: r; an adapter has r * (inputs + outputs) parameters.
-        alpha: the adapter is scaled by alpha / sqrt(rank), or alpha / rank without `rslora`.
-        dropout: on the adapter's input, in training only.
+        targets: linear layers with an adapter: projections of the attention, or `mlp`, the layers of the feed-forward network.
+        layers: numbers of the blocks with adapters, from 0, the same in each tower, or `all`.
+        towers: towers with adapters.
+        rank: rank r of an adapter, which has r * (inputs + outputs) parameters.
+        alpha: scale of an adapter: alpha / sqrt(rank), or alpha / rank without `rslora`.
+        rslora: rank-stabilised scaling, by the square root of the rank.
+        dropout: dropout probability at the input of an adapter, in training.
     """
 
     targets: Annotated[tuple[Literal["q", "k", "v", "out", "mlp"], ...], Field(min_length=1)] = ("q", "k", "v")

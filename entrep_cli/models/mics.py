@@ -39,7 +39,13 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class DecoderSettings(Section):
-    """The decoder, with the released code's (and MAE's) size as default."""
+    """The decoder, with the released code's (and MAE's) size as default.
+
+    Attributes:
+        width: width of the decoder's tokens.
+        depth: number of the decoder's blocks.
+        heads: attention heads of a block.
+    """
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 512
     depth: Count = 8
@@ -53,7 +59,13 @@ class DecoderSettings(Section):
 
 
 class LossWeights(Section):
-    """What each loss counts in the sum (released code: 10, 1 and 0.1); 0 leaves it out, though it is still computed."""
+    """The weights of the losses in their sum (released code: 10, 1 and 0.1).
+
+    Attributes:
+        reconstruction: weight of the reconstruction loss; 0 leaves it out.
+        consistency: weight of the consistency loss; 0 leaves it out.
+        alignment: weight of the alignment loss; 0 leaves it out.
+    """
 
     reconstruction: Weight = 10.0
     consistency: Weight = 1.0
@@ -70,11 +82,11 @@ class PretrainingSettings(Section):
     """What is masked, predicted and compared.
 
     Attributes:
-        mask_ratio: fraction of the patches that the encoders do not see (paper: 0.75).
-        normalised_patches: predict every patch less its mean, over its deviation (MAE; the released code does not).
-        consistency_dim: width of the linear projection of the consistency loss: low (paper), 128 (ours).
+        mask_ratio: fraction of the patches that are hidden from the encoders (paper: 0.75).
+        normalised_patches: predict patches normalised to mean 0 and deviation 1, as MAE does (the released code does not).
+        consistency_dim: width of the linear projection of the consistency loss: low in the paper, 128 is ours.
         alignment_dim: width of the projection of the alignment loss (paper: 512), and of its hidden layer (ours).
-        temperature: of both contrastive losses, fixed (released configuration: 0.07).
+        temperature: temperature of both contrastive losses, fixed (released configuration: 0.07).
     """
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75

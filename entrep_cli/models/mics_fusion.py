@@ -26,10 +26,10 @@ class FusionEncoderSettings(Section):
     """The fusion encoder.
 
     Attributes:
-        depth: its blocks (paper: 6; 12 as well, to compare).
-        heads: of each attention; the encoders' width must divide into them.
-        ratio: width of the feed-forward's hidden layer, in widths of the encoders.
-        dropout: of the attention, of the hidden layer, and after each of the three steps.
+        depth: number of blocks (paper: 6, and 12 for comparison).
+        heads: attention heads of a block; they must divide the width of the encoders.
+        ratio: width of the hidden layer of the feed-forward network, as a multiple of the encoders' width.
+        dropout: dropout probability of the attention, of the hidden layer, and after each of the three steps of a block.
     """
 
     depth: Count = 6

@@ -25,7 +25,11 @@ class Section(BaseModel):
 
 
 class Recipe(Section):
-    """What every recipe has; methods add their sections."""
+    """What every recipe has; methods add their sections.
+
+    Attributes:
+        seed: seed of all random numbers of the training.
+    """
 
     method: str
     seed: int = 0

@@ -33,18 +33,22 @@ class LoopSettings(Section):
     """How a model is fitted.
 
     Attributes:
-        epochs: at most; `patience` epochs without a better validation score end it sooner (0: never).
-        learning_rate, weight_decay: of AdamW; `backbone_learning_rate` for pretrained weights and adapters.
-        layer_decay: factor of `backbone_learning_rate` from a block or stage to the one below it (`training.rates`).
-        head_epochs: epochs in which pretrained weights are frozen and only new ones learn.
-        unfreeze_epochs: after these, epochs from a block or stage to the one below it; 0 unfreezes all at once.
-        accumulate: batches whose gradients are summed up to one step.
-        warmup: fraction of all steps in which the rate rises; then it falls as a cosine to zero.
-        balance: `oversample` draws every class equally often, `weights` weighs the loss, or `none`.
-        average: decay of the exponential moving average of the weights that is validated and saved;
-            0 turns it off.
-        keep: the epoch whose weights are saved, the `best` on validation or the `last`; with `last` patience never ends
-            a training. On a small validation set the best epoch is partly luck.
+        epochs: largest number of epochs.
+        patience: stop after this many epochs without a better validation score; 0 never stops early.
+        batch_size: images in a training batch.
+        accumulate: batches whose gradients are summed for one step.
+        learning_rate: peak learning rate of AdamW for new weights.
+        backbone_learning_rate: peak learning rate of pretrained weights and of adapters.
+        layer_decay: layer-wise decay: factor of `backbone_learning_rate` from each block or stage to the one below it.
+        head_epochs: first epochs, in which pretrained weights are frozen and only new ones are trained.
+        unfreeze_epochs: gradual unfreezing: epochs from each block or stage to the one below it; 0 unfreezes all at once.
+        weight_decay: weight decay of AdamW, on weight matrices only.
+        warmup: fraction of all steps in which the learning rate rises linearly; then it falls to zero as a cosine.
+        label_smoothing: probability that is spread evenly over all classes in the target of the cross-entropy.
+        balance: `oversample` draws every class equally often, `weights` weights the loss by class, `none` does neither.
+        average: decay of the exponential moving average of the weights, which is validated and saved; 0 turns it off.
+        keep: the epoch whose weights are saved: the `best` on validation or the `last`. `last` turns early stopping off.
+            On a small validation set the best epoch is partly luck.
     """
 
     epochs: PositiveInt = 100

@@ -17,12 +17,12 @@ from entrep_cli.recipes.recipe import Section
 
 
 class MetricSettings(Section):
-    """A loss on the embeddings, beside that on the logits.
+    """A metric-learning loss on the embeddings, added to the loss on the logits.
 
     Attributes:
-        kind: `supcon`, `multi-similarity`, `proxy-anchor`, or `none`.
-        weight: its factor.
-        temperature: of `supcon`.
+        kind: `supcon` (supervised contrastive), `multi-similarity`, `proxy-anchor`, or `none`.
+        weight: weight of this loss in the sum.
+        temperature: temperature of `supcon`.
     """
 
     kind: Literal["none", "supcon", "multi-similarity", "proxy-anchor"] = "none"

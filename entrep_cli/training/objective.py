@@ -18,8 +18,8 @@ class LossSettings(Section):
     """The loss on the logits; at their defaults cross-entropy, with `train.label_smoothing`.
 
     Attributes:
-        focal: gamma of the focal loss: what is classified well already counts less. 0 is cross-entropy.
-        region: weight of the cross-entropy over regions, whose probabilities are sums over their classes.
+        focal: gamma of the focal loss, which gives images that are classified well less weight; 0 is cross-entropy.
+        region: weight of a cross-entropy over regions, whose probabilities are the sums over their classes.
     """
 
     focal: NonNegativeFloat = 0.0

@@ -25,11 +25,11 @@ class ShiftSettings(Section):
     """The shift dictionary; the source gives none of these figures.
 
     Attributes:
-        clusters: of k-means; fewer where the features have fewer different values.
-        covariance: `shrunk` (towards its mean variance) or `diagonal`.
+        clusters: number of clusters of k-means; fewer where the features have fewer distinct values.
+        covariance: covariance of a cluster: `shrunk` towards its mean variance, or `diagonal`.
         shrinkage: of `shrunk`: a fraction from 0 to 1, or `ledoit-wolf`, estimated for each cluster.
-        members: clusters with fewer take the covariance of all features about the means of their clusters.
-        scale: factor of every shift; 1 draws as another image of the cluster might lie, 0 is no shift.
+        members: clusters of fewer images use the covariance of all features about the means of their clusters.
+        scale: factor of the shifts: 1 draws them from the distribution of the cluster, 0 turns them off.
     """
 
     clusters: Count = 16

@@ -214,7 +214,7 @@ def test_a_half_written_run_is_not_taken_for_a_run(trained, entrep):
     (trained / "dinov2" / "run.json").unlink()
     done = entrep("predict", "--track", 1, "--run", "dinov2")
     assert done.code == 1 and "not complete" in done.err and "--resume" in done.err
-    assert "no trained run" in entrep("predict", "--track", 1).err
+    assert "No trained run" in entrep("predict", "--track", 1).err
 
 
 def test_a_changed_model_is_refused(trained, entrep):

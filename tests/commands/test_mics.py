@@ -115,14 +115,14 @@ def test_without_a_split_all_images_are_learned_from_and_that_is_told(contest, e
     assert done.json["probe"] is None
     assert entrep("split", "--ratios", "50/25/25").code == 0
     trained = entrep("train", "mics", "--weights", "mics-pretrain", "--epochs", 1, *SMALL)
-    assert trained.code == 0 and "has seen 14 of the 14 validation images" in " ".join(trained.err.split())
+    assert trained.code == 0 and "was trained on 14 of the 14 validation images" in " ".join(trained.err.split())
 
 
 def test_wrong_usage(split, entrep, tmp_path):
     for line, code, told in (
         (["pretrain", "dinov2"], 2, "No pre-training of 'dinov2'"),
         (["pretrain", "mics", "--resume", "--overwrite"], 2, "give one of them"),
-        (["pretrain", "mics", "--resume"], 1, "no incomplete run"),
+        (["pretrain", "mics", "--resume"], 1, "No incomplete run"),
         (["pretrain", "mics", "--recipe", "dinov2"], 2, "a recipe of dinov2"),
         (["pretrain", "mics", "--images", tmp_path / "nowhere"], 1, "No such folder"),
         (["pretrain", "mics", "--set", "pretraining.mask=0.5"], 2, "did you mean 'pretraining.mask_ratio'"),

@@ -183,8 +183,8 @@ def test_runs_by_name_folder_and_pattern(tmp_path):
     assert [run.reference for run in named_runs(["odd[1]", "dinov2"])] == ["odd[1]", "dinov2"]  # a name that is there is no pattern
     with pytest.raises(RunError) as error:
         named_runs(["dinov2", "dino", "mlcf*"])
-    assert "There is no run 'dino'." in str(error.value) and "No complete run is called 'mlcf*'." in str(error.value)
-    with pytest.raises(RunError, match="^There is no run 'dino'"):
+    assert "No run named 'dino'." in str(error.value) and "No complete run is called 'mlcf*'." in str(error.value)
+    with pytest.raises(RunError, match="^No run named 'dino'"):
         named_runs(["dinov2", "dino"])
     with pytest.raises(UsageError, match="here is only dinov2"):
         named_runs(["dinov2", "dinov2"])

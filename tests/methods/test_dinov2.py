@@ -210,8 +210,8 @@ def test_targets_that_cannot_be_trained(catalog, tmp_path):
 
     error(UsageError, "No region named 'x'", "x")
     error(UsageError, "one class, 'top'", "s")
-    error(RunError, "train part of the split has no image of left, right", "r", only("top"))
-    error(RunError, "val part of the split has no image of left, right", "r", catalog, only("top"))
+    error(RunError, "train subset of the split has no image of left, right", "r", only("top"))
+    error(RunError, "val subset of the split has no image of left, right", "r", catalog, only("top"))
     error(RunError, "All training images of left, right are left", "r", only("left", "top"))
     error(UsageError, "logistic", "class", catalog, catalog, "head.kind=logistic", "tune=full")
     assert not (tmp_path / "runs" / "cache").exists()  # all of it before anything is computed

@@ -500,7 +500,7 @@ def test_an_expert_without_images_is_told_before_anything_is_trained(base, tmp_p
     train_component, val = (catalog.subset(catalog.images[a:b]) for a, b in ((0, 24), (24, 48)))
     val = val.subset([image for image, label in zip(val.images, val.frame["label"]) if label in ("left", "right")])
     monkeypatch.setattr(module, "train_one", lambda *a: pytest.fail("nothing may begin"))
-    with pytest.raises(RunError, match="val part of the split has no image of top, bottom"):
+    with pytest.raises(RunError, match="val subset of the split has no image of top, bottom"):
         fit_method(Hybrid, train_component, val, recipe(base / "files"), Run(tmp_path / "h"))
 
 

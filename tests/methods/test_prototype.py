@@ -284,7 +284,7 @@ def test_towers_without_meaning_are_refused(catalog, clip, tmp_path):
     run = Run(tmp_path / "run")
     with pytest.raises(UsageError, match="pretrained towers"):
         fit(catalog, recipe(clip, weights="none"), run)
-    with pytest.raises(WeightsError, match="neither a weights file nor a run"):
+    with pytest.raises(WeightsError, match="No weights file and no run named"):
         fit(catalog, recipe(clip, weights="nowhere"), run)
     (tmp_path / "conv.json").write_text(json.dumps(CONV))
     trunk = build_clip(Architecture(CONV), 32).visual.trunk.state_dict()
