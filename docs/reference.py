@@ -6,6 +6,7 @@ python docs/reference.py --check   # exit code 1 where one is not up to date
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -43,13 +44,20 @@ def api() -> str:
         inside = ", ".join(arguments) if len(arguments) < 3 else "\n    " + ",\n    ".join(arguments) + ",\n"
         call = f"{name}({inside}) -> {signature.return_annotation}"
         lines += [f"## `{name}`", "", "```python", call, "```", "", _text(function), ""]
-        kind = vars(sys.modules[function.__module__]).get(str(signature.return_annotation))
+        kind = _returned(function, str(signature.return_annotation))
         if isinstance(kind, type) and issubclass(kind, Result):
             results[kind.__name__] = kind
     lines += ["# Results", ""]
     for name, kind in sorted(results.items()):
         lines += [f"## `{name}`", "", _text(kind), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _returned(function: Any, name: str) -> Any:
+    """What a return annotation names, also where the module imports it for type hints only."""
+    module = sys.modules[function.__module__]
+    imported = re.search(rf"from (\S+) import .*\b{re.escape(name)}\b", inspect.getsource(module))
+    return getattr(importlib.import_module(imported[1]), name) if imported else vars(module).get(name)
 
 
 def recipes() -> str:
@@ -135,7 +143,7 @@ def _text(documented: Any) -> str:
         if section := re.fullmatch(r"(Args|Attributes|Raises|Returns):", line):
             lines += [f"**{section[1]}**", ""]
         elif line.startswith("    "):
-            lines += [re.sub(r"^([^:]+): ", r"- `\1`: ", entry.rstrip(";")) for entry in _ENTRIES.split(line.strip())]
+            lines += [re.sub(r"^([^:]+): ", r"- `\1`: ", re.sub(";$", ".", entry)) for entry in _ENTRIES.split(line.strip())]
         else:
             lines.append(line)
     return "\n".join(lines)

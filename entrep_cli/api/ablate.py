@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AblationRows(Result):
-    """The rows of an ablation for one recipe: what would be trained, and with which row each is compared."""
+    """The rows of an ablation for one recipe: what would be trained, and which row each is compared with."""
 
     paper: str
     recipe: Recipe
@@ -55,7 +55,7 @@ def ablation_rows(
     """The rows that `ablate` would train with the same arguments.
 
     Raises:
-        UsageError: no such ablation, recipe or row, or settings that do not hold.
+        UsageError: no such ablation, recipe or row, or invalid settings.
     """
     from entrep_cli.experiments.ablation import ABLATIONS
     from entrep_cli.methods import method_class
@@ -100,20 +100,26 @@ def ablate(
     device: str = "auto",
     precision: str = "auto",
 ) -> AblationTable:
-    """Train a recipe without its components, then with one after the other, and score all rows in one table.
+    """Train a recipe without its components, then with each of them in turn, and score all rows in one table.
 
-    Completed trainings stay under `runs/ablations/`: the same call resumes an interrupted one, and more seeds, folds or
-    rows add to it.
+    Completed trainings stay under `runs/ablations/`: the same call resumes an interrupted ablation, and more seeds, folds or
+    rows are added to it.
 
     Args:
         paper: `mlcf`, `mics`, or `best` for single factors of a recipe.
-        rows: patterns of row keys, as "all-*"; every row without one.
-        seeds: trainings a row. split: the images scored.
-        fold: the fold left out. folds: leave out this many folds in turn, each scored by the models that left it out.
-        name: of the folder; the paper's without one. overwrite: start anew, and delete what was trained.
+        data: the dataset folder.
+        rows: patterns of row keys, such as "all-*"; all rows by default.
+        seeds: number of trainings per row.
+        split: the images that are scored.
+        fold: the fold left out.
+        folds: number of folds that are left out in turn; each is scored by the models that left it out.
+        name: name of the folder; by default that of the paper.
+        overwrite: start again, and delete what was trained.
 
     Raises:
-        UsageError: arguments that do not hold. RunError: the folder holds runs of other settings. Interrupted: on Ctrl-C.
+        UsageError: invalid arguments.
+        RunError: the folder holds runs with other settings.
+        Interrupted: on Ctrl-C.
     """
     if name is not None and not re.fullmatch(r"\w[\w.+-]*", name):
         raise UsageError(f"{name!r} cannot be the name of a folder.", hint="use letters, digits, - and _")

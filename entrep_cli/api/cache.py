@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheList(Result):
-    """The cache by kind."""
+    """The cached files by kind: their number, size and age."""
 
     folder: Path
     kinds: tuple[CacheKind, ...]
@@ -38,7 +38,7 @@ class CacheList(Result):
 
 @dataclass(frozen=True)
 class CacheCleared(Result):
-    """What was freed, by kind: files, bytes, files left because they are in use, and faults."""
+    """What was removed, by kind: files and bytes, files left because they are in use, and errors."""
 
     folder: Path
     kinds: dict[str, Cleared]
@@ -78,18 +78,18 @@ class CacheCleared(Result):
 
 
 def cache_list() -> CacheList:
-    """What lies under `runs/cache`, by kind; all of it can be computed again."""
+    """The files under `runs/cache`, by kind. All of them can be computed again."""
     from entrep_cli.machine.caches import cache_kinds
 
     return CacheList(_root(), tuple(cache_kinds()))
 
 
 def cache_clear(kind: str | None = None, *, older_than: float | None = None) -> CacheCleared:
-    """Remove cached files; what is being written, or was written in the last seconds, stays.
+    """Remove cached files, except those that are being written or were written in the last seconds.
 
     Args:
-        kind: one of them; None for all.
-        older_than: only files written so many days ago.
+        kind: one kind; all by default.
+        older_than: only files older than this many days.
 
     Raises:
         UsageError: no such kind.

@@ -16,7 +16,7 @@ _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
 @dataclass(frozen=True)
 class Diagnosis(Result):
-    """What an examination of the machine came to, in the order of what depends on what."""
+    """The findings about a machine; each comes after those that it depends on."""
 
     findings: tuple[Finding, ...]
 
@@ -44,10 +44,11 @@ class Diagnosis(Result):
 
 
 def doctor(*, self_test: bool = True, device: str = "auto") -> Diagnosis:
-    """Examine Python, packages, device, memory, disk, caches and weights; then do the main job in small.
+    """Examine Python, packages, device, memory, disk, caches and weights, then run the whole pipeline on a tiny dataset.
 
     Args:
-        self_test: draw, train, answer and validate a few phantom images, in under a minute.
+        self_test: run that pipeline (synth, train, predict, validate); it takes less than a minute.
+        device: where the model computes.
     """
     from entrep_cli.machine.doctor import examinations, examine
 

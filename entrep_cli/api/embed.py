@@ -36,7 +36,7 @@ class EmbeddedSet:
 
 @dataclass(frozen=True)
 class EmbeddedSets(Result):
-    """All sets of a run that were asked for; `engine` is what computed them, or would have."""
+    """All sets of a run that were requested; `engine` is what computed them, or would have computed them if they were not cached."""
 
     run: Run
     engine: str
@@ -68,17 +68,21 @@ def embed(
 ) -> EmbeddedSets:
     """Embed a dataset's training images, its test folder and further folders: float32 unit vectors and class probabilities.
 
-    Sets of the same images and model that the run has already are not computed again.
+    Sets that the run already has for the same images and model are not computed again.
 
     Args:
-        data: the dataset folder; run: by name or folder, None for the one that completed last.
+        data: the dataset folder.
+        run: name or folder of a run; by default the one that completed last.
         folder: folders of images without labels.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
-        precision: `auto` (as images embedded before, else a ViT's fastest), `fp32`, `bf16` or `fp16`.
-        batch_size: None chooses it. compile: have torch compile the model first. engine: `onnx` uses what `export` wrote.
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: that of the run's earlier embeddings, otherwise the fastest for a ViT.
+        batch_size: images per batch; chosen automatically by default.
+        compile: compile the model with torch first.
+        engine: `onnx` uses the files that `export` wrote.
 
     Raises:
-        UsageError: options that do not go together. RunError: the run cannot be written to.
+        UsageError: options that cannot be combined.
+        RunError: the run cannot be written to.
         DataError: lists all images that cannot be read.
     """
     from entrep_cli.retrieval.embeddings import embeddings_of

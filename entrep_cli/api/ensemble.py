@@ -24,9 +24,9 @@ class EnsembleResult(Result):
     """An ensemble that was made.
 
     Attributes:
-        run: its folder.
+        run: the run of the ensemble.
         built: the members, their weights, and scores on validation.
-        weights: how the members were weighted, as asked.
+        weights: how the members are weighted, as in the argument.
     """
 
     run: Run
@@ -60,14 +60,19 @@ def ensemble(
     overwrite: bool = False,
     device: str = "auto",
 ) -> EnsembleResult:
-    """Make one run of several that answers by the weighted mean of their calibrated probabilities and of their similarities.
+    """Combine runs into one that predicts by the weighted mean of their calibrated probabilities and of their similarities.
 
     Args:
-        runs: two or more, of one dataset, split and fold; they stay where they are.
+        runs: two or more runs of one dataset, split and fold; they are not changed.
+        name: name of the new run.
         weights: `validation`, `equal`, or a number for each run, as in "0.5,0.3,0.2".
+        data: the dataset folder.
+        overwrite: replace a run of this name.
+        device: where the models compute.
 
     Raises:
-        UsageError: weights that do not fit. RunError: runs that cannot answer together; every fault is listed.
+        UsageError: invalid weights.
+        RunError: runs that cannot be combined; every fault is listed.
     """
     from entrep_cli.data.splits import read_catalog_and_split
     from entrep_cli.experiments.ensemble import build, check_members, finish, parse_weights

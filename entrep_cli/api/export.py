@@ -20,7 +20,7 @@ _N_COMPARED = 4  # images
 
 @dataclass(frozen=True)
 class Exported(Result):
-    """What was exported, as its manifest describes it, and how far ONNX Runtime is from torch."""
+    """What was exported, as its manifest describes it, and how far the results of ONNX Runtime are from those of torch."""
 
     run: Run
     manifest: dict[str, Any]
@@ -38,14 +38,15 @@ class Exported(Result):
 
 
 def export(*, run: str | None = None, to: Literal["onnx"] = "onnx") -> Exported:
-    """Write the image tower of a run, and its text tower where it has one, as ONNX files into the run's `export` folder.
+    """Write the image tower of a run, and its text tower if it has one, as ONNX files into the run's `export` folder.
 
     Args:
-        run: by name or folder; None for the one that completed last.
+        run: name or folder of a run; by default the one that completed last.
         to: the format.
 
     Raises:
-        UsageError: packages are missing, or the model has a step that ONNX does not. RunError: ONNX Runtime answers otherwise than torch.
+        UsageError: packages are missing, or ONNX lacks an operation of the model.
+        RunError: the results of ONNX Runtime differ from those of torch.
     """
     from entrep_cli.methods.exporting import INSTALL, export_onnx
     from entrep_cli.methods.runs import load_model

@@ -30,14 +30,15 @@ class RunIndex(Result):
 
 
 def index(*, run: str | None = None, store: str | None = None) -> RunIndex:
-    """Build the index that `search` looks things up in, over all that was embedded with a run.
+    """Build the index that `search` uses, over all embeddings of a run.
 
     Args:
-        run: by name or folder; None for the one that completed last.
-        store: `milvus`, `FILE.db` or `http://HOST:19530`; None writes FAISS files into the run.
+        run: name or folder of a run; by default the one that completed last.
+        store: `milvus`, `FILE.db` or `http://HOST:19530`; by default FAISS files in the run.
 
     Raises:
-        UsageError: no such store. RunError: nothing is embedded, or the store does not answer.
+        UsageError: no such store.
+        RunError: the run has no embeddings, or the store does not answer.
     """
     from entrep_cli.retrieval.index import build_run_index
 

@@ -25,13 +25,15 @@ PAPERS = {"foregut": "hybrid"}
 
 @dataclass(frozen=True)
 class Reproduction(Result):
-    """A paper's tables beside ours.
+    """The tables of a paper with our scores beside the published ones.
 
     Attributes:
-        run: scored; None where its pretrained weights are missing, and `missing` says which.
-        split: the images scored; images: how many; layouts: of the dataset.
-        scores: ours.
-        notes: on the paper's tables.
+        run: the run that was scored; None if its pretrained weights are missing, which `missing` names.
+        split: the images that were scored.
+        images: their number.
+        layouts: layouts of the dataset.
+        scores: our scores.
+        notes: notes on the paper's tables.
     """
 
     paper: str
@@ -94,17 +96,23 @@ def reproduce(
     device: str = "auto",
     precision: str = "auto",
 ) -> Reproduction:
-    """Split (80/10/10, where no split exists), train and score a paper's method, and set its tables beside ours.
+    """Split (80/10/10, if no split exists), train and score a paper's method, and compare the scores with its tables.
 
-    A complete run is scored again and not trained again; an interrupted one is resumed.
+    A complete run is scored again but not trained again; an interrupted one is resumed.
 
     Args:
         paper: `foregut`, *Fusion at the Foregut*.
+        data: the dataset folder.
         run: score this run, and train nothing.
-        recipe, set, seed: the settings. split: the images scored. name: of the run; overwrite: train it again.
+        recipe, set, seed: the settings.
+        split: the images that are scored.
+        name: name of the run.
+        overwrite: train the run again.
 
     Raises:
-        UsageError: arguments that do not hold. RunError: a run of other settings, labels or split. Interrupted: on Ctrl-C.
+        UsageError: invalid arguments.
+        RunError: the run has other settings, labels or another split.
+        Interrupted: on Ctrl-C.
     """
     from entrep_cli.data.catalog import Catalog
     from entrep_cli.data.splits import make_split, read_catalog_and_split, read_split, split_path, write_split

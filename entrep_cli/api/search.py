@@ -30,18 +30,24 @@ def search(
     sheet: bool = True,
     device: str = "auto",
 ) -> SearchResult:
-    """The embedded images most like an image or a finding, best first; the query itself and its exact copies are never among them.
+    """The embedded images that are most similar to an image or a finding, best first, without the query itself and its exact copies.
 
     Args:
-        query: an image file; with a text tower also a finding.
-        run: by name or folder; None for the one that completed last.
-        top_k: answers. mask_groups: leave out images of the query's group.
-        class_aware: `off`, `hard` or `soft`, with `class_weight`; None is what validation chooses. All images are then ranked exactly.
-        template: a sentence with `{}` around a text. label: the query's true class; None for that of the same pixels, if embedded.
-        save: the PNG to draw; None for one in the run's `searches`. sheet: whether one is drawn. device: where the model computes.
+        query: an image file or, for a run that reads text, a finding.
+        run: name or folder of a run; by default the one that completed last.
+        top_k: number of results.
+        mask_groups: leave out images of the query's group.
+        class_aware: `off`, `hard` or `soft`; other than `off`, all images are ranked exactly.
+        class_weight: weight of `class_aware`; by default the one that validation chooses.
+        template: a sentence with `{}` around a text.
+        label: the true class of the query; by default that of an embedded image with the same pixels, if any.
+        save: the PNG to draw; by default one in the run's `searches`.
+        sheet: whether a contact sheet is drawn.
+        device: where the model computes.
 
     Raises:
-        UsageError: options that do not go together, or a text for a run that reads none. RunError: no index, or an old one.
+        UsageError: options that cannot be combined, or a text for a run that reads none.
+        RunError: no index, or one that is not up to date.
     """
     from entrep_cli.data.images import SUFFIXES, ImageError, raise_image_faults, read_image
     from entrep_cli.evaluation.selection import select

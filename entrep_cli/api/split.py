@@ -24,11 +24,11 @@ class SplitResult(Result):
     """A split that was written.
 
     Attributes:
-        split: which image belongs to which subset.
+        split: the subset of each image.
         catalog: the dataset as it was read.
         path: the CSV file.
         counts: images of each class by subset.
-        near_duplicates: clusters, and what they changed; empty where they were not searched.
+        near_duplicates: clusters of near-duplicates, and what they changed; empty if they were not searched for.
     """
 
     split: Split
@@ -73,17 +73,19 @@ def split(
 ) -> SplitResult:
     """Divide the labelled images of a dataset, stratified by class, and write `runs/split.csv`.
 
-    Frames of one group never stand in two subsets. The same arguments give the same bytes.
+    Frames of one group are always in the same subset. The same arguments give the same bytes.
 
     Args:
-        data: the dataset folder; `workspace.data_dir` says what is taken without it.
+        data: the dataset folder; by default ENTREP_DATA or `data`.
         ratios: of train, val and test, as in "80/10/10"; test may be 0.
-        folds: this many folds of equal size instead of ratios; 3 or more.
+        folds: number of folds of equal size, instead of ratios; 3 or more.
+        seed: seed of the random division.
         groups: `auto`, `exam`, `none`, or a pattern; see `Catalog.read`.
-        small_to_train: leave classes too small to divide in the training subset.
+        small_to_train: put classes that are too small to divide into the training subset.
 
     Raises:
-        UsageError: ratios that are no numbers, or ratios and folds together. DataError: nothing to divide.
+        UsageError: invalid ratios, or ratios and folds together.
+        DataError: nothing to divide.
     """
     if folds and ratios is not None:
         raise UsageError("Folds are all of one size: --ratios are of train, val and test.", hint="give --folds or --ratios")

@@ -12,7 +12,7 @@ from entrep_cli.results import Result, Table
 
 @dataclass(frozen=True)
 class Phantom(Result):
-    """A phantom dataset that was drawn; `summary` holds `folder`, `seed`, and by subset the exams and the images of each class."""
+    """A phantom dataset; `summary` holds `folder`, `seed`, and for each subset the exams and the images of each class."""
 
     summary: dict[str, Any]
 
@@ -27,10 +27,17 @@ class Phantom(Result):
 
 
 def synth(folder: Path | str, *, images: int = 700, test_images: int = 210, seed: int = 0) -> Phantom:
-    """Draw a phantom ENT dataset in the contest's layout into a new or empty folder.
+    """Draw a phantom ENT dataset in the layout of the challenge into a new or empty folder.
+
+    Args:
+        folder: the new dataset folder.
+        images: number of labelled images.
+        test_images: number of test images.
+        seed: seed of all random numbers.
 
     Raises:
-        DataError: the folder holds something. UsageError: too few images for every class.
+        DataError: the folder is not empty.
+        UsageError: too few images for every class.
     """
     from entrep_cli.data.phantom import write_phantom
 

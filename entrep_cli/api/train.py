@@ -24,9 +24,9 @@ class Trained(Result):
     """A complete run.
 
     Attributes:
-        run: its folder.
-        manifest: what it was made from, what it cost, and the scores of validation.
-        cross_validation: the scores of all folds, where every fold was trained.
+        run: the run.
+        manifest: what it was made from, what it cost, and its scores on validation.
+        cross_validation: the scores of all folds, if every fold was trained.
     """
 
     run: Run
@@ -81,7 +81,7 @@ def effective_recipe(
         set: assignments such as "head.dropout=0.5".
 
     Raises:
-        UsageError: no such method or recipe, or settings that do not hold; every fault is listed.
+        UsageError: no such method or recipe, or invalid settings; every fault is listed.
     """
     short = short_settings(backbone=backbone, weights=weights, tune=tune, label_fraction=label_fraction, epochs=epochs, seed=seed)
     return _settings(method, recipe, set, short, console.flags(recipe=recipe))
@@ -107,21 +107,27 @@ def train(
     device: str = "auto",
     precision: str = "auto",
 ) -> Trained:
-    """Train a method on the split, and leave a run under `runs/`.
+    """Train a method on the split, and write a run under `runs/`.
 
-    The training subset is learned from, the validation subset chooses, the test subset is not read.
+    The model learns from the training subset, the validation subset chooses, and the test subset is not read.
 
     Args:
-        method: `clip-lora` without one.
+        method: the method; by default that of the recipe, or `clip-lora`.
+        data: the dataset folder.
         recipe, set, backbone, weights, tune, label_fraction, epochs, seed: the settings; see `effective_recipe`.
         fold: the fold left out, of a split into folds.
-        folds: train one run for each of this many folds, all that the split has, and join them as an ensemble.
-        name: of the run; the method's name without one, numbered where that is taken.
-        resume: go on with an interrupted training. overwrite: replace a run of this name once the new one is complete.
+        folds: number of folds, all that the split has: train one run for each, and join them as an ensemble.
+        name: name of the run; by default that of the method, with a number if the name is taken.
+        resume: continue an interrupted training.
+        overwrite: replace a run of this name once the new one is complete.
+        device: where the model computes.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:
-        UsageError: settings or options that do not hold. DataError, RunError: of the dataset, the split or the run.
-        Interrupted: on Ctrl-C, where there is a checkpoint to resume from.
+        UsageError: invalid settings or options.
+        DataError: the dataset cannot be used.
+        RunError: the split or the run cannot be used.
+        Interrupted: on Ctrl-C, if a checkpoint to resume from was saved.
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite starts it anew.", hint="give one of them")

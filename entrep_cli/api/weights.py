@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsList(Result):
-    """All weights that recipes and methods can start from."""
+    """All pretrained weights that recipes and methods can start from."""
 
     weights: tuple[PretrainedWeights, ...]
 
@@ -31,7 +31,7 @@ class WeightsList(Result):
 
 @dataclass(frozen=True)
 class WeightsCheck(Result):
-    """Weights that were checked: of each its name, `ok`, `faults`, whether it was `loaded`, and how many hashes are known."""
+    """Weights that were checked: for each its name, `ok`, `faults`, whether it was `loaded`, and how many hashes are known."""
 
     results: tuple[dict[str, Any], ...]
 
@@ -50,7 +50,7 @@ class WeightsCheck(Result):
 
 @dataclass(frozen=True)
 class FetchedWeights(Result):
-    """Weights that are in the cache now: of each its name, licence and files."""
+    """Weights that are now in the cache: for each its name, licence and files."""
 
     fetched: tuple[dict[str, Any], ...]
     next_commands: tuple[str, ...]
@@ -64,17 +64,18 @@ class FetchedWeights(Result):
 
 
 def weights_list() -> WeightsList:
-    """Every pretrained weight that a recipe or a method can start from; asks no network."""
+    """All pretrained weights that a recipe or a method can start from; needs no network."""
     from entrep_cli.models.pretrained import pretrained_weights
 
     return WeightsList(pretrained_weights())
 
 
 def weights_check(name: str | None = None, *, load: bool = True) -> WeightsCheck:
-    """Whether files are complete, have their size and SHA-256 where these are known, and load strictly into their model.
+    """Check that files are complete, match their size and SHA-256 where these are known, and load strictly into their model.
 
     Args:
-        name: as in `weights_list`; None for all of which a file is on this machine.
+        name: a name of `weights_list`; by default all weights that have a file on this machine.
+        load: also load them into their model.
     """
     from entrep_cli.models.pretrained import find_weights, pretrained_weights
     from entrep_cli.models.pretrained_fetch import check_weights
@@ -94,9 +95,13 @@ def weights_check(name: str | None = None, *, load: bool = True) -> WeightsCheck
 def weights_fetch(names: Sequence[str]) -> FetchedWeights:
     """Download weights into the hub's cache, and check their size and SHA-256 where these are known.
 
+    Args:
+        names: names of `weights_list`.
+
     Raises:
-        UsageError: no such weights. WeightsError: a download failed; complete ones stay. Interrupted: on Ctrl-C; a
-            download resumes where it stopped.
+        UsageError: no such weights.
+        WeightsError: a download failed; completed downloads are not removed.
+        Interrupted: on Ctrl-C; the next call resumes the download.
     """
     from entrep_cli.models.pretrained import find_weights
     from entrep_cli.models.pretrained_fetch import fetch_file

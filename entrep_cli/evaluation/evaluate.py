@@ -70,16 +70,16 @@ class Evaluation(Result):
 
     Attributes:
         title: what was scored.
-        stem: where it is written, without a suffix.
-        taxonomy: of the classes.
+        stem: path of the written files, without a suffix.
+        taxonomy: the classes.
         scores: classification and retrieval.
         notes: what a reader of the numbers must know.
-        mask_groups: whether images of the query's own group were left out of the answers; None for a submission.
+        mask_groups: whether images of the query's group were left out of the answers; None for a submission.
         selection: what validation chose for the rankings; None for a submission.
-        calibration: None for a submission.
-        stages: of a cascade: what decided, how many images, how many of them rightly.
-        figure: the drawn confusion matrix, where it was drawn.
-        run: what was scored; of a submission the run in whose folder it lies, if any.
+        calibration: calibration of the probabilities; None for a submission.
+        stages: for a cascade, by stage: how many images it decided, and how many of them correctly.
+        figure: the file of the confusion matrix, if it was drawn.
+        run: the run that was scored; for a submission the run in whose folder it lies, if any.
     """
 
     title: str

@@ -131,10 +131,14 @@ class AblationTable(Result):
     """All rows of an ablation.
 
     Attributes:
-        name: of the ablation. folder: where its runs and this table are.
-        split: what was scored. images: how many. seeds: trainings a row, by fold.
-        folds: how many of the `n_folds` of the split were scored in turn; 0 for one split.
-        fingerprint: of the division of the images. recipe: that the rows start from.
+        name: name of the ablation.
+        folder: where its runs and this table are.
+        split: the images that were scored.
+        images: their number.
+        seeds: trainings per row, by fold.
+        folds: how many of the `n_folds` of the split were scored in turn; 0 for a split without folds.
+        fingerprint: fingerprint of the split.
+        recipe: the recipe that the rows start from.
         chance: Recall@1 by chance, by the headings of the table.
     """
 

@@ -60,16 +60,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """Runs compared by every score that one of them has.
+    """Runs compared by every score that at least one of them has.
 
     Attributes:
-        contenders: the runs, which marks call a, b, c, ... in this order.
+        contenders: the runs; marks of significance name them a, b, c, ... in this order.
         split, fold, mask_groups: what they were scored on, and how.
-        level: of significance.
-        baseline: 0 where all are compared with the first alone; None where each is with each.
-        scores: by the name of the score.
-        notes: what a reader must know.
-        files: where the comparison was written.
+        level: level of significance.
+        baseline: 0 if all runs are compared with the first only; None if each is compared with each.
+        scores: the comparison of each score, by its name.
+        notes: what a reader of the numbers must know.
+        files: the files of the comparison.
     """
 
     contenders: list[Contender]

@@ -117,12 +117,12 @@ class SearchResult(Result):
     """The answers to a query, best first.
 
     Attributes:
-        run: its name.
-        missed: where the answers hold a miss, the nearest of the query's class that are not among them.
-        taken_for: the class the query was taken for, with its probability; None without class-aware retrieval.
-        fell_back: whether the hard rule left nothing, and all classes were ranked.
-        validation: how validation chose the weight of the rule; None where it did not.
-        sheet: where query and answers are drawn.
+        run: name of the run.
+        missed: if some answers are wrong, the nearest images of the query's class that are not among the answers.
+        taken_for: the predicted class of the query, with its probability; None without class-aware retrieval.
+        fell_back: whether the hard rule left no image, so that all classes were ranked.
+        validation: how validation chose the weight of the rule; None if it was given or not used.
+        sheet: the file with the drawn query and answers.
     """
 
     run: str
