@@ -295,7 +295,7 @@ def new_run(method: str, name: str | None, *, overwrite: bool = False, resume: b
         run = Run(_own(candidates[-1]))
         if run.complete:
             raise RunError(
-                f"Run {run.name!r} is already complete: nothing to resume.",
+                f"Run {run.name!r} is complete: nothing to resume.",
                 where=run.folder,
                 hint=f"`entrep evaluate --run {run.name}`, or --overwrite to train it again",
             )

@@ -132,7 +132,7 @@ def test_a_name_that_the_terminal_cannot_write(tmp_path, encoding):
     name = str(tmp_path / "ả\udcff")
     for flags in ([], ["--json"]):
         done = run(*flags, "split", "--data", name, env={"ENTREP_RUNS": str(tmp_path), "PYTHONIOENCODING": encoding})
-        assert done.returncode == 1 and "Traceback" not in done.stderr and "no dataset folder" in done.stderr
+        assert done.returncode == 1 and "Traceback" not in done.stderr and "No dataset folder" in done.stderr
     if encoding == "ascii":
         assert json.loads(done.stdout)["error"]["where"] == name
 

@@ -50,7 +50,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_where_data_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="no dataset folder") as error:
+    with pytest.raises(DataError, match="No dataset folder") as error:
         data_dir()
     assert error.value.where == "data" and "`entrep synth phantom`" in error.value.hint  # in data/ it would be merged with what is there
     (tmp_path / "data").mkdir()

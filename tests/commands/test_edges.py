@@ -102,7 +102,7 @@ def test_queries_elsewhere_need_no_dataset(trained, phantom, entrep, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert entrep("predict", "--track", 2, "--queries", tmp_path / "new").code == 0
     done = entrep("predict", "--track", 2, "--queries", tmp_path / "new", "--gallery", "train")
-    assert done.code == 1 and "no dataset folder" in done.err
+    assert done.code == 1 and "No dataset folder" in done.err
 
 
 def test_a_query_file_that_lies_alone(trained, phantom, entrep, tmp_path):
