@@ -55,13 +55,13 @@ figures: $(INSTALLED)
 	test -d $(DEMO)/runs/clip-lora || $(BIN)/entrep demo $(DEMO)
 	$(BIN)/python docs/figures.py $(DEMO)
 
-# Small sizes, every question once; benchmarks/README.md has the sizes whose figures are told. Growth takes longest and is left out.
+# Small sizes, every question once; benchmarks/README.md has the full sizes and their figures. Growth takes longest and is left out.
 bench: $(INSTALLED)
 	mkdir -p runs/bench
 	for question in scores search embedding training attention; do \
 	  $(BIN)/python benchmarks/$$question.py --out runs/bench/$$question.json || exit 1; \
 	done
-	@echo "runs/bench/*.json; the figures that are told, and how to repeat them: benchmarks/README.md"
+	@echo "runs/bench/*.json; figures at full size, and how to repeat them: benchmarks/README.md"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entrep needs Python 3.11 or newer: make PYTHON=python3.11")'

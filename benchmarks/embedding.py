@@ -68,7 +68,7 @@ items = Items.of(image=[p.name for p in paths], path=list(map(str, paths)), dige
 device, device_reason = choose_device(args.device)
 torch.manual_seed(0)
 architecture = read_architecture(args.model)
-recipe = build_recipe(ClipLoraRecipe, {"tune": "full", "backbone": {"name": args.model, "weights": "none"}})
+recipe = build_recipe(ClipLoraRecipe, {"tune": "full", "backbone": {"name": args.model, "weights": "none"}, "texts": {"contrast": 0}})
 model = ClipLora(architecture, recipe, Taxonomy.entrep()).eval().requires_grad_(False)
 explicit_attention(model.backbone)  # as a run of `clip-lora` has it once its adapters are merged
 run = Run(place / "runs" / "bench")

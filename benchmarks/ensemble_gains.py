@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", default=[])
     parser.add_argument("--split", default=QUERIES)
     given = parser.parse_args()
+    console.set_mode("human")
     root = data_dir(given.data)
     document: dict[str, dict] = {}
     rows, differences, reliable = [], [], []
@@ -77,7 +78,7 @@ def main() -> None:
     for name in (given.baseline, *given.runs):
         plain: list[Sample] = []
         for flip in (False, True):
-            scored = open_scored(name, root, given.part, flip=flip)
+            scored = open_scored(name, root, given.split, flip=flip)
             own = samples(scored)
             baseline, plain = baseline or own, plain or own
             label = f"{name}{' --tta' if flip else ''}"
@@ -96,7 +97,7 @@ def main() -> None:
                 reliable.append(("", "T", f"{found['temperature']:.3f}", f"on these images {own_t}", f"NLL {found['NLL_at_that']:.3f}"))
                 told["calibration"] = {k: [i.as_dict() for i in v] if isinstance(v, tuple) else v for k, v in found.items()}
             document[label] = told
-    console.table(f"On {given.part}, with 95% intervals", ["run", *SCORES], rows)
+    console.table(f"On {given.split}, with 95% intervals", ["run", *SCORES], rows)
     console.table("What each adds (paired, 95%)", ["run", "less", *SCORES], differences)
     columns = ["run", "measure", "as it is", "calibrated", "difference (paired)"]
     console.table("Calibration by the temperature of validation", columns, reliable)

@@ -183,7 +183,7 @@ if not data.is_dir():
     draw(data)
 catalog = Catalog.read(data, groups="none")
 split = make_split(catalog, ratios=(60, 15, 25), seed=args.seed)
-test = catalog.subset(split.images(args.part))
+test = catalog.subset(split.images(args.split))
 results, looks = {}, []
 for name in args.models:
     model, seconds = trained(name)

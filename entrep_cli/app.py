@@ -128,12 +128,12 @@ class _Command(_Help, typer.core.TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         options = {name for param in self.params for name in param.opts}
-        for typed in {"--part", "--on"}.intersection(args):
+        for typed in {"--part", "--on"}.intersection(arg.split("=")[0] for arg in args):
             if "--split" in options and typed not in options:
                 raise UsageError(f"No option {typed}.", hint="--split names the images that are scored")
         rest = super().parse_args(ctx, args)
         if ctx.args and not ctx.resilient_parsing:
-            hint = f"--run {shlex.quote(ctx.args[0])}" if "--run" in options else f"see `entrep {self.name} --help`"
+            hint = f"--run {shlex.quote(ctx.args[0])}" if "--run" in options else f"see `{ctx.command_path} --help`"
             raise UsageError(f"Unexpected argument {ctx.args[0]!r}.", hint=hint)
         return rest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -59,7 +60,18 @@ class Table:
 
 
 class Result:
-    """Base of what a verb returns. A subclass says what its tables and its dictionary are."""
+    """Base of what a verb returns. A subclass says what its tables and its dictionary are.
+
+    Attributes:
+        notes: what a reader of the numbers must know.
+    """
+
+    notes: Sequence[str] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """What was written."""
+        return []
 
     def tables(self) -> list[Table]:
         """What the command shows, the main table first."""

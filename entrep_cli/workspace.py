@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -338,11 +339,11 @@ def open_run(name: str | None = None) -> Run:
         run.manifest  # noqa: B018 - raises where the run is half written
         return run
     names = sorted(run.name for run in _complete(root))
-    raise RunError(
-        f"No run named {name!r}.",
-        where=root,
-        hint=f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`",
-    )
+    hint = f"choose one of: {', '.join(names)}" if names else "train one: `entrep train`"
+    # The folder of `entrep demo` holds a runs folder of that kind.
+    if below := sorted(folder for folder in root.glob("*/runs") if name and (folder / name / MANIFEST).is_file()):
+        hint = f"`export ENTREP_RUNS={shlex.quote(str(below[0]))}` for the one in {below[0]}"
+    raise RunError(f"No run named {name!r}.", where=root, hint=hint)
 
 
 def find_run(name: str) -> Run | None:

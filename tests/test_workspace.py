@@ -314,6 +314,11 @@ def test_opening_by_name_or_by_folder(tmp_path, monkeypatch):
     for name in ("", ".", "..", "none"):
         with pytest.raises(RunError, match="No run named"):
             open_run(name)
+    (runs_dir() / "demo" / "runs" / "deep").mkdir(parents=True)
+    (runs_dir() / "demo" / "runs" / "deep" / "run.json").touch()
+    with pytest.raises(RunError) as error:
+        open_run("deep")
+    assert error.value.hint == f"`export ENTREP_RUNS={runs_dir() / 'demo' / 'runs'}` for the one in {runs_dir() / 'demo' / 'runs'}"
     half = new_run("dinov2", "half")
     half.path(CONFIG).touch()
     with pytest.raises(RunError, match="not complete"):

@@ -44,7 +44,7 @@ class CacheCleared(Result):
     kinds: dict[str, Cleared]
 
     @property
-    def files(self) -> int:
+    def n_files(self) -> int:
         return sum(kind.files for kind in self.kinds.values())
 
     @property
@@ -61,7 +61,7 @@ class CacheCleared(Result):
 
     def tables(self) -> list[Table]:
         rows = [(name, kind.files, _megabytes(kind.size)) for name, kind in self.kinds.items()]
-        return [Table(f"Freed in {self.folder}", ["kind", "files", "MB"], [*rows, ("total", self.files, _megabytes(self.size))])]
+        return [Table(f"Freed in {self.folder}", ["kind", "files", "MB"], [*rows, ("total", self.n_files, _megabytes(self.size))])]
 
     def to_dict(self) -> dict[str, Any]:
         kinds = {name: {"files": kind.files, "bytes": kind.size, "left": kind.busy} for name, kind in self.kinds.items()}
@@ -69,7 +69,7 @@ class CacheCleared(Result):
         return {
             "folder": str(self.folder),
             "kinds": kinds,
-            "files": self.files,
+            "files": self.n_files,
             "bytes": self.size,
             "left": self.left,
             "faults": faults,

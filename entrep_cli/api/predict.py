@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from entrep_cli import console
 from entrep_cli.api.common import check_class_aware, say_selection
 from entrep_cli.errors import DataError, UsageError
+from entrep_cli.methods import check_answers
 from entrep_cli.results import Result, Table
 from entrep_cli.workspace import Run, data_dir, data_dir_exists, open_run
 
@@ -218,6 +219,7 @@ def predict(
 
 def _check_track(run: Run, track: int) -> None:
     """UsageError where a run cannot answer a track, by what its manifest says."""
+    check_answers(run.manifest["method"])
     if track == 3 and not run.manifest["reads_text"]:
         if "members" in run.manifest["weights"]:
             what = f"No member of run {run.name!r} reads texts and counts in its rankings, so it cannot answer track 3."

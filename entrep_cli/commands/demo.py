@@ -54,7 +54,11 @@ def demo(
         for track, truth in TRUTHS.items():
             mask = track == 2
             _step(["predict", "--track", track, *["--mask-groups"] * mask], entrep.predict, track=track, data=data, mask_groups=mask)
-            _step(["validate", zips[track], "--track", track], entrep.validate, zips[track], track=track, data=data)
+            checked = _step(["validate", zips[track], "--track", track], entrep.validate, zips[track], track=track, data=data)
+            for line in checked.warnings():
+                console.warn(line)
+            if checked.upload:
+                console.say(f"It can be uploaded as it is: {checked.upload}")
             line = ["evaluate", "--submission", zips[track], "--truth", test / truth, "--track", track]
             result = _step(line, entrep.evaluate, submission=zips[track], truth=test / truth, track=track, data=data)
             scores[track] = result.to_dict()
@@ -78,9 +82,13 @@ def demo(
     return {"folder": str(folder), "submissions": submissions, "scores": {str(track): values for track, values in scores.items()}}
 
 
-def _step(line: list[object], function: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+def _step(line: list[object], function: Callable[..., Result], *arguments: Any, **keywords: Any) -> Any:
     """One command, printed as it is typed, with its tables."""
     console.say("", f"$ entrep {shlex.join(map(str, line))}")
     result = function(*arguments, **keywords)
     console.show(result)
+    for note in result.notes:
+        console.warn(note)
+    if result.files:
+        console.say(f"Written: {', '.join(map(str, result.files))}")
     return result

@@ -42,14 +42,19 @@ def is_method(name: str) -> bool:
     return name in METHODS or name in _plugins()
 
 
+def check_answers(name: str) -> None:
+    """UsageError for what a run calls its method where it is a pre-training, which answers nothing."""
+    if name == PRETRAINING:
+        raise UsageError("A pre-training knows no classes and answers nothing.", hint="`entrep train mics --weights RUN` goes on from it")
+
+
 def method_class(name: str) -> type[Method]:
     """The class of a method by name.
 
     Raises:
         UsageError: no such method, or one of another package that cannot be imported or is none.
     """
-    if name == PRETRAINING:
-        raise UsageError("A pre-training knows no classes and answers nothing.", hint="`entrep train mics --weights RUN` goes on from it")
+    check_answers(name)
     if name in METHODS:
         module, attribute = METHODS[name].split(":")
         return getattr(importlib.import_module(module), attribute)

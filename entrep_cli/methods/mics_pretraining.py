@@ -313,6 +313,7 @@ def pretrain_run(
         {
             "entrep": __version__,
             "method": recipe.method,
+            "reads_text": False,
             "preprocess": Preprocess(**recipe.image.model_dump(), **white.statistics).as_dict(),
             "weights": origin,
             "validation": {name: value for name, value in fitted.scores.items() if name.startswith("val_") and name != MONITOR},

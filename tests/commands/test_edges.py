@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from entrep_cli.training import loop
+from entrep_cli.workspace import new_run
 
 
 def test_an_interrupted_training_goes_on_as_the_message_says(fresh, entrep, small, monkeypatch):
@@ -206,3 +207,17 @@ def test_a_read_only_dataset_and_runs_of_somebody_else(phantom, tmp_path):
     if "split.csv" in done.stderr:  # else the interpreter itself is out of reach of others
         assert done.returncode == 1 and f"where: {runs / 'split.csv'}" in done.stderr and "hint: " in done.stderr
     assert list(runs.iterdir()) == []
+
+
+def test_after_a_pretraining_the_other_commands_say_what_is_missing(entrep, monkeypatch, tmp_path):
+    monkeypatch.setenv("ENTREP_RUNS", str(tmp_path))
+    run = new_run("mics-pretrain", None)
+    run.path("config.toml").touch()
+    run.mark_complete({"method": "mics-pretrain", "reads_text": False, "weights": {}})
+    for line, what in (
+        (["predict", "--track", 1], "pre-training"),
+        (["predict", "--track", 3], "pre-training"),
+        (["search", "wax"], "by text"),
+    ):
+        done = entrep(*line)
+        assert done.code == 2 and what in done.err, done.err
