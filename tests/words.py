@@ -17,8 +17,7 @@ WORDS = re.compile(
     r"\b(mend\w*|swap tests?|parts?|share[sd]?|kept|told|seen|own|there|found|pace|thaw\w*|finish(?:ed|es)?|begun|minds|published weights)\b",
     re.IGNORECASE,
 )
-# The same letters in another sense: `part of speech` and the like never occur; what is quoted from a paper or a format does.
-ALLOWED = re.compile(r"https?://\S+|multipart|python-multipart|\.\./shared")
+ALLOWED = re.compile(r"https?://\S+")  # an address is no sentence
 TEXT = (".md", ".j2", ".toml")
 
 
